@@ -1,0 +1,241 @@
+"""A run of an experiment over its seeds: what is checked before anything is written, and the files it leaves.
+
+DIR/config.json, environment.json          written first, once everything has been checked
+DIR/seed_K/...                             one folder per seed, written by the loops
+DIR/summary.json, verdicts.json, report.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.registry import Claim, Entry
+from rlhf_jax.config import Experiment, Mixture
+from rlhf_jax.overrides import difference, to_dict
+from rlhf_jax.report.files import write_atomic
+from rlhf_jax.report.html import write_report
+from rlhf_jax.report.run_report import run_report
+from rlhf_jax.report.runs import (
+    CONFIG,
+    ENVIRONMENT,
+    REPORT,
+    SEED,
+    SUMMARY,
+    VERDICTS,
+    Figure,
+    RunFiles,
+    read_json,
+    read_run,
+    seed_directories,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to run and where. `seeds` is how many, from the experiment's own seed on."""
+
+    entry: Entry
+    experiment: Experiment
+    directory: Path
+    seeds: int
+    resume: bool
+    data_root: Path | None
+
+
+def execute(plan: Plan) -> RunFiles:
+    """Every seed of the plan that has not finished yet, one after another; then summary, verdicts and report.
+
+    Raises: ValueError, FileNotFoundError, FileExistsError or KeyError, before anything is written, for what can be known by then.
+    """
+    start_jax(plan.experiment)
+    check_directory(plan)
+    check_devices(plan.experiment)
+    check_data(plan.experiment, plan.data_root)
+    record(plan)
+    first = plan.experiment.seed
+    for seed in range(first, first + plan.seeds):
+        directory = plan.directory / f"{SEED}{seed}"
+        if (directory / SUMMARY).is_file():
+            continue
+        print(f"seed {seed}, {seed - first + 1} of {plan.seeds}, in {directory}", file=sys.stderr)
+        run_seed(dataclasses.replace(plan.experiment, seed=seed), directory, plan.data_root)
+    return summarise(plan.directory, plan.entry)
+
+
+def seeds_to_run(directory: Path, asked: int | None, resume: bool) -> int:
+    """How many seeds: as asked; else, when resuming, as many as had begun; else one."""
+    return asked or (resume and len(seed_directories(directory))) or 1
+
+
+def start_jax(experiment: Experiment) -> None:
+    """What must stand before JAX starts: as many devices of the CPU as the mesh asks for, and the cache of programs."""
+    import logging
+
+    import jax
+
+    from rlhf_jax.loops.sources import cache_directory
+
+    settings: Any = jax.config
+    for name in ("absl", "orbax"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if settings.jax_compilation_cache_dir is None:
+        settings.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+        settings.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    on_cpu = experiment.scale == "cpu" or cpu_is_asked_for()
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if on_cpu and not forced and experiment.mesh.devices > max(settings.jax_num_cpu_devices, 1):
+        # Where devices have been started already, the mesh is checked against those there are.
+        with contextlib.suppress(RuntimeError):
+            settings.update("jax_num_cpu_devices", experiment.mesh.devices)
+
+
+def check_directory(plan: Plan) -> None:
+    """Raises: FileExistsError for a directory that this run may not write to, ValueError for a resumed run of another config."""
+    directory = plan.directory
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise FileExistsError(f"{directory} is a file; choose another --workdir")
+    path = directory / CONFIG
+    if not path.is_file():
+        if any(directory.iterdir()):
+            raise FileExistsError(f"{directory} is not empty and holds no run; choose another --workdir")
+        return
+    changes = difference(read_json(path, {}), _config(plan.experiment))
+    if changes:
+        listed = "\n  ".join(changes)
+        wrong = ValueError if plan.resume else FileExistsError
+        raise wrong(f"{directory} holds a run of another config; choose another --workdir. The difference:\n  {listed}")
+    if not plan.resume:
+        raise FileExistsError(
+            f"{directory} holds this run already; continue it with --resume, or choose another --workdir"
+        )
+
+
+def check_devices(experiment: Experiment) -> None:
+    """Raises: ValueError where the devices are not those that the scale and the mesh are meant for."""
+    import jax
+
+    from rlhf_jax.sharding import make_mesh
+
+    if experiment.scale != "cpu" and jax.default_backend() == "cpu" and not cpu_is_asked_for():
+        raise ValueError(
+            f"scale {experiment.scale!r} needs an accelerator, and JAX finds none here; "
+            "take --scale cpu, or set JAX_PLATFORMS=cpu to run it on the CPU all the same"
+        )
+    make_mesh(experiment.mesh)
+
+
+def cpu_is_asked_for() -> bool:
+    """Whether JAX was told to use the CPU by name, where small shapes of any scale can be tried."""
+    import jax
+
+    settings: Any = jax.config
+    return settings.jax_platforms == "cpu"
+
+
+def check_data(experiment: Experiment, data_root: Path | None) -> None:
+    """Raises: FileNotFoundError for a missing data root or file, KeyError for an unknown adapter."""
+    from rlhf_jax.data.sources import find_data_root, find_files
+    from rlhf_jax.loops.sources import WORLD
+
+    sources = [source for mixture in mixtures(experiment) for source, _ in mixture.sources if source != WORLD]
+    named = (experiment.checkpoint, experiment.text.tokenizer)
+    files = [name for name in named if name is not None and not name.startswith("train:")]
+    if not sources and not files:
+        return
+    root = find_data_root(data_root)
+    for source in sources:
+        find_files(source, root)
+    for name in files:
+        if not (root / name).exists():
+            raise FileNotFoundError(f"there is no {root / name}; the experiment needs it")
+
+
+def mixtures(experiment: Experiment) -> Iterator[Mixture]:
+    """Every mixture that the experiment reads."""
+    stages = (experiment.sft, experiment.reward, experiment.ppo)
+    found = (getattr(stage, name, None) for stage in stages for name in ("data", "ptx_data"))
+    yield from (mixture for mixture in (*found, experiment.prompts) if mixture is not None)
+
+
+def record(plan: Plan) -> None:
+    """Writes the config, and the environment: of the first start, with those of later ones under "resumed"."""
+    from rlhf_jax.report.environment import environment
+
+    path = plan.directory / ENVIRONMENT
+    first, now = read_json(path, None), environment()
+    written = now if first is None else {**first, "resumed": [*first.get("resumed", []), now]}
+    _write_json(plan.directory / CONFIG, _config(plan.experiment))
+    _write_json(path, written)
+
+
+def run_seed(experiment: Experiment, directory: Path, data_root: Path | None) -> None:
+    """All stages of one seed; its summary is the last thing that is written."""
+    from rlhf_jax.loops.pipeline import run_experiment
+    from rlhf_jax.loops.run import open_run
+
+    run_experiment(open_run(experiment, directory, data_root=data_root))
+
+
+def summarise(directory: Path, entry: Entry) -> RunFiles:
+    """Summary, verdicts and report of the seeds that have finished, as files and as the run they make."""
+    figures = read_run(directory).figures
+    summary = {
+        name: {"mean": _plain(f.mean), "error": _plain(f.error), "values": [_plain(value) for value in f.values]}
+        for name, f in figures.items()
+    }
+    _write_json(directory / SUMMARY, summary)
+    _write_json(directory / VERDICTS, verdicts(entry, figures))
+    run = read_run(directory)
+    write_report(directory / REPORT, run_report(run))
+    return run
+
+
+def verdicts(entry: Entry, figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
+    """What the experiment's judge says of the figures; a run that lacks one of its figures is inconclusive."""
+    if entry.judge is None or not figures:
+        return []
+    seeds = max(len(figure.values) for figure in figures.values())
+    try:
+        claims = entry.judge({name: list(figure.values) for name, figure in figures.items()})
+    except KeyError as error:  # an override may have left out the stage that the claim is about
+        statistic = f"needs the figure {error.args[0]!r}, which this run does not have"
+        claims = [Claim(entry.claim, statistic, math.nan, math.nan, False)]
+    return [verdict(claim, seeds) for claim in claims]
+
+
+def verdict(claim: Claim, seeds: int) -> dict[str, Any]:
+    """A claim as JSON. The interval is 95 %; without a known error there is none, and nothing is concluded."""
+    known = math.isfinite(claim.value) and math.isfinite(claim.error)
+    half = 1.96 * claim.error
+    return {
+        "signature": claim.signature,
+        "statistic": claim.statistic,
+        "value": _plain(claim.value),
+        "interval": [claim.value - half, claim.value + half] if known else None,
+        "seeds": seeds,
+        "verdict": "inconclusive" if not known else "holds" if claim.holds else "does not hold",
+    }
+
+
+def _config(experiment: Experiment) -> dict[str, Any]:
+    # As it comes back from the file, so that the two can be compared.
+    return json.loads(json.dumps(to_dict(experiment)))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _plain(value: float) -> float | None:
+    """A number that JSON knows; None for nan and the infinities."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,82 @@
+"""The registry: a name, its paper and claim, the scales it runs at, and the function that makes its config."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+
+from rlhf_jax.config import Experiment
+from rlhf_jax.overrides import unknown_name
+
+MODULES = ("quickstart", "smoke", "real", "instructgpt2022")
+SCALES = ("cpu", "gpu", "tpu")
+
+Make = Callable[[str], Experiment]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """Something a run must show: `value` over seeds, and whether it holds. `error` is the standard error over seeds."""
+
+    signature: str
+    statistic: str
+    value: float
+    error: float
+    holds: bool
+
+
+Judge = Callable[[Mapping[str, list[float]]], list[Claim]]
+"""Figures by name, one value per seed -> the claims of the experiment."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One registered experiment; `costs` says what each scale takes, and so which scales there are."""
+
+    name: str
+    paper: str
+    claim: str
+    costs: Mapping[str, str]
+    make: Make
+    judge: Judge | None
+
+    @property
+    def doc(self) -> str:
+        return (self.make.__doc__ or "").strip()
+
+    def experiment(self, scale: str) -> Experiment:
+        """The config at a scale. Raises: ValueError for a scale that the experiment does not have."""
+        if scale not in self.costs:
+            raise ValueError(f"{self.name} has no scale {scale!r}; it has {', '.join(self.costs)}")
+        return self.make(scale)
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def register(name: str, *, paper: str, claim: str, costs: Mapping[str, str], judge: Judge | None = None):
+    """Enters `make(scale) -> Experiment` under a name. Its docstring states source, expected cost and expected outcome."""
+
+    def enter(make: Make) -> Make:
+        if name in _ENTRIES:
+            raise ValueError(f"experiment {name!r} is registered twice")
+        _ENTRIES[name] = Entry(name, paper, claim, costs, make, judge)
+        return make
+
+    return enter
+
+
+def entries() -> dict[str, Entry]:
+    """All experiments by name."""
+    for module in MODULES:
+        importlib.import_module(f"experiments.{module}")
+    return dict(sorted(_ENTRIES.items()))
+
+
+def find(name: str) -> Entry:
+    """The experiment of that name. Raises: KeyError with the closest names."""
+    known = entries()
+    if name not in known:
+        raise KeyError(unknown_name(f"experiment {name!r}", name, known))
+    return known[name]

@@ -1,0 +1,224 @@
+"""The command line of the experiments.
+
+python -m experiments.run list
+python -m experiments.run show quickstart --set ppo.kl_coef=0.1
+python -m experiments.run run quickstart --seeds 3 --set ppo.kl_coef=0.1 --workdir runs/more-kl
+python -m experiments.run report runs/quickstart runs/more-kl --out comparison.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.registry import SCALES, Entry, entries, find
+from rlhf_jax.config import Experiment
+from rlhf_jax.overrides import apply_overrides, to_dict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rlhf_jax.report.runs import RunFiles
+
+DEBUG = "RLHF_JAX_DEBUG"
+USER_ERROR, INTERRUPTED = 2, 130
+OURS = tuple(str(Path(__file__).resolve().parents[1] / package) + os.sep for package in ("rlhf_jax", "experiments"))
+STYLES = {"holds": "green", "does not hold": "red"}
+EPILOG = f"Mistakes of the caller end with code {USER_ERROR} and one line; {DEBUG}=1 shows the traceback as well."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 2 for what the caller can mend, 130 when interrupted. Mistakes in the code keep their traceback."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted{_how_to_resume(arguments)}", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, KeyError, OSError) as error:
+        if os.environ.get(DEBUG) == "1" or not is_user_error(error):
+            raise
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def is_user_error(error: Exception) -> bool:
+    """Whether an error says what the caller did wrong: one of the file system, or one that our own code raises in words."""
+    if isinstance(error, OSError):
+        return True
+    # A look-up that fails in our code is a mistake of ours: its only argument is the bare key.
+    if isinstance(error, KeyError) and " " not in message_of(error):
+        return False
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and place.tb_frame.f_code.co_filename.startswith(OURS)
+
+
+def message_of(error: Exception) -> str:
+    """What an error says; a KeyError would put quotes around it."""
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+
+
+def list_command(options: argparse.Namespace) -> None:
+    """A table of all experiments."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("name", no_wrap=True, style="cyan")
+    for column in ("paper", "claim", "scale: cost"):
+        table.add_column(column)
+    for entry in entries().values():
+        costs = "\n".join(f"{scale}: {cost}" for scale, cost in entry.costs.items())
+        table.add_row(entry.name, entry.paper, entry.claim, costs)
+    _console().print(table)
+
+
+def show_command(options: argparse.Namespace) -> None:
+    """What an experiment is, and its whole config."""
+    entry = find(options.name)
+    experiment = resolve(entry, options)
+    print(f"{entry.name}, scale {experiment.scale}\n\n{_unindented(entry.doc)}\n")
+    print(f"paper   {entry.paper}\nclaim   {entry.claim}")
+    for scale, cost in entry.costs.items():
+        print(f"cost    {scale}: {cost}")
+    print(f"\n{json.dumps(to_dict(experiment), indent=2, ensure_ascii=False)}")
+
+
+def run_command(options: argparse.Namespace) -> None:
+    """Runs an experiment, and prints what came out."""
+    entry = find(options.name)
+    experiment = resolve(entry, options)
+    directory = Path("runs") / entry.name if options.workdir is None else options.workdir
+
+    from experiments.execute import Plan, execute, seeds_to_run
+
+    seeds = seeds_to_run(directory, options.seeds, options.resume)
+    run = execute(Plan(entry, experiment, directory, seeds, options.resume, options.data_root))
+    print_outcome(run)
+
+
+def report_command(options: argparse.Namespace) -> None:
+    """Writes the page of a run, or of several side by side."""
+    from rlhf_jax.report.html import write_report
+    from rlhf_jax.report.run_report import run_report, runs_report
+    from rlhf_jax.report.runs import REPORT, read_run
+
+    runs = [read_run(directory) for directory in options.directories]
+    if len(runs) == 1:
+        out, page = options.out or runs[0].directory / REPORT, run_report(runs[0])
+    else:
+        out, page = options.out or Path("comparison.html"), runs_report(runs)
+    write_report(out, page)
+    print(f"report: {out}")
+
+
+def golden_command(options: argparse.Namespace) -> None:
+    """Rewrites the golden configs."""
+    from experiments.golden import FOLDER, write_golden
+
+    changed = write_golden()
+    print("\n".join(f"{FOLDER.name}/{name}" for name in changed) or "nothing has changed")
+
+
+def resolve(entry: Entry, options: argparse.Namespace) -> Experiment:
+    """The experiment at the scale asked for, with the overrides. Without --scale: cpu, or what the experiment has."""
+    scale = options.scale or ("cpu" if "cpu" in entry.costs else next(iter(entry.costs)))
+    return apply_overrides(entry.experiment(scale), options.set)
+
+
+def print_outcome(run: RunFiles) -> None:
+    """Figures, verdicts, and where the report is."""
+    from rich.table import Table
+
+    from rlhf_jax.report.figures import figure_tables, interval, number, what_spread_means
+    from rlhf_jax.report.runs import REPORT
+
+    console = _console()
+    for table in figure_tables(run.figures):
+        shown = Table(title=table.title, box=None, title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
+        shown.add_column(table.columns[0], no_wrap=True)
+        for column in table.columns[1:]:
+            shown.add_column(column, no_wrap=True, justify="right")
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown, "")
+    console.print(what_spread_means(len(run.seeds)), style="dim", markup=False)
+    for v in run.verdicts:
+        value = "" if v["value"] is None else f": {number(v['value'])}, 95 % interval {interval(v['interval'])}"
+        console.print(f"{v['verdict']:<14}", style=STYLES.get(v["verdict"], "yellow"), end="")
+        console.print(f"{v['signature']}; {v['statistic']}{value}", markup=False, highlight=False)
+    print(f"report: {run.directory / REPORT}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m experiments.run", None, __doc__, EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=function)
+        return added
+
+    command("list", list_command, "every experiment: paper, claim, scales and cost")
+    show = command("show", show_command, "one experiment: what it is, and its whole config")
+    run = command("run", run_command, "run an experiment over its seeds, and judge its claims")
+    for each in (show, run):
+        each.add_argument("name", metavar="NAME", help="a name from `list`")
+        each.add_argument("--scale", choices=SCALES, help="default: cpu, where the experiment has it")
+        each.add_argument(
+            "--set", action="append", default=[], metavar="a.b=c", help="override a field; may be repeated"
+        )
+    run.add_argument(
+        "--seeds", type=_count, metavar="N", help="how many; default 1, or with --resume as many as had begun"
+    )
+    run.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/NAME")
+    run.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoints, or start where there are none"
+    )
+    run.add_argument("--data-root", type=Path, metavar="DIR", help="where data sets lie; default: $RLHF_JAX_DATA")
+    report = command("report", report_command, "the page of a run directory, or of several side by side")
+    report.add_argument("directories", nargs="+", type=Path, metavar="DIR")
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: DIR/report.html; for several, comparison.html"
+    )
+    command("golden", golden_command, "rewrite experiments/golden/ after a change of a config that is meant")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A file or a pipe has no width: lines stay whole there.
+    return Console(width=None if sys.stdout.isatty() else 200, soft_wrap=False)
+
+
+def _unindented(doc: str) -> str:
+    return "\n".join(line.strip() for line in doc.splitlines())
+
+
+def _how_to_resume(arguments: Sequence[str]) -> str:
+    if arguments[:1] != ["run"]:
+        return ""
+    again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
+    return f"; go on with: python -m experiments.run {shlex.join(again)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""What the rows of each known data set mean: one small function per set, from row to record.
+
+A row that breaks its format (a missing field, a wrong type) is a `DataError`, since the file is not what it was said to
+be. A row that is well formed but of no use (two identical replies) is `Rejected` with its reason, and counted by
+whoever loads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from rlhf_jax.data.readers import DataError, Row, read_json, read_jsonl, read_lines, read_text_members, read_tsv
+from rlhf_jax.data.schema import (
+    Comparison,
+    Demonstration,
+    Labelled,
+    Prompt,
+    Provenance,
+    Record,
+    Role,
+    Turn,
+    user_prompt,
+)
+
+
+class Rejected(NamedTuple):
+    """A row left out, and why."""
+
+    place: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """How to read a data set: rows out of a file, and a record out of a row."""
+
+    read: Callable[[Path], Iterator[tuple[str, Row]]]
+    parse: Callable[[Row, Provenance], Record | Rejected]
+
+
+def parse_alpaca(row: Row, provenance: Provenance) -> Demonstration | Rejected:
+    """instruction, input, output -> a prompt of one turn (the input, if any, after a blank line) and its reply.
+
+    Source: Taori et al. 2023, Stanford Alpaca.
+    """
+    instruction, context, output = (_text(row, name, provenance) for name in ("instruction", "input", "output"))
+    if not output.strip():
+        return Rejected(provenance.place, "the output is empty")
+    asked = f"{instruction}\n\n{context}" if context.strip() else instruction
+    return Demonstration(user_prompt(asked, provenance), output)
+
+
+def parse_hh(row: Row, provenance: Provenance) -> Comparison | Rejected:
+    """chosen, rejected: two dialogues that should differ in their last assistant turn only.
+
+    Source: Bai et al. 2022 (arXiv:2204.05862), the released comparisons.
+    """
+    chosen, rejected = (parse_hh_dialogue(_text(row, name, provenance), provenance) for name in ("chosen", "rejected"))
+    if chosen == rejected:
+        return Rejected(provenance.place, "both replies are identical")
+    if chosen[:-1] != rejected[:-1]:
+        return Rejected(provenance.place, "the dialogues differ before the last assistant turn")
+    for dialogue in (chosen, rejected):
+        if dialogue[-1].role != "assistant" or len(dialogue) < 2:
+            return Rejected(provenance.place, "a dialogue does not end with a reply of the assistant")
+    prompt = Prompt(chosen[:-1], provenance, key=dialogue_key(chosen[:-1]))
+    return Comparison(prompt, chosen[-1].text, rejected[-1].text)
+
+
+def parse_hh_dialogue(text: str, provenance: Provenance) -> tuple[Turn, ...]:
+    """The turns of "\\n\\nHuman: ...\\n\\nAssistant: ..."; only the one space after the colon is not part of a turn."""
+    opening, *parts = re.split(r"\n\n(Human|Assistant): ?", text)
+    if opening or not parts:
+        reason = f"a dialogue starts with {text[:20]!r}"
+        raise DataError(provenance.place, reason, "expected two newlines and 'Human:' before the first turn")
+    roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+    return tuple(Turn(roles[name], said) for name, said in zip(parts[::2], parts[1::2], strict=True))
+
+
+def parse_sst2(row: Row, provenance: Provenance) -> Labelled:
+    """sentence, label (0 negative, 1 positive); the blank that the files have after each sentence is not part of it.
+
+    Source: Socher et al. 2013, in the two classes of GLUE (Wang et al. 2018, arXiv:1804.07461).
+    """
+    sentence, label = _text(row, "sentence", provenance).strip(), _text(row, "label", provenance)
+    if label not in ("0", "1"):
+        raise DataError(provenance.place, f"field 'label' is {label!r}", "expected 0 or 1")
+    return Labelled(sentence, int(label), provenance)
+
+
+def parse_imdb(row: Row, provenance: Provenance) -> Labelled | Rejected:
+    """A review whose label is its folder: pos (1) or neg (0). The text keeps its "<br />".
+
+    Source: Maas et al. 2011, Large Movie Review Dataset.
+    """
+    folder = PurePosixPath(_text(row, "member", provenance)).parent.name
+    if folder not in ("pos", "neg"):
+        return Rejected(provenance.place, f"in folder {folder!r}, not in pos or neg")
+    return Labelled(_text(row, "text", provenance), int(folder == "pos"), provenance)
+
+
+def parse_line(row: Row, provenance: Provenance) -> Prompt:
+    """One prompt of one user turn per line of a text file."""
+    return user_prompt(_text(row, "text", provenance), provenance)
+
+
+OPENING_WORDS = 6
+
+
+def parse_opening(row: Row, provenance: Provenance) -> Prompt | Rejected:
+    """The first words of a paragraph, for a policy to go on with."""
+    words = _text(row, "text", provenance).split()
+    if len(words) < 2 * OPENING_WORDS:
+        return Rejected(provenance.place, f"a paragraph of fewer than {2 * OPENING_WORDS} words")
+    return user_prompt(" ".join(words[:OPENING_WORDS]), provenance)
+
+
+ADAPTERS: dict[str, Adapter] = {
+    "alpaca": Adapter(read_json, parse_alpaca),
+    "hh": Adapter(read_jsonl, parse_hh),
+    "sst2": Adapter(read_tsv, parse_sst2),
+    "imdb": Adapter(read_text_members, parse_imdb),
+    "lines": Adapter(read_lines, parse_line),
+    "openings": Adapter(read_lines, parse_opening),
+}
+
+
+def dialogue_key(turns: tuple[Turn, ...]) -> str:
+    """What identifies a dialogue across data sets: its texts alone, so that one turn has the key of `user_prompt`."""
+    return "\n\n".join(turn.text for turn in turns)
+
+
+def _text(row: Row, name: str, provenance: Provenance) -> str:
+    if name not in row:
+        raise DataError(provenance.place, f"no field {name!r}", f"the row has {', '.join(map(repr, row))}")
+    value = row[name]
+    if not isinstance(value, str):
+        raise DataError(provenance.place, f"field {name!r} is a {type(value).__name__}", "expected text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, on which every tokenizer fails later
+        reason = f"field {name!r} has half a surrogate pair at character {error.start + 1}"
+        raise DataError(provenance.place, reason, "expected Unicode text") from error
+    return value

@@ -1,0 +1,184 @@
+"""Text to token ids and back: a sentencepiece model, trained here or read, or a transformers folder.
+
+A tokenizer adds no special tokens to a text, and text that spells one ("</s>") stays text; `encode.py` alone places bos
+and eos.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the library knows of a tokenizer. `pad` may equal `eos`: masks come from lengths, never from ids."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def bos(self) -> int | None: ...
+
+    @property
+    def eos(self) -> int: ...
+
+    @property
+    def pad(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, without special tokens."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids; special tokens are dropped."""
+        ...
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece model, given as bytes or as the path of a .model file; pad is eos where the model has none."""
+
+    def __init__(self, model: bytes | Path) -> None:
+        import sentencepiece
+
+        self.model = model.read_bytes() if isinstance(model, Path) else model
+        what = str(model) if isinstance(model, Path) else "the model given"
+        try:
+            self._pieces: Any = sentencepiece.SentencePieceProcessor(model_proto=self.model)
+        except RuntimeError as error:
+            raise ValueError(f"{what} is not a sentencepiece model ({len(self.model)} bytes)") from error
+        bos, eos, pad = self._pieces.bos_id(), self._pieces.eos_id(), self._pieces.pad_id()
+        if eos < 0:
+            raise ValueError(f"{what} has no end-of-sequence piece; expected one such as </s>")
+        self.vocab_size: int = self._pieces.get_piece_size()
+        self.bos: int | None = bos if bos >= 0 else None
+        self.eos: int = eos
+        self.pad: int = pad if pad >= 0 else eos
+
+    def encode(self, text: str) -> list[int]:
+        return self._pieces.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._pieces.decode([int(i) for i in ids])
+
+    def save(self, path: Path) -> None:
+        """Writes the .model file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(self.model)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+class TransformersTokenizer:
+    """A tokenizer folder as transformers saves it; nothing is downloaded. Without bos and eos, cls and sep serve."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        bos, eos, pad = (getattr(self._tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
+        bos = bos if bos is not None else self._tokenizer.cls_token_id
+        eos = eos if eos is not None else self._tokenizer.sep_token_id
+        if eos is None:
+            raise ValueError(f"the tokenizer in {folder} has no end-of-sequence token; set eos_token in its config")
+        self.vocab_size: int = len(self._tokenizer)
+        self.bos: int | None = bos
+        self.eos: int = eos
+        self.pad: int = pad if pad is not None else eos
+
+    def encode(self, text: str) -> list[int]:
+        # Without split_special_tokens a user who writes "<|endoftext|>" would end the prompt.
+        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        numbers = [int(i) for i in ids]
+        return self._tokenizer.decode(numbers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a sentencepiece .model file or of a transformers folder."""
+    if path.is_dir():
+        return TransformersTokenizer(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no tokenizer {path}; expected a sentencepiece .model file or a transformers folder")
+    return SentencePieceTokenizer(path)
+
+
+def train_sentencepiece(
+    texts: Iterable[str],
+    vocab_size: int,
+    cache: Path | None = None,
+    *,
+    kind: Literal["bpe", "unigram"] = "bpe",
+    character_coverage: float = 1.0,
+) -> SentencePieceTokenizer:
+    """A tokenizer of exactly `vocab_size` pieces learnt from the texts; same texts, same settings: same bytes.
+
+    Any Unicode text survives encode and decode, newlines and runs of spaces included, except U+2581, which
+    sentencepiece uses for the space. Digits are single tokens and so are newlines; characters that were not seen become
+    bytes. No blank is put in front of a text, so prompt and reply tokenised apart read as one text. `cache` is a folder
+    of models by content: a model found there is not trained again. Source: Kudo & Richardson 2018 (arXiv:1808.06226).
+
+    Raises: ValueError when the texts are empty, or hold too few or too many distinct pieces for `vocab_size`.
+    """
+    import sentencepiece
+
+    # Newline is a piece of its own that no other crosses, so training on lines is the same, and texts may be long.
+    lines = [line for text in texts for line in text.split("\n") if line]
+    if not lines:
+        raise ValueError("no text to train a tokenizer on; expected at least one text that is not empty")
+    settings: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "model_type": kind,
+        "character_coverage": character_coverage,
+        "byte_fallback": True,
+        "split_digits": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+        "add_dummy_prefix": False,
+        "user_defined_symbols": ["\n"],
+        "pad_id": 0,
+        "unk_id": 1,
+        "bos_id": 2,
+        "eos_id": 3,
+        "input_sentence_size": 0,  # no sampling of lines
+        # Longer lines would be left out silently.
+        "max_sentence_length": max(len(line.encode("utf-8")) for line in lines),
+        "num_threads": 1,  # the order of threads would show in the pieces
+    }
+    fingerprint = _fingerprint(lines, settings, sentencepiece.__version__)
+    stored = None if cache is None else cache / f"sentencepiece-{fingerprint}.model"
+    if stored is not None and stored.is_file():
+        return SentencePieceTokenizer(stored)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **settings
+        )
+    except RuntimeError as error:
+        reason = re.sub(r"^.*\] ", "", str(error))
+        raise ValueError(f"cannot learn {vocab_size} pieces from {len(lines)} lines: {reason}") from error
+    tokenizer = SentencePieceTokenizer(model.getvalue())
+    if stored is not None:
+        tokenizer.save(stored)
+    return tokenizer
+
+
+def _fingerprint(lines: Sequence[str], settings: dict[str, Any], version: str) -> str:
+    digest = hashlib.sha256(json.dumps([version, settings], sort_keys=True).encode())
+    for line in lines:
+        digest.update(line.encode("utf-8") + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Measuring: preferences and their calibration, and what policies write."""

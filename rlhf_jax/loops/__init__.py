@@ -1,0 +1,1 @@
+"""Training loops: the only place where data, devices, files and randomness meet."""

@@ -1,0 +1,88 @@
+"""Comparisons of the policy's own replies, labelled by the world's simulated annotator."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_jax.data.schema import Comparison, Prompt
+from rlhf_jax.feedback.simulated import SimulatedAnnotator
+from rlhf_jax.loops.run import Run
+from rlhf_jax.loops.sources import Texts, world_of
+from rlhf_jax.report.files import write_atomic
+from rlhf_jax.rollout.replies import Sampler
+from rlhf_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Comparisons with what the world knows of them."""
+
+    comparisons: tuple[Comparison, ...]
+    probability: np.ndarray  # of the label that was given, under the annotator; [N]
+    bayes_accuracy: float
+
+
+def annotator_of(run: Run) -> SimulatedAnnotator:
+    """The annotator of a run's world."""
+    world = run.experiment.world
+    assert world is not None, "Experiment checks that sampled pairs have a world"
+    return SimulatedAnnotator(
+        temperature=world.annotator_temperature, flip=world.annotator_flip, seed=run.experiment.seed
+    )
+
+
+def judge(run: Run, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str], offset: int) -> Judged:
+    """Which of two replies to each prompt the annotator prefers; identical replies are left out, as they say nothing.
+
+    `offset` numbers the pairs, so that different sets get different noise.
+    """
+    world, annotator = world_of(run.experiment), annotator_of(run)
+    places = [n for n, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
+    gold = np.array([[world.gold(prompts[n].key, reply) for reply in (first[n], second[n])] for n in places])
+    gold = gold.reshape(-1, 2)
+    ids = offset + np.array(places, np.int64)
+    prefers = annotator.prefers_first(gold[:, 0], gold[:, 1], ids)
+    probability = annotator.probability(gold[:, 0], gold[:, 1])
+    comparisons = tuple(
+        Comparison(prompts[n], *((first[n], second[n]) if won else (second[n], first[n])))
+        for n, won in zip(places, prefers, strict=True)
+    )
+    return Judged(
+        comparisons,
+        np.where(prefers, probability, 1 - probability),
+        annotator.bayes_accuracy(gold[:, 0], gold[:, 1]),
+    )
+
+
+def sample_pairs(
+    run: Run,
+    sampler: Sampler,
+    params: Params,
+    texts: Texts,
+    prompts: Sequence[Prompt],
+    *,
+    temperature: float,
+    offset: int,
+) -> Judged:
+    """Two sampled replies to each prompt, judged."""
+    encoded = texts.encode(prompts)
+    key = run.key("collect")
+    first, second = (sampler.replies(params, encoded, key, temperature=temperature, sample=offset + n) for n in (0, 1))
+    return judge(run, prompts, first, second, offset)
+
+
+def write_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
+    """One JSON object per line: prompt (key and text), chosen, rejected."""
+    lines = [
+        json.dumps(
+            {"key": c.prompt.key, "prompt": c.prompt.turns[-1].text, "chosen": c.chosen, "rejected": c.rejected},
+            ensure_ascii=False,
+        )
+        for c in comparisons
+    ]
+    write_atomic(path, "".join(line + "\n" for line in lines))

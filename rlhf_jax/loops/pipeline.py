@@ -1,0 +1,290 @@
+"""All stages of an experiment in their order: text, SFT, comparisons, reward model, PPO, evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.data.batches import Mixture, token_batches
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
+from rlhf_jax.eval.preference import wilson_interval
+from rlhf_jax.loops.collect import Judged, sample_pairs, write_comparisons
+from rlhf_jax.loops.evaluate import (
+    Figures,
+    gold_figures,
+    longer_wins,
+    make_judge,
+    paired_difference,
+    preference_figures,
+    samples_of,
+    text_figures,
+)
+from rlhf_jax.loops.reward import centred, run_reward, score_all
+from rlhf_jax.loops.rlhf import Scorer, model_scorer, run_ppo, text_scorer
+from rlhf_jax.loops.run import Run
+from rlhf_jax.loops.sft import run_sft
+from rlhf_jax.loops.sources import Texts, load_examples, open_texts, policy_prompts, world_of
+from rlhf_jax.models import Model, build_model
+from rlhf_jax.models.convert.llama2c import load_llama2c
+from rlhf_jax.models.params import carry_over, count_parameters
+from rlhf_jax.report.files import write_atomic
+from rlhf_jax.report.metrics import read_metrics
+from rlhf_jax.rollout.replies import make_sampler, response_texts
+from rlhf_jax.sharding import initialise, place
+from rlhf_jax.types import Params, Rollout
+
+SUMMARY, SAMPLES, CALIBRATION = "summary.json", "samples.jsonl", "calibration.json"
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a run has to show, filled stage by stage."""
+
+    figures: Figures = dataclasses.field(default_factory=dict)
+    calibration: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    samples: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+    model: Model
+    params: Params
+
+
+def run_experiment(run: Run) -> Outcome:
+    """Every stage of the run's experiment, each from its newest checkpoint; writes summary, samples and calibration."""
+    experiment, outcome = run.experiment, Outcome()
+    texts = open_texts(run)
+    policy = build_model(dataclasses.replace(experiment.policy, head="lm"))
+    start = start_params(run, policy.config)
+    outcome.figures["policy/parameters"] = float(count_parameters(start))
+
+    tuned = start
+    if experiment.sft is not None:
+        tuned = run_sft(run, policy, start, texts)
+        outcome.figures |= sft_figures(run)
+    reward = None
+    if experiment.reward is not None:
+        reward = reward_stage(run, policy, tuned, texts, outcome)
+    learned = None
+    if experiment.ppo is not None:
+        learned = ppo_stage(run, policy, tuned, reward, texts)
+    evaluate(run, policy, texts, {"untrained": start, "sft": tuned, "ppo": learned}, reward, outcome)
+
+    outcome.figures |= {f"seconds/{stage}": seconds for stage, seconds in run.seconds.items()}
+    write_atomic(run.directory / SUMMARY, json.dumps(outcome.figures, indent=1) + "\n")
+    write_atomic(run.directory / CALIBRATION, json.dumps(outcome.calibration) + "\n")
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in outcome.samples]
+    write_atomic(run.directory / SAMPLES, "".join(lines))
+    return outcome
+
+
+def start_params(run: Run, config: ModelConfig) -> Params:
+    """The policy's first parameters: random, or those of the experiment's checkpoint.
+
+    Raises: ValueError where the checkpoint's shape is not the experiment's policy.
+    """
+    model, experiment = build_model(config), run.experiment
+    if experiment.checkpoint is None:
+        return initialise(model.init, run.key("init"), run.mesh)
+    found, params = load_llama2c(run.data() / experiment.checkpoint)
+    for field in ("vocab", "width", "layers", "heads", "kv_heads", "mlp", "tied"):
+        asked, there = getattr(config, field), getattr(found, field)
+        if asked != there:
+            raise ValueError(f"checkpoint {experiment.checkpoint} has {field}={there}, but policy.{field} is {asked}")
+    return place(jax.tree.map(jnp.asarray, params), run.mesh)
+
+
+def sft_figures(run: Run) -> Figures:
+    """Held-out loss before and after, and speed, from what the stage wrote."""
+    metrics = read_metrics(run.directory)
+    figures: Figures = {}
+    held_out = metrics.get("sft/held_out", {}).get("nll")
+    if held_out is not None:
+        figures = {"sft/held_out_nll_before": held_out.values[0], "sft/held_out_nll_after": held_out.values[-1]}
+        figures = {name: float(value) for name, value in figures.items()}
+    if run.seconds.get("sft", 0) > 1:
+        figures["sft/tokens_per_second"] = float(metrics["sft"]["real_tokens"].values.sum() / run.seconds["sft"])
+    return figures
+
+
+def reward_stage(run: Run, policy: Model, tuned: Params, texts: Texts, outcome: Outcome) -> RewardModel:
+    """The reward model of the experiment, with its accuracy on held-out prompts in the outcome."""
+    experiment, config = run.experiment, run.experiment.reward
+    assert config is not None
+    if config.data is None:
+        train, held_out = sampled_comparisons(run, policy, tuned, texts)
+        parts, kind = Mixture(((texts.encode(train.comparisons), 1.0),)), Comparison
+        records = held_out.comparisons
+        outcome.figures["reward/bayes_accuracy"] = held_out.bayes_accuracy
+        write_comparisons(run.directory / "comparisons.jsonl", train.comparisons)
+    else:
+        examples = load_examples(run, config.data, (Comparison, Labelled))
+        parts, kind, records = examples.encoded(texts), examples.kind, examples.held_out
+        outcome.figures["reward/rejected_rows"] = float(examples.rejected)
+
+    model = build_model(experiment.reward_shape)
+    params = initialise(model.init, run.key("reward"), run.mesh)
+    if config.init == "policy":
+        params = carry_over(tuned, params)
+    encoded = texts.encode(records)
+    params = run_reward(run, model, params, texts, parts, kind, encoded)
+    if not encoded:
+        return RewardModel(model, params)
+    if kind is Labelled:
+        scores = score_all(run, model, params, texts, [e.text for e in encoded])
+        labels = np.array([e.label for e in encoded])
+        right = float(np.mean((scores > 0) == (labels == 1)))
+        low, high = wilson_interval(right, len(labels))
+        outcome.figures |= {"reward/accuracy": right, "reward/accuracy_low": low, "reward/accuracy_high": high}
+        confidence = 1 / (1 + np.exp(-np.abs(scores)))
+        outcome.calibration = {
+            "confidence": confidence.tolist(),
+            "right": ((scores > 0) == (labels == 1)).astype(float).tolist(),
+        }
+        return RewardModel(model, params)
+    chosen, rejected = (
+        score_all(run, model, params, texts, [getattr(e, side) for e in encoded]) for side in ("chosen", "rejected")
+    )
+    figures, outcome.calibration = preference_figures(chosen, rejected)
+    comparisons = [record for record in records if isinstance(record, Comparison)]
+    outcome.figures |= figures | {"reward/longer_wins": longer_wins(comparisons)}
+    if config.centre:
+        params = centred(params, float(np.mean([chosen, rejected])))
+    return RewardModel(model, params)
+
+
+def sampled_comparisons(run: Run, policy: Model, tuned: Params, texts: Texts) -> tuple[Judged, Judged]:
+    """(training, held-out) comparisons of the tuned policy's own samples."""
+    experiment, config = run.experiment, run.experiment.reward
+    assert config is not None and config.pairs is not None
+    prompts, held_out = policy_prompts(run)
+    size = experiment.evaluation
+    sampler = make_sampler(
+        policy,
+        texts.tokenizer,
+        run.mesh,
+        rows=size.rows,
+        prompt_length=experiment.text.prompt_length,
+        new_tokens=size.new_tokens,
+    )
+    repeated = [prompts[n % len(prompts)] for n in range(config.pairs)]
+    train = sample_pairs(run, sampler, tuned, texts, repeated, temperature=config.temperature, offset=0)
+    aside = sample_pairs(run, sampler, tuned, texts, held_out, temperature=config.temperature, offset=config.pairs)
+    if not train.comparisons or not aside.comparisons:
+        raise ValueError("the policy gave the same reply twice to every prompt: there is nothing to compare")
+    return train, aside
+
+
+def ppo_stage(run: Run, policy: Model, tuned: Params, reward: RewardModel | None, texts: Texts) -> Params:
+    """The policy after PPO, as parameters of the plain language model."""
+    experiment, config = run.experiment, run.experiment.ppo
+    assert config is not None
+    prompts, _ = policy_prompts(run)
+    scorer: Scorer
+    if config.reward == "gold":
+        world = world_of(experiment)
+        scorer = text_scorer(run, texts, lambda place, reply: world.gold(prompts[place].key, reply))
+    else:
+        assert reward is not None, "Experiment checks that PPO has a reward"
+        scorer = model_scorer(run, reward.model, reward.params)
+
+    value, value_params, model, params = None, None, policy, tuned
+    if config.value_optim is None:
+        model = build_model(dataclasses.replace(experiment.policy, head="lm+scalar"))
+        params = carry_over(tuned, initialise(model.init, run.key("value"), run.mesh))
+    else:
+        shape = experiment.reward_shape if config.value_init == "reward" and reward else experiment.policy
+        value = build_model(dataclasses.replace(shape, head="scalar"))
+        source = reward.params if config.value_init == "reward" and reward else tuned
+        value_params = carry_over(source, initialise(value.init, run.key("value"), run.mesh))
+
+    demonstrations = None
+    if config.ptx_coef:
+        mixture = config.ptx_data or (experiment.sft.data if experiment.sft else None)
+        if mixture is None or config.ptx_rows is None:
+            raise ValueError("ppo.ptx_coef needs demonstrations: set ppo.ptx_data, or an SFT stage")
+        rows = config.ptx_rows * config.epochs * config.minibatches
+        examples = load_examples(run, mixture, Demonstration)
+        demonstrations = token_batches(
+            examples.encoded(texts), rows, experiment.text.length, texts.tokenizer.pad, experiment.seed
+        )
+
+    watch = gold_watch(run, texts, prompts) if experiment.world is not None and experiment.prompts is None else None
+
+    learned = run_ppo(
+        run, model, params, value, value_params, scorer, texts, texts.encode(prompts), demonstrations, watch
+    )
+    return {name: part for name, part in learned.items() if name != "score"}
+
+
+def gold_watch(run: Run, texts: Texts, prompts: Sequence[Prompt]):
+    """(rollout, prompt index of each row) -> the mean gold reward of the replies, which PPO does not see but the report does."""
+    world = world_of(run.experiment)
+
+    def watch(rollout: Rollout, index: np.ndarray) -> dict[str, float]:
+        replies = response_texts(rollout, texts.tokenizer)
+        gold = [
+            world.gold(prompts[place].key, texts.template.reply_text(reply))
+            for place, reply in zip(index, replies, strict=True)
+        ]
+        return {"gold": float(np.mean(gold))}
+
+    return watch
+
+
+def evaluate(
+    run: Run,
+    policy: Model,
+    texts: Texts,
+    policies: dict[str, Params | None],
+    reward: RewardModel | None,
+    outcome: Outcome,
+) -> None:
+    """Figures and samples of the policies that the experiment trained, before and after."""
+    experiment = run.experiment
+    if experiment.sft is None and experiment.ppo is None:
+        return
+    by_world = experiment.world is not None and experiment.prompts is None
+    if not by_world and experiment.ppo is None:
+        return
+    scorer = model_scorer(run, reward.model, reward.params) if reward is not None else None
+    judge = make_judge(run, texts, policy, policies["sft"], scorer)
+    temperature = experiment.ppo.temperature if experiment.ppo is not None else 1.0
+    _, prompts = policy_prompts(run)
+    present = {name: params for name, params in policies.items() if params is not None}
+    if experiment.sft is None:
+        present.pop("untrained")
+    columns: dict[str, Any] = {}
+    worth: dict[str, np.ndarray] = {}
+    for name, params in present.items():
+        measure = gold_figures if by_world else partial_text(prompts)
+        figures, written, worth[name] = measure(judge, name, params, temperature=temperature)
+        outcome.figures |= figures
+        columns[name] = written.replies
+        columns[f"{name} {'gold' if by_world else 'positive words'}"] = worth[name]
+        if "score" in written.rows:
+            columns[f"{name} score"] = written.rows["score"]
+            worth[f"{name} score"] = written.rows["score"]
+    outcome.samples = samples_of(prompts, columns, experiment.evaluation.samples_shown)
+    if "ppo" in worth:
+        what = "gold" if by_world else "positive_words"
+        mean, error = paired_difference(worth["ppo"], worth["sft"])
+        outcome.figures |= {f"ppo_minus_sft/{what}": mean, f"ppo_minus_sft/{what}_error": error}
+        if "ppo score" in worth:
+            mean, error = paired_difference(worth["ppo score"], worth["sft score"])
+            outcome.figures |= {"ppo_minus_sft/score": mean, "ppo_minus_sft/score_error": error}
+
+
+def partial_text(prompts):
+    """`text_figures` on these prompts, with the signature of `gold_figures`."""
+    return lambda judge, name, params, *, temperature: text_figures(
+        judge, name, params, prompts, temperature=temperature
+    )

@@ -1,0 +1,86 @@
+"""Reward models: from comparisons, sampled or read, and from labelled texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.data.batches import (
+    Mixture,
+    evaluation_batches,
+    label_batches,
+    pad_labels,
+    pad_pairs,
+    pad_right,
+    preference_batches,
+)
+from rlhf_jax.data.encode import Encoded
+from rlhf_jax.data.schema import Labelled
+from rlhf_jax.loops.run import Run, run_stage
+from rlhf_jax.loops.sft import fresh_state, make_evaluation
+from rlhf_jax.loops.sources import Texts
+from rlhf_jax.losses.reward import comparison_loss, label_loss
+from rlhf_jax.models import Model
+from rlhf_jax.sharding import compile_function, compile_step, place_batch
+from rlhf_jax.train import TrainState, make_step
+from rlhf_jax.train.optimizer import make_optimizer
+from rlhf_jax.types import Params
+
+
+def run_reward(
+    run: Run, model: Model, params: Params, texts: Texts, parts: Mixture, kind: type, held_out: Sequence
+) -> Params:
+    """Parameters of the reward model after its stage: `parts` and `held_out` are encoded comparisons, or labelled texts by `kind`."""
+    experiment = run.experiment
+    config = experiment.reward
+    assert config is not None, "called for experiments with a reward stage"
+    labelled = kind is Labelled
+    make_batches, pad_all = (label_batches, pad_labels) if labelled else (preference_batches, pad_pairs)
+    loss = partial(label_loss if labelled else comparison_loss, scores=model.scores)
+    length, pad = experiment.text.length, texts.tokenizer.pad
+    batches = make_batches(parts, config.optim.rows, length, pad, experiment.seed)
+    step = compile_step(make_step(loss, make_optimizer(config.optim), microbatches=config.optim.microbatches), run.mesh)
+
+    def advance(state: TrainState, number: int):
+        state, metrics = step(state, place_batch(batches[number], run.mesh))
+        return state, metrics, None
+
+    evaluate = None
+    if held_out:
+        measure = make_evaluation(loss, run, pad_all(held_out, length, pad), experiment.evaluation.rows)
+        evaluate = lambda state: measure(state.params)  # noqa: E731
+    state = run_stage(
+        run,
+        "reward",
+        fresh_state(run, params, config.optim),
+        advance,
+        config.optim.total,
+        evaluate=evaluate,
+        eval_every=config.eval_every,
+        show=("loss", "accuracy"),
+    )
+    return jax.tree.map(jnp.asarray, state.params)
+
+
+def score_all(run: Run, model: Model, params: Params, texts: Texts, examples: Sequence[Encoded]) -> np.ndarray:
+    """The reward model's score of each whole text, [N]."""
+    experiment = run.experiment
+    program = compile_function(model.scores, run.mesh)
+    data = pad_right(examples, experiment.text.length, texts.tokenizer.pad)
+    scores = [
+        np.asarray(program(params, place_batch(batch, run.mesh)))
+        for batch in evaluation_batches(data, experiment.evaluation.rows)
+    ]
+    return np.concatenate(scores)[: len(examples)]
+
+
+def centred(params: Params, mean: float) -> Params:
+    """The reward model with its bias shifted by -mean, so that what scored `mean` scores 0.
+
+    Source: Ouyang et al. 2022, section 3.5: the demonstrations' mean is shifted to 0; here the mean of the policy's own samples.
+    """
+    return params | {"score": params["score"] | {"bias": params["score"]["bias"] - mean}}

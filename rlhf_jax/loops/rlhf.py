@@ -1,0 +1,203 @@
+"""PPO: rollout, score, advantages over the whole batch, epochs of minibatches; in this order, each a compiled program."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.config import PPO
+from rlhf_jax.data.batches import Batches, prompt_batches, take_rows
+from rlhf_jax.data.encode import Encoded
+from rlhf_jax.loops.run import Run, run_stage
+from rlhf_jax.loops.sft import fresh_state
+from rlhf_jax.loops.sources import Texts
+from rlhf_jax.losses.kl import adapt_kl_coef
+from rlhf_jax.losses.ppo import ppo_policy_loss, ppo_value_loss
+from rlhf_jax.losses.sft import sft_loss
+from rlhf_jax.models import Model
+from rlhf_jax.rollout.generate import generate, truncate
+from rlhf_jax.rollout.replies import response_texts
+from rlhf_jax.rollout.sampling import row_keys
+from rlhf_jax.rollout.score import Scoring, make_trajectory
+from rlhf_jax.sharding import compile_function, compile_step, place, place_batch
+from rlhf_jax.train.optimizer import make_optimizer
+from rlhf_jax.train.ppo import PPOState, Term, combined, make_ppo_update
+from rlhf_jax.types import Params, Rollout, TokenBatch
+
+Scorer = Callable[[Rollout, np.ndarray], Any]
+"""(rollout, prompt index of each row) -> scores [B]: a compiled reward model, or a Python function of the text."""
+
+
+def model_scorer(run: Run, model: Model, params: Params) -> Scorer:
+    """Scores of a reward model, left on the device."""
+    program = compile_function(model.scores, run.mesh)
+    return lambda rollout, index: program(params, rollout.batch)
+
+
+def text_scorer(run: Run, texts: Texts, score: Callable[[int, str], float]) -> Scorer:
+    """Scores of `score(prompt index, reply text)`, computed on the host.
+
+    Raises: ValueError naming the prompt where a score is not a finite number.
+    """
+
+    def scorer(rollout: Rollout, index: np.ndarray):
+        scores = []
+        for prompt, reply in zip(index, response_texts(rollout, texts.tokenizer), strict=True):
+            value = float(score(int(prompt), texts.template.reply_text(reply)))
+            if not np.isfinite(value):
+                raise ValueError(
+                    f"the reward of prompt {prompt} and reply {reply!r} is {value}; it must be a finite number"
+                )
+            scores.append(value)
+        return place_batch(np.array(scores, np.float32), run.mesh)
+
+    return scorer
+
+
+def scoring_of(config: PPO) -> Scoring:
+    return Scoring(
+        gamma=config.gamma,
+        lam=config.lam,
+        whiten_rewards=config.whiten_rewards,
+        whiten_advantages=config.whiten_advantages,
+        missing_stop_score=config.missing_stop_score,
+    )
+
+
+def stop_ids(texts: Texts, config: PPO) -> tuple[int, int | None]:
+    """(eos, the token of `stop_token` or None). Raises: ValueError where its text is not one token."""
+    if config.stop_token is None:
+        return texts.tokenizer.eos, None
+    ids = texts.tokenizer.encode(config.stop_token)
+    if len(ids) != 1:
+        raise ValueError(f"ppo.stop_token={config.stop_token!r} is {len(ids)} tokens ({ids}); it must be one")
+    return texts.tokenizer.eos, ids[0]
+
+
+def make_rollout(model: Model, texts: Texts, config: PPO) -> Callable[..., Rollout]:
+    """(params, prompts, keys, temperature) -> rollout, cut behind the stop token where the config names one."""
+    eos, stop = stop_ids(texts, config)
+    sample = partial(generate, model=model, new_tokens=config.new_tokens, stop=(eos,))
+    if stop is None:
+        return sample
+    return lambda *args: truncate(sample(*args), stop, config.stop_after)
+
+
+def make_update(
+    policy: Model, value: Model | None, config: PPO
+) -> Callable[..., tuple[PPOState, dict[str, jax.Array]]]:
+    """The pure update of one iteration, KL controller included."""
+    policy_loss = partial(ppo_policy_loss, token_stats=policy.token_stats, clip=config.clip)
+    value_loss = partial(ppo_value_loss, values=(value or policy).values, clip=config.value_clip)
+    ptx = None
+    if config.ptx_coef:
+        ptx = Term(partial(sft_loss, logprobs=policy.logprobs), config.ptx_coef)
+    shared = value is None
+    update = make_ppo_update(
+        combined(policy_loss, value_loss, config.value_coef) if shared else policy_loss,
+        make_optimizer(config.with_steps(config.optim)),
+        None if shared else value_loss,
+        None if config.value_optim is None else make_optimizer(config.with_steps(config.value_optim)),
+        epochs=config.epochs,
+        minibatch=config.optim.rows,
+        microbatches=config.optim.microbatches,
+        ptx=ptx,
+        ema=config.ema,
+    )
+
+    def with_controller(state: PPOState, trajectory, kl: jax.Array, key: jax.Array, demonstrations=None):
+        state, metrics = update(state, trajectory, key, demonstrations)
+        metrics["kl_coef"] = state.kl_coef
+        kl_coef = state.kl_coef
+        if config.kl_target is not None:
+            episodes = config.prompts * config.samples
+            kl_coef = adapt_kl_coef(kl_coef, kl, target=config.kl_target, horizon=config.kl_horizon, episodes=episodes)
+        return dataclasses.replace(state, kl_coef=kl_coef, iteration=state.iteration + 1), metrics
+
+    return with_controller
+
+
+def init_ppo_state(run: Run, config: PPO, policy_params: Params, value_params: Params | None) -> PPOState:
+    """The state before the first iteration."""
+    value = None
+    if config.value_optim is not None:
+        assert value_params is not None
+        value = fresh_state(run, value_params, config.with_steps(config.value_optim))
+    scalars = {"kl_coef": jnp.float32(config.kl_coef), "iteration": jnp.int32(0)}
+    return PPOState(
+        policy=fresh_state(run, policy_params, config.with_steps(config.optim), ema=config.ema is not None),
+        value=value,
+        **place(scalars, run.mesh),
+    )
+
+
+def run_ppo(
+    run: Run,
+    policy: Model,
+    policy_params: Params,
+    value: Model | None,
+    value_params: Params | None,
+    scorer: Scorer,
+    texts: Texts,
+    prompts: Sequence[Encoded],
+    demonstrations: Batches[TokenBatch] | None,
+    watch: Callable[[Rollout, np.ndarray], Mapping[str, float]] | None = None,
+) -> Params:
+    """The policy after PPO (averaged where the config says so), starting from and held to `policy_params`.
+
+    `watch` looks at rollouts on the host, one iteration late, and adds metrics (a gold reward, say).
+    """
+    config, experiment = run.experiment.ppo, run.experiment
+    assert config is not None, "called for experiments with a PPO stage"
+    batches = prompt_batches(
+        prompts, config.prompts, experiment.text.prompt_length, texts.tokenizer.pad, experiment.seed
+    )
+    rollout_program = compile_function(make_rollout(policy, texts, config), run.mesh)
+    trajectory_program = compile_function(
+        partial(make_trajectory, policy=policy, values=(value or policy).values, config=scoring_of(config)), run.mesh
+    )
+    update = compile_step(make_update(policy, value, config), run.mesh)
+    reference, key = policy_params, run.key("ppo")
+    rollout_key, order_key = jax.random.split(key)
+    samples = np.tile(np.arange(config.samples), config.prompts)
+
+    def advance(state: PPOState, iteration: int):
+        batch = take_rows(batches[iteration], np.repeat(np.arange(config.prompts), config.samples))
+        index = np.asarray(batch.index)
+        keys = row_keys(rollout_key, iteration, index, samples)
+        asked, keys = place_batch((batch.prompts, keys), run.mesh)
+        rollout = rollout_program(state.policy.params, asked, keys, np.float32(config.temperature))
+        scores = scorer(rollout, index)
+        value_params = state.policy.params if state.value is None else state.value.params
+        trajectory, seen = trajectory_program(
+            state.policy.params, reference, value_params, rollout, scores, state.kl_coef
+        )
+        state, metrics = update(
+            state, trajectory, seen["kl_sequence"], jax.random.fold_in(order_key, iteration), ptx_batch(iteration)
+        )
+        return state, {**seen, **metrics}, None if watch is None else partial(watch, rollout, index)
+
+    updates = config.epochs * config.minibatches
+
+    def ptx_batch(iteration: int):
+        if demonstrations is None:
+            return None
+        batch = demonstrations[iteration]
+        rows = jax.tree.map(lambda x: x.reshape(updates, config.ptx_rows, *x.shape[1:]), batch)
+        return jax.tree.map(jnp.asarray, rows)
+
+    state = run_stage(
+        run,
+        "ppo",
+        init_ppo_state(run, config, policy_params, value_params),
+        advance,
+        config.iterations,
+        show=("score", "gold", "kl_sequence"),
+    )
+    return state.policy.params if state.policy.ema is None else state.policy.ema

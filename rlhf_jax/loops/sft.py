@@ -1,0 +1,87 @@
+"""Supervised fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.config import Optim
+from rlhf_jax.data.batches import evaluation_batches, packed_batches, pad_right, token_batches
+from rlhf_jax.data.schema import Demonstration
+from rlhf_jax.loops.run import Run, run_stage
+from rlhf_jax.loops.sources import Texts, load_examples
+from rlhf_jax.losses.sft import sft_loss
+from rlhf_jax.models import Model
+from rlhf_jax.sharding import compile_function, compile_step, place, place_batch
+from rlhf_jax.train import TrainState, init_state, make_step
+from rlhf_jax.train.optimizer import make_optimizer
+from rlhf_jax.types import LossFn, Params
+
+
+def weighted_average(parts: list[tuple[Mapping[str, jax.Array], jax.Array]]) -> dict[str, float]:
+    """Metrics of several batches as one: means weighted by the batches' weights."""
+    weights = np.array([float(weight) for _, weight in parts])
+    total = max(weights.sum(), 1e-9)
+    names = parts[0][0]
+    return {name: float(np.dot(weights, [float(metrics[name]) for metrics, _ in parts]) / total) for name in names}
+
+
+def make_evaluation(loss: LossFn, run: Run, data, rows: int):
+    """params -> the loss's metrics over a padded data set, every example once."""
+    program = compile_function(lambda params, batch: _measured(loss, params, batch), run.mesh)
+
+    def evaluate(params: Params) -> dict[str, float]:
+        return weighted_average([program(params, place_batch(b, run.mesh)) for b in evaluation_batches(data, rows)])
+
+    return evaluate
+
+
+def _measured(loss: LossFn, params: Params, batch):
+    _, aux = loss(params, batch)
+    return aux.metrics, aux.weight
+
+
+def fresh_state(run: Run, params: Params, optim: Optim, *, ema: bool = False) -> TrainState:
+    """The training state of these parameters, laid on the run's mesh."""
+    tx = make_optimizer(optim)
+    return place(jax.jit(partial(init_state, tx=tx, ema=ema))(params), run.mesh)
+
+
+def run_sft(run: Run, model: Model, params: Params, texts: Texts) -> Params:
+    """Parameters after the experiment's SFT stage; the held-out loss is measured before, during and after."""
+    experiment = run.experiment
+    config = experiment.sft
+    assert config is not None, "called for experiments with an SFT stage"
+    examples = load_examples(run, config.data, Demonstration)
+    make_batches = token_batches if config.pack_length is None else packed_batches
+    length = config.pack_length or experiment.text.length
+    batches = make_batches(examples.encoded(texts), config.optim.rows, length, texts.tokenizer.pad, experiment.seed)
+    loss = partial(sft_loss, logprobs=model.logprobs)
+    step = compile_step(make_step(loss, make_optimizer(config.optim), microbatches=config.optim.microbatches), run.mesh)
+
+    def advance(state: TrainState, number: int):
+        batch = batches[number]
+        tokens = int(np.sum(batch.segments != 0))
+        state, metrics = step(state, place_batch(batch, run.mesh))
+        return state, {**metrics, "real_tokens": tokens}, None
+
+    evaluate = None
+    if examples.held_out:
+        held_out = pad_right(texts.encode(examples.held_out), experiment.text.length, texts.tokenizer.pad)
+        measure = make_evaluation(loss, run, held_out, experiment.evaluation.rows)
+        evaluate = lambda state: measure(state.params)  # noqa: E731
+    state = run_stage(
+        run,
+        "sft",
+        fresh_state(run, params, config.optim),
+        advance,
+        config.optim.total,
+        evaluate=evaluate,
+        eval_every=config.eval_every,
+        show=("nll",),
+    )
+    return jax.tree.map(jnp.asarray, state.params)

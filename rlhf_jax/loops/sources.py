@@ -1,0 +1,155 @@
+"""What an experiment trains on: its tokenizer, and its mixtures as encoded examples, held-out prompts apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.config import Experiment
+from rlhf_jax.config import Mixture as MixtureConfig
+from rlhf_jax.data.batches import Mixture
+from rlhf_jax.data.encode import encode_comparison, encode_demonstration, encode_labelled, encode_prompt
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt, Record
+from rlhf_jax.data.sources import load_source, split_by_prompt
+from rlhf_jax.data.templates import Template, get_template
+from rlhf_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from rlhf_jax.loops.run import Run
+from rlhf_jax.worlds.instruct import InstructWorld
+
+WORLD = "world:instruct"
+CORPUS = 6000  # texts of the world that its tokenizer is trained on
+
+
+def cache_directory() -> Path:
+    """Where tokenizers and compiled programs are kept between runs: RLHF_JAX_CACHE, else ~/.cache/rlhf_jax."""
+    return Path(os.environ.get("RLHF_JAX_CACHE") or Path.home() / ".cache" / "rlhf_jax")
+
+
+def world_of(experiment: Experiment) -> InstructWorld:
+    """The instruction world of this experiment's seed."""
+    return InstructWorld(seed=experiment.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """How this run turns records into tokens."""
+
+    tokenizer: Tokenizer
+    template: Template
+
+    def encode(self, records: Sequence[Record]) -> list[Any]:
+        """Records of one kind as encoded examples of that kind."""
+        encoders: dict[type, Callable] = {
+            Prompt: lambda r: encode_prompt(r, self.tokenizer, self.template),
+            Demonstration: lambda r: encode_demonstration(r, self.tokenizer, self.template),
+            Comparison: lambda r: encode_comparison(r, self.tokenizer, self.template),
+            Labelled: lambda r: encode_labelled(r, self.tokenizer),
+        }
+        return [encoders[type(record)](record) for record in records]
+
+
+def open_texts(run: Run) -> Texts:
+    """The tokenizer and template of a run.
+
+    Raises: ValueError where the tokenizer's vocabulary does not fit the policy; FileNotFoundError for a tokenizer that is not there.
+    """
+    experiment = run.experiment
+    kind, _, size = experiment.text.tokenizer.partition(":")
+    if kind == "train":
+        # One tokenizer for all seeds: the corpus of seed 0.
+        corpus = InstructWorld(seed=0).corpus(CORPUS)
+        tokenizer: Tokenizer = train_sentencepiece(corpus, int(size), cache_directory() / "tokenizers")
+    else:
+        tokenizer = load_tokenizer(run.data() / experiment.text.tokenizer)
+    if tokenizer.vocab_size > experiment.policy.vocab:
+        raise ValueError(
+            f"text.tokenizer {experiment.text.tokenizer!r} has {tokenizer.vocab_size} pieces, policy.vocab is "
+            f"{experiment.policy.vocab}; it must be at least as large"
+        )
+    return Texts(tokenizer, get_template(experiment.text.template))
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A mixture's records: training parts with their weights, and the held-out prompts' records."""
+
+    parts: tuple[tuple[tuple[Record, ...], float], ...]
+    held_out: tuple[Record, ...]
+    rejected: int
+
+    @property
+    def kind(self) -> type:
+        return type(self.parts[0][0][0])
+
+    def encoded(self, texts: Texts) -> Mixture:
+        """The training parts as a mixture of encoded examples."""
+        return Mixture(tuple((texts.encode(records), weight) for records, weight in self.parts))
+
+
+def load_examples(run: Run, mixture: MixtureConfig, kind: type | tuple[type, ...]) -> Examples:
+    """All records of a mixture. The world's held-out share is its own held-out split; files are split by prompt.
+
+    Raises: ValueError for a source of another kind of record than asked for, or one that is empty.
+    """
+    parts, held_out, rejected = [], [], 0
+    for source, weight in mixture.sources:
+        if source == WORLD:
+            train, aside = _world_demonstrations(run.experiment)
+        else:
+            loaded = load_source(source, run.data())
+            rejected += len(loaded.rejected)
+            train, aside = split_by_prompt(loaded.records, mixture.held_out, run.experiment.seed)
+        wrong = next((r for r in train if not isinstance(r, kind)), None)
+        if not train or wrong is not None:
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            found = "no records" if wrong is None else f"records of kind {type(wrong).__name__}"
+            raise ValueError(
+                f"source {source!r} gave {found}; this stage reads {' or '.join(k.__name__ for k in kinds)}"
+            )
+        parts.append((train, weight))
+        held_out += aside
+    if len({type(records[0]) for records, _ in parts}) > 1:
+        raise ValueError(f"the sources {[name for name, _ in mixture.sources]} give records of different kinds")
+    return Examples(tuple(parts), tuple(held_out), rejected)
+
+
+def _world_demonstrations(experiment: Experiment) -> tuple[tuple[Demonstration, ...], tuple[Demonstration, ...]]:
+    world, config = world_of(experiment), experiment.world
+    if config is None:
+        raise ValueError(f"{WORLD} is a source, but the experiment sets no world")
+    train = world.demonstrations(config.demonstrations, flawed=config.flawed)
+    aside = world.demonstrations(experiment.evaluation.prompts, split="held_out_prompts")
+    return tuple(train), tuple(aside)
+
+
+def policy_prompts(run: Run) -> tuple[list[Prompt], list[Prompt]]:
+    """(training, held-out) prompts for sampling: the world's, behind its demonstrations, or those of the experiment's mixture."""
+    experiment = run.experiment
+    count = experiment.evaluation.prompts
+    if experiment.prompts is None:
+        config = experiment.world
+        assert config is not None, "Experiment checks that prompts or a world is set"
+        world = world_of(experiment)
+        train = world.prompts("train", config.prompts, start=config.demonstrations)
+        return train, world.prompts("held_out_prompts", count)
+    examples = load_examples(run, experiment.prompts, (Prompt, Demonstration, Comparison))
+    train = _distinct(record for records, _ in examples.parts for record in records)
+    held_out = _distinct(examples.held_out)
+    if len(held_out) < count:
+        raise ValueError(
+            f"evaluation.prompts={count}, but prompts.held_out={experiment.prompts.held_out} leaves {len(held_out)} held out"
+        )
+    return train, held_out[:count]
+
+
+def _distinct(records: Iterable[Record]) -> list[Prompt]:
+    """The prompts of the records, each once, in order."""
+    prompts = (
+        record if isinstance(record, Prompt) else record.prompt
+        for record in records
+        if not isinstance(record, Labelled)
+    )
+    return list({prompt.key: prompt for prompt in prompts}.values())

@@ -1,0 +1,1 @@
+"""Losses: arithmetic on log-probabilities first, the model call around it second."""

@@ -1,0 +1,61 @@
+"""What a model offers to the rest of the library: a frozen record of pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array, Bool, Float
+
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.types import Params, TokenBatch, pytree
+
+
+@pytree
+class Cache:
+    """Keys and values of the tokens read so far. S columns in all; `filled` marks those that may be attended to."""
+
+    keys: Float[Array, "N B K S H"]
+    values: Float[Array, "N B K S H"]
+    filled: Bool[Array, "B S"]
+
+
+@pytree
+class TokenStats:
+    """Per token: log-probability of the token given, and entropy of the distribution it was drawn from, in nats."""
+
+    logprobs: Float[Array, "B T"]
+    entropy: Float[Array, "B T"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Pure functions of parameters. Any functions with these meanings make a model; the losses need only `logprobs`.
+
+    init(key) -> params
+    hidden(params, batch) -> [B, T, D], the network's output after reading token t
+    unembed(params, hidden [..., D]) -> logits [..., V] of the token that follows
+    logits(params, batch) -> [B, T, V]; `logits[:, t]` belongs to the token at t + 1
+    logprobs(params, batch, temperature) -> [B, T] in nats, of the token at t; 0 for the first token of a segment and for padding
+    token_stats(params, batch, temperature) -> the same with entropies
+    values(params, batch) -> [B, T], V just before the token at t
+    scores(params, batch) -> [B], the scalar head at each row's last real token
+    empty_cache(rows, length) -> Cache
+    prefill(params, batch, cache) -> (logits [B, V] after the last column, cache)
+    decode(params, tokens [B], positions [B], column, filled [B], cache) -> (logits [B, V], cache)
+    """
+
+    config: ModelConfig
+    init: Callable[[jax.Array], Params]
+    hidden: Callable[..., jax.Array]
+    unembed: Callable[[Params, jax.Array], jax.Array]
+    logits: Callable[[Params, TokenBatch], jax.Array]
+    logprobs: Callable[[Params, TokenBatch, Any], jax.Array]
+    token_stats: Callable[[Params, TokenBatch, Any], TokenStats]
+    values: Callable[[Params, TokenBatch], jax.Array]
+    scores: Callable[[Params, TokenBatch], jax.Array]
+    empty_cache: Callable[[int, int], Cache]
+    prefill: Callable[[Params, TokenBatch, Cache], tuple[jax.Array, Cache]]
+    decode: Callable[..., tuple[jax.Array, Cache]]

@@ -1,0 +1,28 @@
+"""Parameter trees: counting them, and carrying one model's trunk into another."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from rlhf_jax.types import Params
+
+
+def count_parameters(params: Params) -> int:
+    """How many numbers a parameter tree (or a tree of shapes) holds."""
+    return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(params))
+
+
+def carry_over(source: Params, target: Params) -> Params:
+    """`target` with every top-level part that `source` has too taken from it: a reward model starts as the policy's trunk.
+
+    Raises: ValueError where a shared part has another shape; KeyError where nothing is shared.
+    """
+    shared = [name for name in target if name in source]
+    if not shared:
+        raise KeyError(f"nothing to carry over: {sorted(source)} and {sorted(target)} share no part")
+    for name in shared:
+        here, there = (jax.tree.map(np.shape, tree[name]) for tree in (target, source))
+        if here != there:
+            raise ValueError(f"{name!r} has shapes {there} in the source and {here} in the target")
+    return {name: source[name] if name in shared else value for name, value in target.items()}

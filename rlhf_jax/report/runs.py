@@ -1,0 +1,139 @@
+"""Run directories as records: what the files of a run say, its seeds together; also while it is still going."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.eval.preference import mean_and_error
+from rlhf_jax.report.metrics import FILE, Series, read_metrics
+
+CONFIG, ENVIRONMENT, SUMMARY, VERDICTS, REPORT = (
+    "config.json",
+    "environment.json",
+    "summary.json",
+    "verdicts.json",
+    "report.html",
+)
+SEED = "seed_"
+POINTS = 400  # of a curve, at most: more cannot be told apart on a page, and would make it heavy
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedFiles:
+    """What one seed wrote; `figures` are empty until it has finished."""
+
+    number: int
+    figures: Mapping[str, float]
+    metrics: Mapping[str, Mapping[str, Series]]  # stage -> metric -> steps and values
+    samples: Sequence[Mapping[str, Any]]  # prompt, then a reply and numbers per policy
+    calibration: Mapping[str, Sequence[float]]  # confidence, right
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One number of a run over its seeds: the mean, its standard error (nan for one seed), and a value per seed."""
+
+    mean: float
+    error: float
+    values: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """A run directory with all its seeds."""
+
+    directory: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    verdicts: Sequence[Mapping[str, Any]]
+    seeds: tuple[SeedFiles, ...]
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The figures of the finished seeds, by name."""
+        return combine(seed.figures for seed in self.seeds if seed.figures)
+
+    def curve(self, stage: str, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """(steps [n], values [seeds, n]) where all seeds that have begun the stage measured it; None where none did."""
+        found = [seed.metrics[stage][metric] for seed in self.seeds if metric in seed.metrics.get(stage, {})]
+        if not found:
+            return None
+        steps = reduce(np.intersect1d, [series.steps for series in found])
+        if not steps.size:
+            return None
+        return thin(steps, np.stack([series.values[np.isin(series.steps, steps)] for series in found]))
+
+
+def read_run(directory: Path) -> RunFiles:
+    """The run in this directory.
+
+    Raises: FileNotFoundError where it holds none; ValueError naming the file, for one that is not what a run writes.
+    """
+    if not (directory / CONFIG).is_file():
+        raise FileNotFoundError(f"{directory} holds no run: there is no {CONFIG} in it")
+    return RunFiles(
+        directory,
+        read_json(directory / CONFIG, {}),
+        read_json(directory / ENVIRONMENT, {}),
+        read_json(directory / VERDICTS, []),
+        tuple(map(_read_seed, seed_directories(directory))),
+    )
+
+
+def seed_directories(directory: Path) -> list[Path]:
+    """The folders of a run's seeds, in the order of the seeds."""
+    found = [path for path in directory.glob(f"{SEED}*") if path.is_dir() and path.name.removeprefix(SEED).isdecimal()]
+    return sorted(found, key=_seed_of)
+
+
+def read_json(path: Path, absent: Any) -> Any:
+    """What a JSON file holds, or `absent`. Raises: ValueError naming a file that is not JSON."""
+    if not path.is_file():
+        return absent
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); move it away, or restore it") from error
+
+
+def combine(seeds: Iterable[Mapping[str, float]]) -> dict[str, Figure]:
+    """Figures of several seeds as means with standard errors; a figure that a seed lacks is one of the others."""
+    values: dict[str, list[float]] = {}
+    for figures in seeds:
+        for name, value in figures.items():
+            values.setdefault(name, []).append(math.nan if value is None else float(value))
+    return {name: Figure(*mean_and_error(found), tuple(found)) for name, found in values.items()}
+
+
+def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A curve of at most POINTS points: means over equally many neighbours, the last of them perhaps over fewer."""
+    size = math.ceil(len(steps) / POINTS)
+    if size <= 1:
+        return steps, values
+    starts = np.arange(0, len(steps), size)
+    counts = np.diff(np.append(starts, len(steps)))
+    return np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts, axis=-1) / counts
+
+
+def _read_seed(directory: Path) -> SeedFiles:
+    samples = directory / "samples.jsonl"
+    lines = samples.read_text(encoding="utf-8").split("\n") if samples.is_file() else []
+    return SeedFiles(
+        _seed_of(directory),
+        read_json(directory / SUMMARY, {}),
+        read_metrics(directory) if (directory / FILE).is_file() else {},
+        [json.loads(line) for line in lines if line],
+        read_json(directory / "calibration.json", {}),
+    )
+
+
+def _seed_of(directory: Path) -> int:
+    return int(directory.name.removeprefix(SEED))

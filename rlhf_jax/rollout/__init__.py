@@ -1,0 +1,1 @@
+"""From prompts to trajectories: sampling, generation with a cache, scoring, rewards."""

@@ -1,0 +1,86 @@
+"""Whole sets of prompts answered: rollouts in batches of one shape, and their text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rlhf_jax.data.batches import evaluation_batches, pad_prompts
+from rlhf_jax.data.encode import Encoded
+from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.models.api import Model
+from rlhf_jax.rollout.generate import generate
+from rlhf_jax.rollout.sampling import greedy_tokens, row_keys, sample_tokens
+from rlhf_jax.sharding import compile_function, place_batch
+from rlhf_jax.types import Params, Rollout
+
+
+def response_ids(rollout: Rollout) -> list[list[int]]:
+    """The response tokens of each row, stop token included."""
+    tokens, mask = np.asarray(rollout.batch.tokens), np.asarray(rollout.batch.loss_mask)
+    return [tokens[row][mask[row]].tolist() for row in range(len(tokens))]
+
+
+def response_texts(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
+    """The text of each response, its eos left out."""
+    texts = []
+    for ids in response_ids(rollout):
+        if ids and ids[-1] == tokenizer.eos:
+            ids = ids[:-1]
+        texts.append(tokenizer.decode(ids))
+    return texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Answers prompts, `rows` at a time, with one compiled program for all of them."""
+
+    tokenizer: Tokenizer
+    mesh: Mesh
+    rows: int
+    prompt_length: int
+    program: Callable
+
+    def rollouts(
+        self,
+        params: Params,
+        prompts: Sequence[Encoded],
+        key: jax.Array,
+        *,
+        temperature: float = 1.0,
+        sample: int = 0,
+    ) -> Iterator[tuple[Rollout, np.ndarray]]:
+        """(rollout, which rows count) for the prompts in order; sample number `sample` of each prompt under this key."""
+        for batch in evaluation_batches(pad_prompts(prompts, self.prompt_length, self.tokenizer.pad), self.rows):
+            index = np.asarray(batch.index)
+            keys = row_keys(key, 0, index, np.full_like(index, sample))
+            prompts_there, keys = place_batch((batch.prompts, keys), self.mesh)
+            yield self.program(params, prompts_there, keys, np.float32(temperature)), index >= 0
+
+    def replies(self, params: Params, prompts: Sequence[Encoded], key: jax.Array, **how) -> list[str]:
+        """One reply text per prompt."""
+        texts = []
+        for rollout, counts in self.rollouts(params, prompts, key, **how):
+            texts += [text for text, real in zip(response_texts(rollout, self.tokenizer), counts, strict=True) if real]
+        return texts
+
+
+def make_sampler(
+    model: Model,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    *,
+    rows: int,
+    prompt_length: int,
+    new_tokens: int,
+    greedy: bool = False,
+) -> Sampler:
+    """A sampler of replies of up to `new_tokens` tokens that end with eos; greedy ones do not depend on the key."""
+    choose = greedy_tokens if greedy else sample_tokens
+    program = partial(generate, model=model, new_tokens=new_tokens, stop=(tokenizer.eos,), choose=choose)
+    return Sampler(tokenizer, mesh, rows, prompt_length, compile_function(program, mesh))

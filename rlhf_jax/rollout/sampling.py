@@ -1,0 +1,56 @@
+"""Drawing tokens: noise that belongs to a sample, not to its place in a batch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+
+def row_keys(
+    run_key: Key[Array, ""],
+    step: Int[Array, ""] | int,
+    prompt: Int[Array | np.ndarray, "B"],
+    sample: Int[Array | np.ndarray, "B"],
+) -> Key[Array, "B"]:
+    """One key per sample, a function of (run, step, prompt index, sample index) alone: the same on every batch layout and mesh."""
+    at_step = jax.random.fold_in(run_key, step)
+
+    def key_of(prompt, sample):
+        return jax.random.fold_in(jax.random.fold_in(at_step, prompt), sample)
+
+    return jax.vmap(key_of)(prompt, sample)
+
+
+def sample_tokens(
+    logits: Float[Array, "B V"],
+    keys: Key[Array, "B"],
+    column: Int[Array, ""] | int,
+    temperature: Float[Array, ""] | float,
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """A token of each row from softmax(logits / temperature), and its log-probability there, in nats.
+
+    By the Gumbel-max trick; the noise of the column-th token of a sample is fold_in(its key, column).
+    """
+    logits = logits.astype(jnp.float32) / temperature
+    noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, column), logits.shape[1:]))(keys)
+    tokens = jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+    return tokens, logprob_of(logits, tokens)
+
+
+def greedy_tokens(
+    logits: Float[Array, "B V"],
+    keys: Key[Array, "B"],
+    column: Int[Array, ""] | int,
+    temperature: Float[Array, ""] | float,
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """The likeliest token of each row, and its log-probability under softmax(logits / temperature)."""
+    logits = logits.astype(jnp.float32) / temperature
+    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return tokens, logprob_of(logits, tokens)
+
+
+def logprob_of(logits: Float[Array, "B V"], tokens: Int[Array, "B"]) -> Float[Array, "B"]:
+    """log softmax(logits) of the given token of each row."""
+    return jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)

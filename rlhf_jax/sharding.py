@@ -1,0 +1,164 @@
+"""Where arrays live: the mesh, the one table of logical axis -> mesh axis, and the one `jit` of training.
+
+`jax.sharding.AxisType.Auto` on purpose: under Explicit, ordinary research expressions (`x[perm]`, `top_k`) raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rlhf_jax.config import MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES: dict[str | None, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),  # the width of a parameter; activations keep their width whole
+    "heads": ("tensor",),
+    "kv": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "layers": (),
+    "head_dim": (),
+    "length": (),
+    None: (),
+}
+
+PARAMETERS: dict[str, tuple[str | None, ...]] = {
+    "tokens/embedding": ("vocab", "embed"),
+    "places/embedding": (None, "embed"),
+    "q/kernel": ("embed", "heads", "head_dim"),
+    "k/kernel": ("embed", "kv", "head_dim"),
+    "v/kernel": ("embed", "kv", "head_dim"),
+    "o/kernel": ("heads", "head_dim", "embed"),
+    "q/bias": ("heads", "head_dim"),
+    "k/bias": ("kv", "head_dim"),
+    "v/bias": ("kv", "head_dim"),
+    "up/kernel": ("embed", "mlp"),
+    "gate/kernel": ("embed", "mlp"),
+    "down/kernel": ("mlp", "embed"),
+    "up/bias": ("mlp",),
+    "gate/bias": ("mlp",),
+    "unembed/kernel": ("embed", "vocab"),
+}
+"""Logical axes of a parameter by the last two names of its path; what is not listed (norms, small biases) is replicated."""
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of axes data, fsdp, tensor over the first `config.devices` devices.
+
+    Raises: ValueError where there are fewer devices than the mesh needs.
+    """
+    found = jax.devices() if devices is None else list(devices)
+    shape = (config.data, config.fsdp, config.tensor)
+    sizes = ", ".join(f"{name}={size}" for name, size in zip(AXES, shape, strict=True))
+    if config.devices > len(found):
+        raise ValueError(f"mesh {sizes} needs {config.devices} devices; there are {len(found)}")
+    return Mesh(np.asarray(found[: config.devices]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def spec_of(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The PartitionSpec of an array with these logical axes. A dimension that its mesh axes do not divide is replicated."""
+    entries: list[Any] = []
+    for name, size in zip(names, shape, strict=True):
+        axes = tuple(axis for axis in RULES[name] if mesh.shape.get(axis, 1) > 1)
+        divides = size % int(np.prod([mesh.shape[axis] for axis in axes], dtype=np.int64)) == 0
+        entries.append(axes if axes and divides else None)
+    return PartitionSpec(*entries)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """x, with its logical axes laid on the ambient mesh (`jax.set_mesh`); x itself where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or all(mesh.shape[axis] == 1 for axis in AXES if axis in mesh.shape):
+        return x
+    return jax.lax.with_sharding_constraint(x, spec_of(names, x.shape, mesh))
+
+
+def logical_axes(tree: Any) -> Any:
+    """For each leaf the names of its dimensions, by its path: works for parameters and for all that mirrors them (Adam moments)."""
+
+    def names_of(path, leaf) -> tuple[str | None, ...]:
+        keys = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
+        names = PARAMETERS.get("/".join(keys[-2:]), ()) if np.ndim(leaf) else ()
+        if "layers" in keys and len(names) + 1 == np.ndim(leaf):
+            names = ("layers", *names)
+        return names if len(names) == np.ndim(leaf) else (None,) * np.ndim(leaf)
+
+    return jax.tree_util.tree_map_with_path(names_of, tree)
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """NamedShardings of a parameter tree or a whole training state, from the paths of its leaves."""
+    return jax.tree.map(
+        lambda leaf, names: NamedSharding(mesh, spec_of(names, np.shape(leaf), mesh)),
+        tree,
+        logical_axes(tree),
+    )
+
+
+def batch_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Rows split over data and fsdp; scalars replicated."""
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return jax.tree.map(lambda leaf: rows if np.ndim(leaf) else NamedSharding(mesh, PartitionSpec()), tree)
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """A state or parameter tree, moved to where it lives on this mesh."""
+    return jax.device_put(tree, tree_shardings(tree, mesh))
+
+
+def place_batch(tree: Any, mesh: Mesh) -> Any:
+    """A batch of host arrays, its rows dealt to the devices of this mesh."""
+    return jax.device_put(tree, batch_shardings(tree, mesh))
+
+
+def initialise(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -> Any:
+    """`init(key)`, each device making only its own shard."""
+    shapes = jax.eval_shape(init, key)
+    with jax.set_mesh(mesh):
+        return jax.jit(init, out_shardings=tree_shardings(shapes, mesh))(key)
+
+
+class Compiled:
+    """A pure function `f(state, *args)` under jit on a mesh, its first argument donated when it is a state to be replaced.
+
+    Results keep the layout of the state: what comes out can go in again. `lower` compiles from shapes alone.
+    """
+
+    def __init__(self, function: Callable, mesh: Mesh, *, donate: bool):
+        self._mesh = mesh
+        self._jit = jax.jit(function, donate_argnums=(0,) if donate else ())
+
+    def __call__(self, *args):
+        with jax.set_mesh(self._mesh):
+            return self._jit(*args)
+
+    def lower(self, *args):
+        """The lowered program for these arguments, which may be ShapeDtypeStructs with shardings."""
+        with jax.set_mesh(self._mesh):
+            return self._jit.lower(*args)
+
+
+def compile_step(step: Callable, mesh: Mesh) -> Compiled:
+    """A training step `(state, batch, ...) -> (state, metrics)` as one compiled program that reuses the state's memory.
+
+    The new state is constrained to the layout of the old one, so that a step never moves parameters to other devices.
+    """
+
+    def laid_out(state, *args):
+        new_state, metrics = step(state, *args)
+        shardings = tree_shardings(new_state, mesh)
+        return jax.lax.with_sharding_constraint(new_state, shardings), metrics
+
+    return Compiled(laid_out, mesh, donate=True)
+
+
+def compile_function(function: Callable, mesh: Mesh) -> Compiled:
+    """A pure function of parameters and batches (scoring, generation) as one compiled program; nothing is donated."""
+    return Compiled(function, mesh, donate=False)

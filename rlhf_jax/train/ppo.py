@@ -1,0 +1,108 @@
+"""PPO's update: epochs of shuffled minibatches over one trajectory, as one program."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlhf_jax.sharding import constrain
+from rlhf_jax.train.step import TrainState, apply_gradients, gradients
+from rlhf_jax.types import Aux, LossFn, TokenBatch, Trajectory, pytree
+
+
+@pytree
+class PPOState:
+    """Everything that changes from one iteration to the next."""
+
+    policy: TrainState
+    value: TrainState | None  # None: the value is a head on the policy
+    kl_coef: jax.Array
+    iteration: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """A loss with its coefficient; each term is a mean over its own weight, so that ptx and PPO do not dilute each other."""
+
+    loss: LossFn
+    coef: float = 1.0
+
+
+def combined(policy: LossFn, value: LossFn, coef: float) -> LossFn:
+    """policy + coef * value, for a value head on the policy's trunk; both are means over the response tokens."""
+
+    def loss(params, trajectory):
+        (a, first), (b, second) = policy(params, trajectory), value(params, trajectory)
+        return a + coef * b, Aux(weight=first.weight, metrics={**first.metrics, **second.metrics})
+
+    return loss
+
+
+def minibatch_rows(key: jax.Array, rows: int, epochs: int, minibatch: int) -> jax.Array:
+    """[epochs * minibatches, minibatch] row numbers: every epoch is a fresh permutation of all rows."""
+    orders = jax.vmap(lambda k: jax.random.permutation(k, rows))(jax.random.split(key, epochs))
+    return orders.reshape(-1, minibatch)
+
+
+def select_rows(trajectory: Any, rows: jax.Array) -> Any:
+    """The given rows of every array of a record; scalars stay. Constrained, as indexing leaves rows replicated."""
+
+    def pick(x):
+        if x.ndim == 0:
+            return x
+        return constrain(x[rows], "batch", *(None,) * (x.ndim - 1))
+
+    return jax.tree.map(pick, trajectory)
+
+
+def make_ppo_update(
+    policy_loss: LossFn,
+    policy_tx: optax.GradientTransformation,
+    value_loss: LossFn | None,
+    value_tx: optax.GradientTransformation | None,
+    *,
+    epochs: int,
+    minibatch: int,
+    microbatches: int = 1,
+    ptx: Term | None = None,
+    ema: float | None = None,
+) -> Callable[..., tuple[PPOState, dict[str, jax.Array]]]:
+    """(state, trajectory, key, ptx batch or None) -> (state, mean metrics over the minibatches).
+
+    The ptx batch holds [epochs * minibatches, rows, T] demonstrations; its gradient is added before the one clipping and update,
+    as in Ouyang et al. 2022, section 3.5 and appendix C.4. Advantages come whitened over the whole batch.
+    """
+
+    def one_minibatch(trajectory: Trajectory):
+        def body(state: PPOState, item):
+            rows, demonstrations = item
+            batch = select_rows(trajectory, rows)
+            grads, metrics, _ = gradients(policy_loss, state.policy.params, batch, microbatches)
+            if ptx is not None:
+                extra, extra_metrics, _ = gradients(ptx.loss, state.policy.params, demonstrations, microbatches)
+                grads = jax.tree.map(lambda g, e, coef=ptx.coef: g + coef * e, grads, extra)
+                metrics |= {f"ptx_{name}": value for name, value in extra_metrics.items()}
+            metrics["grad_norm"] = optax.global_norm(grads)
+            policy = apply_gradients(state.policy, grads, policy_tx, ema=ema)
+            value = state.value
+            if value is not None:
+                assert value_loss is not None and value_tx is not None
+                grads, value_metrics, _ = gradients(value_loss, value.params, batch, microbatches)
+                metrics |= value_metrics | {"value_grad_norm": optax.global_norm(grads)}
+                value = apply_gradients(value, grads, value_tx)
+            return dataclasses.replace(state, policy=policy, value=value), metrics
+
+        return body
+
+    def update(state: PPOState, trajectory: Trajectory, key: jax.Array, demonstrations: TokenBatch | None = None):
+        rows = minibatch_rows(key, trajectory.scores.shape[0], epochs, minibatch)
+        state, metrics = jax.lax.scan(one_minibatch(trajectory), state, (rows, demonstrations))
+        first = {f"first_{name}": metrics[name][0] for name in ("ratio", "clip_fraction", "approx_kl")}
+        return state, jax.tree.map(jnp.mean, metrics) | first
+
+    return update

@@ -1,0 +1,87 @@
+"""The records that flow between the parts: arrays that travel together, and nothing else.
+
+One alignment rule holds for all of them: whatever is indexed by t describes the token at t. `logprobs[:, t]` is
+log p(tokens[:, t] | tokens[:, :t]) and `values[:, t]` is V just before that token. Functions make new records; nobody mutates one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import flax.struct
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+pytree = flax.struct.dataclass
+
+Params: TypeAlias = Any
+"""A tree of arrays: nested dicts of parameters."""
+
+
+@pytree
+class TokenBatch:
+    """What a model reads. Rows may be padded on either side or packed; `segments` alone says which tokens are real."""
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]  # restart at 0 in every packed segment
+    segments: Int[Array, "B T"]  # 0 is padding; attention stays inside a segment
+    loss_mask: Bool[Array, "B T"]  # tokens to learn
+
+
+@pytree
+class PreferenceBatch:
+    """Pairs of whole dialogues that differ in the reply."""
+
+    chosen: TokenBatch
+    rejected: TokenBatch
+    margin: Float[Array, "B"]  # 0 where unknown
+    weight: Float[Array, "B"]  # label confidence; 0 for rows that only fill the batch
+
+
+@pytree
+class LabelBatch:
+    """Texts with a binary label."""
+
+    text: TokenBatch
+    label: Float[Array, "B"]  # 0 or 1
+    weight: Float[Array, "B"]
+
+
+@pytree
+class Rollout:
+    """What the sampler wrote: left-padded prompt + response; `batch.loss_mask` marks the response tokens, eos included."""
+
+    batch: TokenBatch
+    logprobs: Float[Array, "B T"]  # of the distribution sampled from, temperature included; 0 outside the response
+    finished: Bool[Array, "B"]  # a stop token was written
+    temperature: Float[Array, ""]
+
+
+@pytree
+class Trajectory:
+    """A rollout with everything PPO learns from."""
+
+    rollout: Rollout
+    old_logprobs: Float[Array, "B T"]  # of the policy that sampled, recomputed by the training graph
+    ref_logprobs: Float[Array, "B T"]
+    values: Float[Array, "B T"]
+    rewards: Float[Array, "B T"]  # per token: KL penalty, and the score on the last response token
+    advantages: Float[Array, "B T"]
+    returns: Float[Array, "B T"]
+    scores: Float[Array, "B"]  # what the reward said, after the missing-stop penalty
+
+
+@pytree
+class Aux:
+    """What a loss reports beside its value: the weight of its mean, and metrics that are means with that same weight."""
+
+    weight: Float[Array, ""]
+    metrics: dict[str, Float[Array, ""]]
+
+
+LossFn: TypeAlias = Callable[[Params, Any], tuple[jax.Array, Aux]]
+"""(params, batch) -> (mean loss, Aux). The update multiplies by `Aux.weight`, sums over microbatches, and divides once."""
+
+LogprobFn: TypeAlias = Callable[[Params, TokenBatch, Any], jax.Array]
+"""(params, batch, temperature) -> log-probs [B, T] of the tokens given, in nats."""

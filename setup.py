@@ -1,0 +1,72 @@
+"""What the project needs to run. Tool settings live in pyproject.toml, tested versions in constraints.txt."""
+
+import ast
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    """`__version__` of the package, read without importing it."""
+    for node in ast.parse((ROOT / "rlhf_jax" / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__":
+            return ast.literal_eval(node.value)
+    raise ValueError("rlhf_jax/__init__.py: no __version__ = '...' line")
+
+
+# Lower bounds are the oldest versions the tests have run with. An upper bound names a break that is known to come.
+REQUIRED = [
+    "jax>=0.10.2,<0.12",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8,<0.13",  # its v1 interface moves to the top level after 0.12
+    "tensorflow-datasets>=4.9.10",
+    "sentencepiece>=0.2.3",
+    "transformers>=5.23",
+    "grain>=0.2.18",
+    "array_record>=0.8.6",
+    "jinja2>=3.1.6",  # chat templates; transformers does not ask for it
+    "safetensors>=0.8",
+    "tyro>=1.0.17",
+    "tensorboardX>=2.6.5",
+    "numpy>=2.4.6",
+    "rich>=15",
+    "matplotlib>=3.11.2",
+    "jaxtyping>=0.3.11",
+]
+
+EXTRAS = {
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda13]"],
+    "test": [
+        "pytest>=9.2",
+        "pytest-xdist>=3.8",
+        "beartype>=0.23.1",
+        "nbmake>=1.5.5",
+        "jupytext>=1.19.6",
+        "ipykernel>=7.4",
+        "ruff>=0.17.6",
+        "pyright[nodejs]>=1.1.414",  # [nodejs]: node comes from the package index, not from a download at first use
+        "pre-commit>=4.7",
+        "torch==2.13.0",  # only the oracle that converted checkpoints are compared with
+    ],
+}
+
+setup(
+    name="rlhf_jax",
+    version=version(),
+    description="Instruction tuning and RLHF in JAX: small, typed, and checked against exact answers.",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["rlhf_jax", "rlhf_jax.*", "experiments", "experiments.*"]),
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,59 @@
+"""What every test runs under: eight CPU devices, no network, no silent rank promotion, unchecked records."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RLHF_JAX_PROGRESS"] = "quiet"
+
+import flax.struct
+import jax
+import pytest
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf_jax" / "xla"
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Workers, and the next run, take compiled programs from here, the many small ones above all: reading one is six times
+# faster than compiling it.
+jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE)))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _unchecked(dataclass: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(dataclass)
+    def decorate(*args: Any, **kwargs: Any) -> Any:
+        record = dataclass(*args, **kwargs)
+        if isinstance(record, type):  # called without a class, it makes a decorator that comes back here
+            record.__no_type_check__ = True  # pyright: ignore[reportAttributeAccessIssue]
+        return record
+
+    return decorate
+
+
+# JAX rebuilds records with leaves of any kind (shapes, shardings, None), so their constructors take what they get;
+# functions that receive records are checked as ever.
+flax.struct.dataclass = _unchecked(flax.struct.dataclass)
+
+
+@pytest.fixture
+def strict_dtypes() -> Iterator[None]:
+    """Mixed dtypes raise instead of being promoted. Not global, because optax mixes them itself."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of data sets: $RLHF_JAX_DATA, else ../shared/data beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get("RLHF_JAX_DATA") or beside)
+    if not root.is_dir():
+        pytest.skip(f"no data sets at {root}; say where they are with RLHF_JAX_DATA")
+    return root

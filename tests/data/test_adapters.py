@@ -1,0 +1,126 @@
+import pytest
+
+from rlhf_jax.data.adapters import ADAPTERS, Rejected, parse_hh_dialogue
+from rlhf_jax.data.readers import DataError, read_jsonl
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Provenance, Turn
+from rlhf_jax.data.sources import load_source
+from rlhf_jax.data.templates import TEMPLATES
+
+HERE = Provenance("test", "MIT", "file.json:7")
+
+
+def parse(adapter, **row):
+    return ADAPTERS[adapter].parse(row, HERE)
+
+
+def test_alpaca_joins_instruction_and_input_by_a_blank_line_only_when_there_is_one():
+    with_input = parse("alpaca", instruction="Add.", input="1 and 2", output="3")
+    without = parse("alpaca", instruction="Smile.", input="", output=":)")
+    assert isinstance(with_input, Demonstration)
+    assert with_input.prompt.turns == (Turn("user", "Add.\n\n1 and 2"),)
+    assert with_input.reply == "3"
+    assert with_input.prompt.provenance == HERE
+    assert isinstance(without, Demonstration)
+    assert without.prompt.turns == (Turn("user", "Smile."),)
+
+
+def test_an_alpaca_row_without_an_answer_is_rejected_with_its_place():
+    assert parse("alpaca", instruction="Add.", input="", output=" ") == Rejected("file.json:7", "the output is empty")
+
+
+def test_hh_keeps_every_character_but_the_blank_after_the_colon():
+    turns = parse_hh_dialogue("\n\nHuman:  Hi \n\nyou\n\nAssistant: \n\nHuman: Bye\n\nAssistant: No. ", HERE)
+    assert turns == (
+        Turn("user", " Hi \n\nyou"),
+        Turn("assistant", ""),
+        Turn("user", "Bye"),
+        Turn("assistant", "No. "),
+    )
+
+
+def test_hh_pairs_share_the_prompt_and_keep_the_direction():
+    pair = parse("hh", chosen="\n\nHuman: Q\n\nAssistant: good", rejected="\n\nHuman: Q\n\nAssistant: bad")
+    assert isinstance(pair, Comparison)
+    assert (pair.prompt.turns, pair.chosen, pair.rejected) == ((Turn("user", "Q"),), "good", "bad")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "reason"),
+    [
+        ("\n\nHuman: Q\n\nAssistant: a", "\n\nHuman: Q\n\nAssistant: a", "identical"),
+        ("\n\nHuman: Q\n\nAssistant: a", "\n\nHuman: R\n\nAssistant: b", "differ before the last"),
+        ("\n\nHuman: Q\n\nAssistant: a", "\n\nHuman: Q\n\nAssistant: a\n\nHuman: S", "differ before the last"),
+        ("\n\nHuman: Q\n\nHuman: a", "\n\nHuman: Q\n\nHuman: b", "does not end with a reply"),
+        ("\n\nAssistant: a", "\n\nAssistant: b", "does not end with a reply"),
+    ],
+)
+def test_hh_pairs_without_a_comparison_of_two_replies_are_rejected(chosen, rejected, reason):
+    outcome = parse("hh", chosen=chosen, rejected=rejected)
+    assert isinstance(outcome, Rejected)
+    assert reason in outcome.reason
+
+
+def test_text_that_is_no_dialogue_is_an_error():
+    with pytest.raises(DataError, match=r"file\.json:7: a dialogue starts with 'Hello"):
+        parse("hh", chosen="Hello", rejected="\n\nHuman: Q\n\nAssistant: a")
+
+
+def test_sentiment_labels_come_from_the_column_and_from_the_folder():
+    assert parse("sst2", sentence="a fine film ", label="1") == Labelled("a fine film", 1, HERE)
+    assert parse("imdb", member="train/pos/1_7.txt", text="Yes") == Labelled("Yes", 1, HERE)
+    assert parse("imdb", member="train/neg/1_2.txt", text="No") == Labelled("No", 0, HERE)
+    assert isinstance(parse("imdb", member="train/unsup/1_0.txt", text="?"), Rejected)
+    with pytest.raises(DataError, match="'label' is 'positive'; expected 0 or 1"):
+        parse("sst2", sentence="x", label="positive")
+
+
+@pytest.mark.parametrize("adapter", sorted(ADAPTERS))
+def test_a_row_of_another_kind_is_named_by_place_and_field(adapter):
+    with pytest.raises(DataError, match=r"file\.json:7: no field '\w+'; the row has 'other'"):
+        parse(adapter, other=1)
+
+
+def test_fields_of_a_wrong_type_and_half_surrogates_are_errors():
+    with pytest.raises(DataError, match="field 'output' is a int; expected text"):
+        parse("alpaca", instruction="Add.", input="", output=3)
+    with pytest.raises(DataError, match="half a surrogate pair at character 2"):
+        parse("alpaca", instruction="A\ud83d", input="", output="3")
+
+
+def test_all_hh_pairs_are_accounted_for_and_write_back_to_the_released_text(data_root):
+    folder = "preferences/hh-rlhf"
+    loaded = load_source(f"hh:{folder}/*/test.jsonl.gz", data_root)
+    reasons = [reason for _, reason in loaded.rejected]
+    assert reasons.count("both replies are identical") == 34
+    assert reasons.count("the dialogues differ before the last assistant turn") == 17
+    assert len(loaded.records) + len(loaded.rejected) == 7415
+    assert len(loaded.rejected) == 34 + 17
+
+    paths = data_root.glob(f"{folder}/*/test.jsonl.gz")
+    rows = {place: row for path in paths for place, row in read_jsonl(path)}
+    hh = TEMPLATES["hh"]
+    for record in loaded.records:
+        assert isinstance(record, Comparison)
+        row = rows[str(data_root / record.prompt.provenance.place)]
+        assert hh.prompt(record.prompt) + hh.reply(record.chosen) == row["chosen"]
+        assert hh.prompt(record.prompt) + hh.reply(record.rejected) == row["rejected"]
+
+
+@pytest.mark.parametrize(
+    ("source", "rows"),
+    [
+        ("alpaca:instructions/alpaca-en/*.json.gz", 42_148),
+        ("sst2:rl/sst2/train.tsv.gz", 60_614),
+        ("imdb:rl/imdb/*.tar.gz", 3_001),  # and the archive's README, which is no review
+    ],
+)
+def test_every_row_of_a_real_set_is_loaded_or_rejected(data_root, source, rows):
+    loaded = load_source(source, data_root)
+    assert len(loaded.records) + len(loaded.rejected) == rows
+
+
+def test_real_labels_are_balanced_as_stated(data_root):
+    reviews = load_source("imdb:rl/imdb/*.tar.gz", data_root)
+    assert len(reviews.records) == 3000
+    assert sum(review.label for review in reviews.records if isinstance(review, Labelled)) == 1500
+    assert [reason for _, reason in reviews.rejected] == ["in folder 'aclImdb', not in pos or neg"]

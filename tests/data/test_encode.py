@@ -1,0 +1,205 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.data.encode import (
+    Cut,
+    Encoded,
+    EncodedPair,
+    count_cut,
+    cut,
+    cut_pair,
+    encode_comparison,
+    encode_demonstration,
+    encode_labelled,
+    encode_prompt,
+    pack,
+    pack_right,
+    pad_left,
+    pad_right,
+)
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Provenance, user_prompt
+from rlhf_jax.data.templates import TEMPLATES
+from rlhf_jax.data.tokenizer import load_tokenizer
+from rlhf_jax.masking import positions_of
+
+HERE = Provenance("test", "MIT", "here:1")
+PROMPT = user_prompt("Once upon a time, there was a cat named", HERE)
+PUBLISHED = {
+    "mistral": "tokenizers/mistral-v1/tokenizer.model",
+    "stories": "checkpoints/stories260K/tok512.model",
+    "t5": "tokenizers/t5/spiece.model",
+}
+
+
+class Letters:
+    """One token per character; pad is eos, and bos is eos too, as in GPT-2."""
+
+    vocab_size = 300
+    bos: int | None = 299
+    eos = 299
+    pad = 299
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids):
+        return "".join(chr(i) for i in ids if i != 299)
+
+
+class LettersWithoutBos(Letters):
+    bos = None
+
+
+@pytest.fixture(params=["trained", *PUBLISHED])
+def tokenizer(request):
+    if request.param == "trained":
+        return request.getfixturevalue("trained")
+    return load_tokenizer(request.getfixturevalue("data_root") / PUBLISHED[request.param])
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("reply", ["Tom. He ate 12 fish.", "s", "\nnew line", " two  blanks"])
+def test_no_token_spans_the_boundary_and_bos_and_eos_stand_once(tokenizer, name, reply):
+    template = TEMPLATES[name]
+    encoded = encode_demonstration(Demonstration(PROMPT, reply), tokenizer, template)
+    asked = encode_prompt(PROMPT, tokenizer, template)
+    bos = [] if tokenizer.bos is None else [tokenizer.bos]
+    # The prompt of training is the prompt of sampling, id for id, and the reply is what its text alone gives.
+    assert encoded.prompt == asked.prompt == (*bos, *tokenizer.encode(template.prompt(PROMPT)))
+    assert encoded.reply == (*tokenizer.encode(template.reply(reply)), tokenizer.eos)
+    ids = encoded.prompt + encoded.reply
+    assert ids.count(tokenizer.eos) == 1
+    assert tokenizer.bos is None or ids.count(tokenizer.bos) == 1
+    assert asked.reply == ()
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_prompt_and_reply_apart_read_as_the_one_text(trained, name):
+    template = TEMPLATES[name]
+    encoded = encode_demonstration(Demonstration(PROMPT, " Tom.\n  12"), trained, template)
+    assert trained.decode(encoded.prompt + encoded.reply) == template.prompt(PROMPT) + template.reply(" Tom.\n  12")
+    assert template.reply_text(trained.decode(encoded.reply)) == " Tom.\n  12"
+
+
+def test_both_replies_of_a_pair_follow_the_same_prompt():
+    pair = encode_comparison(Comparison(PROMPT, "yes", "no", margin=2.0, weight=0.5), Letters(), TEMPLATES["hh"])
+    assert pair.chosen.prompt == pair.rejected.prompt
+    assert Letters().decode(pair.chosen.reply) == " yes"
+    assert Letters().decode(pair.rejected.reply) == " no"
+    assert (pair.margin, pair.weight) == (2.0, 0.5)
+
+
+def test_a_labelled_text_is_all_reply_and_has_no_eos_so_that_cut_texts_can_be_scored_too():
+    encoded = encode_labelled(Labelled("ab", 1, HERE), Letters())
+    assert encoded.text == Encoded((299,), (97, 98), head=1)
+    assert encoded.label == 1
+    assert encode_labelled(Labelled("ab", 0, HERE), LettersWithoutBos()).text == Encoded((), (97, 98))
+
+
+def test_a_prompt_without_any_token_is_refused_since_nothing_could_follow_it():
+    empty = user_prompt("", HERE)
+    assert encode_prompt(empty, Letters(), TEMPLATES["none"]).prompt == (299,)
+    with pytest.raises(ValueError, match="prompt from 'here:1' has no tokens"):
+        encode_prompt(empty, LettersWithoutBos(), TEMPLATES["none"])
+
+
+def test_right_padding_by_hand_with_a_pad_that_is_eos_bos_and_a_token_of_the_reply():
+    batch = pad_right([Encoded((9, 5), (9, 6, 9), head=1), Encoded((9, 5, 7), (9,), head=1)], 6, pad=9)
+    np.testing.assert_array_equal(batch.tokens, [[9, 5, 9, 6, 9, 9], [9, 5, 7, 9, 9, 9]])
+    np.testing.assert_array_equal(batch.segments, [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]])
+    np.testing.assert_array_equal(batch.loss_mask.astype(int), [[0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 0, 0]])
+    np.testing.assert_array_equal(batch.positions, [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 4]])
+    assert {batch.tokens.dtype, batch.segments.dtype, batch.positions.dtype} == {np.dtype(np.int32)}
+    assert batch.loss_mask.dtype == np.bool_
+
+
+def test_left_padding_by_hand_leaves_the_reply_out_and_nothing_to_learn():
+    batch = pad_left([Encoded((9, 5), (6, 9), head=1), Encoded((9, 5, 7, 8), head=1)], 5, pad=9)
+    np.testing.assert_array_equal(batch.tokens, [[9, 9, 9, 9, 5], [9, 9, 5, 7, 8]])
+    np.testing.assert_array_equal(batch.segments, [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]])
+    np.testing.assert_array_equal(batch.positions, [[0, 0, 0, 0, 1], [0, 0, 1, 2, 3]])
+    assert not batch.loss_mask.any()
+
+
+def test_the_side_of_the_padding_changes_neither_real_tokens_nor_their_positions():
+    prompts = [Encoded(tuple(range(1, 2 + n)), head=1) for n in range(6)]
+    left, right = pad_left(prompts, 8, pad=0), pad_right(prompts, 8, pad=0)
+    for row, prompt in enumerate(prompts):
+        for batch in (left, right):
+            real = batch.segments[row] == 1
+            assert tuple(batch.tokens[row][real]) == prompt.prompt
+            np.testing.assert_array_equal(batch.positions[row][real], np.arange(len(prompt.prompt)))
+    for batch in (left, right):
+        np.testing.assert_array_equal(batch.positions, positions_of(jnp.asarray(batch.segments) == 1))
+
+
+@pytest.mark.parametrize(
+    ("length", "prompt", "reply"),
+    [
+        (8, (1, 2, 3, 4), (5, 6, 7)),
+        (7, (1, 2, 3, 4), (5, 6, 7)),
+        (6, (1, 3, 4), (5, 6, 7)),
+        (5, (1, 4), (5, 6, 7)),
+        (4, (1,), (5, 6, 7)),
+        (3, (1,), (5, 6)),
+        (2, (1,), (5,)),
+    ],
+)
+def test_too_long_loses_the_start_of_the_prompt_after_bos_then_the_end_of_the_reply(length, prompt, reply):
+    assert cut(Encoded((1, 2, 3, 4), (5, 6, 7), head=1), length) == Encoded(prompt, reply, head=1)
+
+
+def test_without_bos_the_last_token_of_the_prompt_stays():
+    assert cut(Encoded((2, 3, 4), (5, 6, 7)), 3) == Encoded((4,), (5, 6))
+    assert cut(Encoded((), (5, 6, 7)), 2) == Encoded((), (5, 6))
+
+
+def test_a_prompt_alone_is_cut_to_its_end_on_either_side():
+    long = [Encoded((1, 2, 3, 4, 5), head=1)]
+    np.testing.assert_array_equal(pad_left(long, 3, pad=0).tokens, [[1, 4, 5]])
+    np.testing.assert_array_equal(pad_right(long, 3, pad=0).tokens, [[1, 4, 5]])
+    # The reply takes no room from a prompt that is to be sampled from.
+    with_reply = [Encoded((1, 2, 3), (4, 5, 6), head=1)]
+    np.testing.assert_array_equal(pad_left(with_reply, 3, pad=0).tokens, [[1, 2, 3]])
+
+
+def test_both_sides_of_a_pair_lose_the_same_of_their_prompt():
+    pair = EncodedPair(Encoded((1, 2, 3, 4), (5, 6, 7), head=1), Encoded((1, 2, 3, 4), (8,), head=1), margin=1.0)
+    short = cut_pair(pair, 5)
+    assert short == EncodedPair(Encoded((1, 4), (5, 6, 7), head=1), Encoded((1, 4), (8,), head=1), margin=1.0)
+
+
+def test_what_was_cut_is_counted():
+    examples = [Encoded((1, 2), (3,), 1), Encoded((1, 2, 3), (4, 5), 1), Encoded((1, 2), (3, 4, 5, 6), 1)]
+    assert count_cut(examples, 4) == Cut(examples=3, prompts=2, replies=1)
+    assert count_cut(examples, 6) == Cut(examples=3, prompts=0, replies=0)
+    assert count_cut([EncodedPair(examples[0], examples[2])], 4) == Cut(examples=1, prompts=1, replies=1)
+
+
+def test_no_examples_and_no_room_are_refused():
+    for padded in (pad_left, pad_right):
+        with pytest.raises(ValueError, match="no examples"):
+            padded([], 4, pad=0)
+        with pytest.raises(ValueError, match="length is 1"):
+            padded([Encoded((1,), (2,))], 1, pad=0)
+
+
+def test_packed_rows_hold_every_example_whole_with_its_own_segment_and_positions():
+    examples = [Encoded((1, 2, 3), (4, 5)), Encoded((6,), (7,)), Encoded((8, 9), (10, 11, 12)), Encoded((13,), (14,))]
+    packed = pack_right(examples, 8, 0)
+    # First fit: the first row takes 5 + 2, and of the last example's 2 tokens none; the second row 5 + 2.
+    assert packed.tokens.tolist() == [[1, 2, 3, 4, 5, 6, 7, 0], [8, 9, 10, 11, 12, 13, 14, 0]]
+    assert packed.segments.tolist() == [[1, 1, 1, 1, 1, 2, 2, 0]] * 2
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 0]] * 2
+    assert packed.loss_mask.tolist()[0] == [False, False, False, True, True, False, True, False]
+    assert packed.loss_mask.tolist()[1] == [False, False, True, True, True, False, True, False]
+
+
+def test_packing_loses_no_example_and_never_overfills_a_row():
+    rng = np.random.default_rng(0)
+    examples = [Encoded(tuple(range(rng.integers(1, 9))), tuple(range(rng.integers(1, 30)))) for _ in range(200)]
+    rows = pack(examples, 24)
+    assert sorted(place for row in rows for place in row) == list(range(200))
+    sizes = [min(len(e.prompt) + len(e.reply), 24) for e in examples]
+    assert max(sum(sizes[place] for place in row) for row in rows) <= 24
