@@ -158,6 +158,7 @@ class World:
 
     demonstrations: int
     prompts: int  # for sampling, by the comparisons and by PPO
+    families: tuple[str, ...] = ()  # of tasks that are trained; none: all
     flawed: float = 0.0  # share of demonstrations with a mistake
     annotator_temperature: float = 0.25
     annotator_flip: float = 0.0

@@ -110,8 +110,9 @@ def sft_figures(run: Run) -> Figures:
     if held_out is not None:
         figures = {"sft/held_out_nll_before": held_out.values[0], "sft/held_out_nll_after": held_out.values[-1]}
         figures = {name: float(value) for name, value in figures.items()}
-    if run.seconds.get("sft", 0) > 1:
-        figures["sft/tokens_per_second"] = float(metrics["sft"]["real_tokens"].values.sum() / run.seconds["sft"])
+    tokens = metrics["sft"]["real_tokens"].values[run.resumed["sft"] :]  # of the seconds that were measured
+    if run.seconds["sft"] > 1 and tokens.size:
+        figures["sft/tokens_per_second"] = float(tokens.sum() / run.seconds["sft"])
     return figures
 
 

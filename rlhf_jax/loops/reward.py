@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.config import Optim
 from rlhf_jax.data.batches import (
     Mixture,
     evaluation_batches,
@@ -28,7 +27,13 @@ from rlhf_jax.models import Model
 from rlhf_jax.sharding import compile_function, compile_step, place_batch
 from rlhf_jax.train import TrainState, make_step
 from rlhf_jax.train.optimizer import make_optimizer
-from rlhf_jax.types import Params
+from rlhf_jax.types import LossFn, Params
+
+
+def make_reward_step(model: Model, optim: Optim, *, labelled: bool = False) -> tuple[LossFn, Callable]:
+    """(loss, pure update) of a reward model on comparisons, or on labelled texts."""
+    loss = partial(label_loss if labelled else comparison_loss, scores=model.scores)
+    return loss, make_step(loss, make_optimizer(optim), microbatches=optim.microbatches)
 
 
 def run_reward(
@@ -40,10 +45,10 @@ def run_reward(
     assert config is not None, "called for experiments with a reward stage"
     labelled = kind is Labelled
     make_batches, pad_all = (label_batches, pad_labels) if labelled else (preference_batches, pad_pairs)
-    loss = partial(label_loss if labelled else comparison_loss, scores=model.scores)
     length, pad = experiment.text.length, texts.tokenizer.pad
     batches = make_batches(parts, config.optim.rows, length, pad, experiment.seed)
-    step = compile_step(make_step(loss, make_optimizer(config.optim), microbatches=config.optim.microbatches), run.mesh)
+    loss, update = make_reward_step(model, config.optim, labelled=labelled)
+    step = compile_step(update, run.mesh)
 
     def advance(state: TrainState, number: int):
         state, metrics = step(state, place_batch(batches[number], run.mesh))
@@ -63,7 +68,7 @@ def run_reward(
         eval_every=config.eval_every,
         show=("loss", "accuracy"),
     )
-    return jax.tree.map(jnp.asarray, state.params)
+    return state.params
 
 
 def score_all(run: Run, model: Model, params: Params, texts: Texts, examples: Sequence[Encoded]) -> np.ndarray:

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
@@ -22,6 +22,7 @@ State = TypeVar("State")
 STAGES = ("init", "sft", "collect", "reward", "value", "ppo", "evaluate")
 
 
+@runtime_checkable
 class Advance(Protocol):
     """(state, step) -> (state, metrics, metrics that need the host): one step of a stage, dispatched but not waited for."""
 
@@ -39,7 +40,8 @@ class Run:
     mesh: Mesh
     data_root: Path | None = None
     on_step: Callable[[str, int], None] | None = None
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of this process, by stage
+    resumed: dict[str, int] = dataclasses.field(default_factory=dict)  # the step that each stage went on from
 
     def key(self, stage: str) -> jax.Array:
         """The random key of a stage: a function of the experiment's seed and the stage alone."""
@@ -74,7 +76,7 @@ def run_stage(
     """
     started = time.monotonic()
     with Checkpoints(run.directory / "checkpoints" / stage) as checkpoints:
-        start = checkpoints.latest or 0
+        start = run.resumed[stage] = checkpoints.latest or 0
         if start:
             state = checkpoints.restore(start, state)
         with (

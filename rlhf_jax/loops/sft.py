@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config import Optim
@@ -51,6 +50,12 @@ def fresh_state(run: Run, params: Params, optim: Optim, *, ema: bool = False) ->
     return place(jax.jit(partial(init_state, tx=tx, ema=ema))(params), run.mesh)
 
 
+def make_sft_step(model: Model, optim: Optim) -> tuple[LossFn, Callable]:
+    """(loss, pure update) of SFT."""
+    loss = partial(sft_loss, logprobs=model.logprobs)
+    return loss, make_step(loss, make_optimizer(optim), microbatches=optim.microbatches)
+
+
 def run_sft(run: Run, model: Model, params: Params, texts: Texts) -> Params:
     """Parameters after the experiment's SFT stage; the held-out loss is measured before, during and after."""
     experiment = run.experiment
@@ -60,8 +65,8 @@ def run_sft(run: Run, model: Model, params: Params, texts: Texts) -> Params:
     make_batches = token_batches if config.pack_length is None else packed_batches
     length = config.pack_length or experiment.text.length
     batches = make_batches(examples.encoded(texts), config.optim.rows, length, texts.tokenizer.pad, experiment.seed)
-    loss = partial(sft_loss, logprobs=model.logprobs)
-    step = compile_step(make_step(loss, make_optimizer(config.optim), microbatches=config.optim.microbatches), run.mesh)
+    loss, update = make_sft_step(model, config.optim)
+    step = compile_step(update, run.mesh)
 
     def advance(state: TrainState, number: int):
         batch = batches[number]
@@ -84,4 +89,4 @@ def run_sft(run: Run, model: Model, params: Params, texts: Texts) -> Params:
         eval_every=config.eval_every,
         show=("nll",),
     )
-    return jax.tree.map(jnp.asarray, state.params)
+    return state.params

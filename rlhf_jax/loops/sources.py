@@ -29,8 +29,9 @@ def cache_directory() -> Path:
 
 
 def world_of(experiment: Experiment) -> InstructWorld:
-    """The instruction world of this experiment's seed."""
-    return InstructWorld(seed=experiment.seed)
+    """The instruction world of this experiment: its seed, its families."""
+    families = experiment.world.families if experiment.world is not None else ()
+    return InstructWorld(seed=experiment.seed, families=families)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -112,25 +112,28 @@ def _draw_content(family: Family, split: Split, rng: random.Random) -> Content:
             return content
 
 
-_KINDS: dict[bool, tuple[tuple[Family, Language], ...]] = {
-    held_out: tuple((f, language) for f in FAMILIES.values() if f.held_out is held_out for language in f.languages)
-    for held_out in (False, True)
-}
+@lru_cache(maxsize=16)
+def _kinds(families: tuple[str, ...], held_out: bool) -> tuple[tuple[Family, Language], ...]:
+    """Every (family, language) of the families that are trained, or of those held out, which no choice of families changes."""
+    chosen = (f for f in FAMILIES.values() if f.held_out is held_out and (held_out or not families or f.name in families))
+    return tuple((family, language) for family in chosen for language in family.languages)
 
 
 @lru_cache(maxsize=1024)
-def _kinds_of_block(seed: int, split: Split, block: int) -> tuple[tuple[Family, Language], ...]:
+def _kinds_of_block(
+    seed: int, families: tuple[str, ...], split: Split, block: int
+) -> tuple[tuple[Family, Language], ...]:
     """Every (family, language) of a split once, in an order of its own: runs of tasks are balanced, not periodic."""
-    kinds = list(_KINDS[split == "held_out_families"])
+    kinds = list(_kinds(families, split == "held_out_families"))
     random.Random(f"{seed}/{split}/block {block}").shuffle(kinds)
     return tuple(kinds)
 
 
-def _make_task(seed: int, split: Split, index: int) -> Task:
+def _make_task(world: InstructWorld, split: Split, index: int) -> Task:
     key = f"{split}/{index}"
-    block, place = divmod(index, len(_KINDS[split == "held_out_families"]))
-    family, language = _kinds_of_block(seed, split, block)[place]
-    rng = random.Random(f"{seed}/{key}")
+    block, place = divmod(index, len(_kinds(world.families, split == "held_out_families")))
+    family, language = _kinds_of_block(world.seed, world.families, split, block)[place]
+    rng = random.Random(f"{world.seed}/{key}")
     content = _draw_content(family, split, rng)
     case = family.case(content, language)
     phrasings = family.phrasings[language]
@@ -181,7 +184,7 @@ def _known_split(split: str) -> Split:
 
 @dataclass(frozen=True)
 class InstructWorld:
-    """All tasks of one seed. Task i of a split is a function of (seed, split, i) alone.
+    """All tasks of one seed. Task i of a split is a function of (seed, families, split, i) alone.
 
     The splits share no prompt: `train` is what may be learned from; `held_out_prompts` asks known families in known
     phrasings about contents that occur in no other split; `held_out_phrasings` asks them in new words;
@@ -189,6 +192,15 @@ class InstructWorld:
     """
 
     seed: int = 0
+    families: tuple[str, ...] = ()  # those that are trained; none: all that are not held out
+
+    def __post_init__(self) -> None:
+        for name in self.families:
+            if name not in FAMILIES:
+                close = difflib.get_close_matches(name, FAMILIES, n=1) or sorted(FAMILIES)
+                raise KeyError(f"no task family {name!r}; did you mean {' or '.join(close)}?")
+            if FAMILIES[name].held_out:
+                raise ValueError(f"task family {name!r} is held out of training in every world")
 
     def tasks(self, split: Split, count: int, *, start: int = 0) -> list[Task]:
         """Tasks start, ..., start + count - 1 of a split.
@@ -199,14 +211,14 @@ class InstructWorld:
         for label, number in (("count", count), ("start", start)):
             if number < 0:
                 raise ValueError(f"{label} is {number}; it must be 0 or more")
-        return [_make_task(self.seed, name, index) for index in range(start, start + count)]
+        return [_make_task(self, name, index) for index in range(start, start + count)]
 
     def task(self, key: str) -> Task:
         """The task of a key such as "train/1234". Raises: KeyError for any other text."""
         match = _KEY.fullmatch(key)
         if not match:
             raise KeyError(f"no task {key!r}; a key is a split and an index, such as 'train/1234'")
-        return _make_task(self.seed, _known_split(match["split"]), int(match["index"]))
+        return _make_task(self, _known_split(match["split"]), int(match["index"]))
 
     def gold(self, key: str, reply: str) -> float:
         """The gold reward, in [0, 1], of a reply to the task of a key. Raises: KeyError as `task` does."""
