@@ -26,10 +26,6 @@ REQUIRED = [
     "sentencepiece>=0.2.3",
     "transformers>=5.23",
     "grain>=0.2.18",
-    "array_record>=0.8.6",
-    "jinja2>=3.1.6",  # chat templates; transformers does not ask for it
-    "safetensors>=0.8",
-    "tyro>=1.0.17",
     "tensorboardX>=2.6.5",
     "numpy>=2.4.6",
     "rich>=15",
@@ -44,13 +40,12 @@ EXTRAS = {
         "pytest>=9.2",
         "pytest-xdist>=3.8",
         "beartype>=0.23.1",
-        "nbmake>=1.5.5",
+        "nbclient>=0.11",
         "jupytext>=1.19.6",
         "ipykernel>=7.4",
         "ruff>=0.17.6",
         "pyright[nodejs]>=1.1.414",  # [nodejs]: node comes from the package index, not from a download at first use
         "pre-commit>=4.7",
-        "torch==2.13.0",  # only the oracle that converted checkpoints are compared with
     ],
 }
 

@@ -12,8 +12,8 @@ def _smoke(scale: str, name: str, **stages) -> Experiment:
     return Experiment(
         name=name,
         scale="cpu",
-        policy=ModelConfig(vocab=1024, width=32, layers=2, heads=4, kv_heads=2, mlp=64, max_length=96),
-        text=Text(tokenizer="train:1024", template="plain", length=64, prompt_length=48),
+        policy=ModelConfig(vocab=896, width=32, layers=2, heads=4, kv_heads=2, mlp=64, max_length=96),
+        text=Text(tokenizer="train:896", template="plain", length=64, prompt_length=48),
         evaluation=Evaluation(prompts=32, rows=32, new_tokens=8, samples_shown=4),
         world=World(demonstrations=512, prompts=128, flawed=0.2),
         checkpoint_every=10,

@@ -251,7 +251,8 @@ def _about(run: RunFiles) -> Section:
     table = seconds_table(run.figures)
     details = [Details("Config", run.config)]
     details += [Details("Environment", run.environment)] if run.environment else []
-    return Section("This run", [*([_table(table)] if table.rows else []), *details])
+    caption = "Where a run was resumed: of the last process alone."
+    return Section("This run", [*([_table(table, caption)] if table.rows else []), *details])
 
 
 def _devices(environment: Mapping[str, Any]) -> str:

@@ -87,13 +87,13 @@ def make_ppo_update(
                 extra, extra_metrics, _ = gradients(ptx.loss, state.policy.params, demonstrations, microbatches)
                 grads = jax.tree.map(lambda g, e, coef=ptx.coef: g + coef * e, grads, extra)
                 metrics |= {f"ptx_{name}": value for name, value in extra_metrics.items()}
-            metrics["grad_norm"] = optax.global_norm(grads)
+            metrics["grad_norm"] = optax.tree.norm(grads)
             policy = apply_gradients(state.policy, grads, policy_tx, ema=ema)
             value = state.value
             if value is not None:
                 assert value_loss is not None and value_tx is not None
                 grads, value_metrics, _ = gradients(value_loss, value.params, batch, microbatches)
-                metrics |= value_metrics | {"value_grad_norm": optax.global_norm(grads)}
+                metrics |= value_metrics | {"value_grad_norm": optax.tree.norm(grads)}
                 value = apply_gradients(value, grads, value_tx)
             return dataclasses.replace(state, policy=policy, value=value), metrics
 

@@ -96,6 +96,6 @@ def make_step(
 
     def step(state: TrainState, batch: Any):
         grads, metrics, _ = gradients(loss, state.params, batch, microbatches)
-        return apply_gradients(state, grads, tx), {**metrics, "grad_norm": optax.global_norm(grads)}
+        return apply_gradients(state, grads, tx), {**metrics, "grad_norm": optax.tree.norm(grads)}
 
     return step

@@ -34,6 +34,9 @@ RESERVED = 10
 
 _KEY = re.compile(r"(?P<split>\w+)/(?P<index>0|[1-9][0-9]{0,17})")  # no leading zero: a task has one key
 
+CHATTY = 0.75
+"""How many of the flawed demonstrations are right but for the talk around the answer."""
+
 CHATTER: dict[Language, tuple[str, ...]] = {
     "en": ("Sure, here it is: {}", "The answer is {}.", "I think it is {}"),
     "zh": ("好的，答案是：{}", "答案是{}。", "我觉得是{}"),
@@ -144,15 +147,17 @@ def _make_task(world: InstructWorld, split: Split, index: int) -> Task:
 
 
 def _flawed_reply(task: Task, rng: random.Random) -> str:
-    """A reply with one human mistake, never the answer: an item left out, two swapped, a wrong reply, or chatter."""
+    """A reply with one human mistake, never the answer: mostly chatter, else an item left out, two swapped, a wrong reply."""
     separator = ", " if ", " in task.answer else "、"
     items = task.answer.split(separator)
     pairs = [i for i in range(len(items) - 1) if items[i] != items[i + 1]]
     chatty = [chatter.format(task.answer) for chatter in CHATTER[task.language]]
     short = [separator.join(items[:i] + items[i + 1 :]) for i in range(len(items)) if len(items) > 1]
     swapped = [separator.join([*items[:i], items[i + 1], items[i], *items[i + 2 :]]) for i in pairs]
-    kinds = [replies for replies in (chatty, task.mistakes, short, swapped) if replies]
-    return rng.choice(rng.choice(kinds))
+    if rng.random() < CHATTY:
+        return rng.choice(chatty)
+    kinds = [replies for replies in (task.mistakes, short, swapped) if replies]
+    return rng.choice(rng.choice(kinds or [chatty]))
 
 
 def _alphabet() -> str:

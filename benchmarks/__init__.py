@@ -1,0 +1,1 @@
+"""What is measured and how; figures and commands are in docs/benchmarks.md."""

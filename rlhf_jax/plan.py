@@ -1,0 +1,114 @@
+"""Ahead of time: the updates of an experiment as lowered programs, from shapes alone, on any mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rlhf_jax.config import Experiment, Optim
+from rlhf_jax.loops.reward import make_reward_step
+from rlhf_jax.loops.rlhf import make_update
+from rlhf_jax.loops.sft import make_sft_step
+from rlhf_jax.models import Model, build_model
+from rlhf_jax.sharding import batch_shardings, compile_step, tree_shardings
+from rlhf_jax.train import TrainState, init_state
+from rlhf_jax.train.optimizer import make_optimizer
+from rlhf_jax.train.ppo import PPOState
+from rlhf_jax.types import PreferenceBatch, Rollout, TokenBatch, Trajectory
+
+
+def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
+    """Stage -> lowered update (SFT, reward, PPO) of the stages the experiment has; no weight is allocated.
+
+    A reward stage is lowered for comparisons.
+    """
+    length = experiment.text.length
+    policy = build_model(dataclasses.replace(experiment.policy, head="lm"))
+    lowered: dict[str, Any] = {}
+    if experiment.sft is not None:
+        optim = experiment.sft.optim
+        _, update = make_sft_step(policy, optim)
+        batch = on_mesh_rows(token_shapes(optim.rows, experiment.sft.pack_length or length), mesh)
+        lowered["sft"] = compile_step(update, mesh).lower(state_shapes(policy, optim, mesh), batch)
+    if experiment.reward is not None:
+        optim = experiment.reward.optim
+        model = build_model(experiment.reward_shape)
+        _, update = make_reward_step(model, optim)
+        side, row = token_shapes(optim.rows, length), jax.ShapeDtypeStruct((optim.rows,), jnp.float32)
+        batch = on_mesh_rows(PreferenceBatch(side, side, row, row), mesh)
+        lowered["reward"] = compile_step(update, mesh).lower(state_shapes(model, optim, mesh), batch)
+    if experiment.ppo is not None:
+        lowered["ppo"] = lower_ppo(experiment, mesh)
+    return lowered
+
+
+def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
+    """The lowered update of one PPO iteration."""
+    config = experiment.ppo
+    assert config is not None
+    shared = config.value_optim is None
+    policy = build_model(dataclasses.replace(experiment.policy, head="lm+scalar" if shared else "lm"))
+    from_reward = config.value_init == "reward" and experiment.reward is not None
+    value_shape = experiment.reward_shape if from_reward else experiment.policy
+    value = None if shared else build_model(dataclasses.replace(value_shape, head="scalar"))
+    scalars = on_mesh({"kl_coef": _shape((), jnp.float32), "iteration": _shape((), jnp.int32)}, mesh)
+    state = PPOState(
+        policy=state_shapes(policy, config.with_steps(config.optim), mesh, ema=config.ema is not None),
+        value=None if value is None else state_shapes(value, config.with_steps(config.value_optim), mesh),
+        **scalars,
+    )
+    rows, length = config.prompts * config.samples, experiment.text.prompt_length + config.new_tokens
+    per_token, per_row = _shape((rows, length), jnp.float32), _shape((rows,), jnp.float32)
+    trajectory = Trajectory(
+        rollout=Rollout(token_shapes(rows, length), per_token, _shape((rows,), jnp.bool), _shape((), jnp.float32)),
+        old_logprobs=per_token,
+        ref_logprobs=per_token,
+        values=per_token,
+        rewards=per_token,
+        advantages=per_token,
+        returns=per_token,
+        scores=per_row,
+    )
+    demonstrations = None
+    if config.ptx_rows is not None:
+        one = token_shapes(config.ptx_rows, experiment.text.length)
+        count = config.epochs * config.minibatches
+        demonstrations = jax.tree.map(lambda x: _shape((count, *x.shape), x.dtype), one)
+    update = compile_step(make_update(policy, value, config), mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return update.lower(state, on_mesh_rows(trajectory, mesh), _shape((), jnp.float32), key, demonstrations)
+
+
+def state_shapes(model: Model, optim: Optim | None, mesh: Mesh, *, ema: bool = False) -> TrainState:
+    """The training state of a model as shapes with the places where its parts live."""
+    assert optim is not None
+    tx = make_optimizer(optim)
+    return on_mesh(jax.eval_shape(lambda key: init_state(model.init(key), tx, ema=ema), jax.random.key(0)), mesh)
+
+
+def token_shapes(rows: int, length: int) -> TokenBatch:
+    """A token batch as shapes."""
+    numbers, truth = _shape((rows, length), jnp.int32), _shape((rows, length), jnp.bool)
+    return TokenBatch(numbers, numbers, numbers, truth)
+
+
+def on_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Shapes of parameters or states with their shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, tree_shardings(tree, mesh)
+    )
+
+
+def on_mesh_rows(tree: Any, mesh: Mesh) -> Any:
+    """Shapes of batches with their rows split over the mesh."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, batch_shardings(tree, mesh)
+    )
+
+
+def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)

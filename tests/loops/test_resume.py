@@ -1,0 +1,104 @@
+"""A run that was interrupted and continued leaves what one that was not leaves, to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.registry import find
+from rlhf_jax.checkpoint import Checkpoints
+from rlhf_jax.config import Experiment
+from rlhf_jax.loops.pipeline import run_experiment
+from rlhf_jax.loops.run import open_run
+
+STEPS, EVERY, STOP = 6, 4, 5
+"""Updates in all, between checkpoints, and before the interruption, which comes one update after a checkpoint."""
+
+
+class Interrupted(Exception):
+    """Stands for whatever may end a process."""
+
+
+def tiny(stage: str) -> Experiment:
+    """The smoke experiment of a stage, shrunk, with an evaluation between the checkpoint and the interruption."""
+    experiment = find(f"smoke/{stage}").experiment("cpu")
+    config = getattr(experiment, stage)
+    if stage == "ppo":
+        config = dataclasses.replace(
+            config, iterations=STEPS, prompts=8, samples=2, optim=rows(config, 8), new_tokens=4, ema=0.5
+        )
+    else:
+        config = dataclasses.replace(config, optim=dataclasses.replace(rows(config, 8), steps=STEPS), eval_every=STOP)
+    if stage == "reward":
+        config = dataclasses.replace(config, pairs=32)
+    return dataclasses.replace(
+        experiment,
+        policy=dataclasses.replace(experiment.policy, width=16, layers=1),
+        evaluation=dataclasses.replace(experiment.evaluation, prompts=8, rows=8, new_tokens=4),
+        world=dataclasses.replace(experiment.world, demonstrations=64, prompts=32),
+        checkpoint_every=EVERY,
+        **{stage: config},
+    )
+
+
+def rows(config, count: int):
+    return dataclasses.replace(config.optim, rows=count)
+
+
+def run(stage: str, directory: Path, *, interrupted: bool = False) -> None:
+    """The experiment from whatever the directory holds; `interrupted` ends it after STOP updates."""
+
+    def on_step(at: str, done: int) -> None:
+        if interrupted and (at, done) == (stage, STOP):
+            raise Interrupted
+
+    run_experiment(open_run(tiny(stage), directory, on_step=on_step))
+
+
+@pytest.fixture
+def saved(monkeypatch) -> dict[tuple[Path, int], dict[str, np.ndarray]]:
+    """(folder of checkpoints, step) -> every array that was saved there, by its path in the state."""
+    states = {}
+
+    class Recorded(Checkpoints):
+        def save(self, step, state):
+            super().save(step, state)
+            leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+            states[self._directory, step] = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+    monkeypatch.setattr("rlhf_jax.loops.run.Checkpoints", Recorded)
+    return states
+
+
+def summary(directory: Path) -> dict[str, float]:
+    """The figures of a run that do not measure time."""
+    figures = json.loads((directory / "summary.json").read_text())
+    return {name: value for name, value in figures.items() if "second" not in name}
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_an_interrupted_and_continued_run_equals_one_that_was_not_to_the_bit(stage, tmp_path, saved):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(stage, whole)
+    with pytest.raises(Interrupted):
+        run(stage, broken, interrupted=True)
+    assert not (broken / "summary.json").exists()
+    assert f'"step": {STOP - 1}' in (broken / "metrics.jsonl").read_text(), "nothing beyond the checkpoint was written"
+    run(stage, broken)
+
+    for name in ("metrics.jsonl", "samples.jsonl", "calibration.json"):
+        assert (broken / name).read_text() == (whole / name).read_text(), name
+    assert summary(broken) == summary(whole)
+    middle, expected = (saved[whole / "checkpoints" / stage, step] for step in (EVERY, STEPS))
+    found = saved[broken / "checkpoints" / stage, STEPS]
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    moved = [name for name, array in expected.items() if not np.array_equal(array, middle[name])]
+    assert any("params" in name for name in moved), "nothing was learnt after the interruption"
+    assert any("mu" in name for name in moved)

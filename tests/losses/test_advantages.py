@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.losses.advantages import gae
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+REWARDS, VALUES = [-0.02, 0.01, 0.99], [0.5, 0.6, 0.8]
+
+
+@pytest.mark.parametrize(("lam", "expected"), [(0.95, [0.45098, 0.3905, 0.19]), (1.0, [0.48, 0.40, 0.19])])
+def test_gae_by_hand(lam, expected):
+    mask = jnp.ones((1, 3), bool)
+    advantages, returns = gae(jnp.array([REWARDS]), jnp.array([VALUES]), mask, gamma=1.0, lam=lam)
+    np.testing.assert_allclose(advantages, [expected], atol=1e-5)
+    np.testing.assert_allclose(returns, [np.add(expected, VALUES)], atol=1e-5)
+
+
+def test_gae_discounts_by_hand():
+    mask = jnp.ones((1, 2), bool)
+    advantages, _ = gae(jnp.array([[1.0, 2.0]]), jnp.array([[0.5, 0.25]]), mask, gamma=0.5, lam=0.5)
+    # delta_2 = 2 - .25 = 1.75; delta_1 = 1 + .5 * .25 - .5 = .625; A_1 = .625 + .25 * 1.75
+    np.testing.assert_allclose(advantages, [[1.0625, 1.75]])
+
+
+@pytest.mark.parametrize("outside", [0.0, 9.0, float("nan")])
+def test_what_stands_beside_the_response_changes_nothing(outside):
+    rewards, values = ([[outside, outside, *x, outside]] for x in (REWARDS, VALUES))
+    mask = jnp.array([[False, False, True, True, True, False]])
+    advantages, returns = gae(jnp.array(rewards), jnp.array(values), mask, gamma=1.0, lam=0.95)
+    np.testing.assert_allclose(advantages, [[0, 0, 0.45098, 0.3905, 0.19, 0]], atol=1e-5)
+    np.testing.assert_allclose(returns, [[0, 0, 0.95098, 0.9905, 0.99, 0]], atol=1e-5)
+
+
+def test_a_row_without_response_has_no_advantage():
+    advantages, returns = gae(jnp.ones((1, 3)), jnp.ones((1, 3)), jnp.zeros((1, 3), bool), gamma=0.9, lam=0.9)
+    np.testing.assert_array_equal(advantages, 0.0)
+    np.testing.assert_array_equal(returns, 0.0)
+
+
+def sums_by_hand(rewards, values, mask, gamma, lam):
+    """A_t = sum_l (gamma lam)^l delta_{t+l}, written out row by row."""
+    out = np.zeros(rewards.shape)
+    for row in range(len(rewards)):
+        columns = np.flatnonzero(mask[row])
+        r, v = rewards[row, columns], np.append(values[row, columns], 0.0)
+        deltas = r + gamma * v[1:] - v[:-1]
+        for t in range(len(columns)):
+            out[row, columns[t]] = sum((gamma * lam) ** n * delta for n, delta in enumerate(deltas[t:]))
+    return out
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 0.0), (0.99, 1.0)])
+def test_the_recursion_is_the_sum_over_future_errors(gamma, lam):
+    noise = np.random.default_rng(0)
+    rewards, values = noise.normal(size=(2, 3, 7)).astype(np.float32)
+    mask = np.array([[0, 0, 1, 1, 1, 1, 1], [0, 0, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0, 0]], bool)
+    advantages, returns = gae(jnp.asarray(rewards), jnp.asarray(values), jnp.asarray(mask), gamma=gamma, lam=lam)
+    expected = sums_by_hand(rewards, values, mask, gamma, lam)
+    np.testing.assert_allclose(advantages, expected, atol=1e-5)
+    np.testing.assert_allclose(returns, np.where(mask, expected + values, 0.0), atol=1e-5)
+
+
+def test_with_lam_one_the_return_of_a_token_is_the_reward_still_to_come():
+    rewards = jnp.array([REWARDS])
+    _, returns = gae(rewards, jnp.array([VALUES]), jnp.ones((1, 3), bool), gamma=1.0, lam=1.0)
+    np.testing.assert_allclose(returns[0], np.cumsum(REWARDS[::-1])[::-1], atol=1e-6)
+
+
+def test_gae_traces():
+    run = jax.jit(lambda r, v, m: gae(r, v, m, gamma=1.0, lam=0.95))
+    advantages, _ = run(jnp.array([REWARDS]), jnp.array([VALUES]), jnp.ones((1, 3), bool))
+    np.testing.assert_allclose(advantages, [[0.45098, 0.3905, 0.19]], atol=1e-5)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import LLAMA, assert_trees_close, built, jitted, lively, right_padded
+from jax.extend.core import jaxprs_in_params
+
+from rlhf_jax.models.output import predicted, shift_right, token_kl, token_stats
+from rlhf_jax.types import TokenBatch
+
+LENGTHS, WIDTH = [9, 4, 7], 9
+
+
+def identity(x):
+    """An output layer for hidden states that are logits already."""
+    return x
+
+
+def one_row(tokens, segments=None):
+    tokens = jnp.array([tokens], jnp.int32)
+    segments = jnp.ones_like(tokens) if segments is None else jnp.array([segments], jnp.int32)
+    return TokenBatch(tokens, jnp.zeros_like(tokens), segments, jnp.ones_like(tokens, bool))
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(1.0, -0.12693), (0.7, -0.05584)])
+def test_logits_2_and_0_at_a_temperature_by_hand(strict_dtypes, temperature, expected):
+    hidden = jnp.array([[[2.0, 0.0], [0.0, 2.0]]])
+    stats = token_stats(identity, hidden, one_row([1, 0]), temperature, chunk=8)
+    np.testing.assert_allclose(stats.logprobs, [[0.0, expected]], atol=1e-5)
+    p = math.exp(expected)
+    np.testing.assert_allclose(stats.entropy[0, 1], -p * math.log(p) - (1 - p) * math.log(1 - p), atol=1e-4)
+
+
+def test_what_is_reported_of_a_token_comes_from_the_one_before_it():
+    hidden = jnp.log(jnp.array([[[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.2, 0.6, 0.2]]]))
+    stats = token_stats(identity, hidden, one_row([0, 1, 2]), 1.0, chunk=8)
+    np.testing.assert_allclose(stats.logprobs, np.log([[1.0, 0.3, 0.8]]), atol=1e-6)
+
+
+def test_the_first_token_of_a_segment_and_padding_have_no_probability():
+    batch = one_row([1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 2, 2, 0])
+    assert predicted(batch).tolist() == [[False, False, False, True, False, True, False]]
+    stats = token_stats(identity, jnp.ones((1, 7, 2)), batch, 1.0, chunk=3)
+    np.testing.assert_allclose(stats.logprobs, [[0, 0, 0, -math.log(2), 0, -math.log(2), 0]], atol=1e-6)
+    np.testing.assert_allclose(stats.entropy, -stats.logprobs, atol=1e-6)
+
+
+def test_shifting_moves_every_column_one_to_the_right():
+    x = jnp.arange(1.0, 7.0).reshape(1, 3, 2)
+    np.testing.assert_array_equal(shift_right(x), [[[0, 0], [1, 2], [3, 4]]])
+    np.testing.assert_array_equal(shift_right(x[:, :, 0]), [[0, 1, 3]])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("tied", [True, False])
+def test_logprobs_and_entropies_are_those_of_the_whole_logits(tied, temperature):
+    config = dataclasses.replace(LLAMA, tied=tied, logit_chunk=4)
+    model, params, batch = built(config), lively(config), right_padded(LENGTHS, WIDTH)
+    stats = jitted(model.token_stats)(params, batch, temperature)
+    logits = np.asarray(jitted(model.logits)(params, batch), np.float64) / temperature
+    log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    taken = np.take_along_axis(log_softmax[:, :-1], np.asarray(batch.tokens)[:, 1:, None], axis=-1)[:, :, 0]
+    entropy = -(np.exp(log_softmax) * log_softmax).sum(-1)[:, :-1]
+    real = np.asarray(batch.segments)[:, 1:] != 0
+    np.testing.assert_allclose(stats.logprobs[:, 1:], np.where(real, taken, 0.0), atol=1e-5)
+    np.testing.assert_allclose(stats.entropy[:, 1:], np.where(real, entropy, 0.0), atol=1e-5)
+    np.testing.assert_array_equal(stats.logprobs[:, 0], 0.0)
+    np.testing.assert_array_equal(jitted(model.logprobs)(params, batch, temperature), stats.logprobs)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 9])
+def test_the_output_layer_in_chunks_gives_the_values_and_gradients_of_the_whole(chunk):
+    batch = right_padded(LENGTHS, WIDTH)
+    params = lively(LLAMA)
+
+    def run(config):
+        def total(params):
+            stats = built(config).token_stats(params, batch, 0.7)
+            return jnp.sum(stats.logprobs) + 0.3 * jnp.sum(stats.entropy), stats
+
+        (_, stats), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+        return {"logprobs": stats.logprobs, "entropy": stats.entropy}, grads
+
+    whole, parts = (run(dataclasses.replace(LLAMA, logit_chunk=size)) for size in (100, chunk))
+    assert_trees_close(parts[0], whole[0], atol=1e-5)
+    assert_trees_close(parts[1], whole[1], atol=5e-5, rtol=1e-5)
+
+
+def arrays_of(jaxpr):
+    """Sizes of all arrays that a program makes, those of its inner programs too."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.size for variable in equation.outvars if hasattr(variable.aval, "size"))
+        for inner in jaxprs_in_params(equation.params):
+            yield from arrays_of(inner)
+
+
+def test_the_logits_of_a_whole_sequence_never_exist_not_even_in_the_backward_pass():
+    batch = right_padded([64], 64, vocab=1024)
+    whole = 64 * 1024
+
+    def largest(chunk):
+        config = dataclasses.replace(LLAMA, vocab=1024, logit_chunk=chunk)
+        loss = jax.grad(lambda params: jnp.sum(built(config).logprobs(params, batch, 1.0)))
+        params = jax.eval_shape(built(config).init, jax.random.key(0))
+        return max(arrays_of(jax.make_jaxpr(loss)(params).jaxpr))
+
+    assert largest(64) >= whole
+    assert largest(16) < whole
+
+
+def test_kl_by_hand_and_of_a_distribution_to_itself():
+    p, q = jnp.log(jnp.array([[[0.5, 0.5]] * 3])), jnp.log(jnp.array([[[0.9, 0.1]] * 3]))
+    batch = one_row([0, 1, 0], [1, 1, 0])
+    expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    for chunk in (1, 2, 8):
+        kl = token_kl(identity, p, identity, q, batch, 1.0, chunk=chunk)
+        np.testing.assert_allclose(kl, [[0.0, expected, 0.0]], atol=1e-6)
+    np.testing.assert_array_equal(token_kl(identity, p, identity, p, batch, 0.7, chunk=2), 0.0)
+
+
+def test_kl_is_that_of_the_tempered_distributions():
+    p, q = jnp.array([[[2.0, 0.0]] * 2]), jnp.array([[[0.0, 1.0]] * 2])
+    kl = token_kl(identity, p, identity, q, one_row([0, 0]), 0.5, chunk=8)[0, 1]
+    a, b = 1 / (1 + math.exp(-4.0)), 1 / (1 + math.exp(2.0))
+    np.testing.assert_allclose(kl, a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b)), rtol=1e-5)
+
+
+def test_gradients_of_logprobs_and_kl_are_finite_for_certain_tokens():
+    logits = jnp.array([[[200.0, -200.0], [-200.0, 200.0]]])
+    batch = one_row([0, 1])
+
+    def loss(x):
+        stats = token_stats(identity, x, batch, 0.7, chunk=1)
+        kl = token_kl(identity, x, identity, -logits, batch, 0.7, chunk=1)
+        return jnp.sum(stats.logprobs) + jnp.sum(stats.entropy) + jnp.sum(kl)
+
+    assert np.isfinite(jax.grad(loss)(logits)).all()

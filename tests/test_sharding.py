@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from builders import GPT2, LLAMA, built, lively, right_padded
+from jax.sharding import PartitionSpec
+
+from rlhf_jax.config import MeshConfig, Optim
+from rlhf_jax.sharding import (
+    AXES,
+    batch_shardings,
+    compile_function,
+    compile_step,
+    constrain,
+    initialise,
+    logical_axes,
+    make_mesh,
+    place,
+    place_batch,
+    spec_of,
+    tree_shardings,
+)
+from rlhf_jax.train import init_state
+from rlhf_jax.train.optimizer import make_optimizer
+
+CUBE = MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+def test_a_mesh_bigger_than_the_machine_is_refused_with_its_sizes():
+    with pytest.raises(ValueError, match=r"data=4, fsdp=2, tensor=2 needs 16 devices; there are 8"):
+        make_mesh(MeshConfig(4, 2, 2))
+    with pytest.raises(ValueError, match=r"needs 2 devices; there are 1"):
+        make_mesh(MeshConfig(data=2), jax.devices()[:1])
+
+
+def test_a_mesh_has_the_axes_asked_for_over_the_first_devices():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=3))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 3}
+    assert mesh.axis_names == AXES
+    assert mesh.devices.flatten().tolist() == jax.devices()[:6]
+    assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "config", "expected"),
+    [
+        (("embed", "heads", "head_dim"), (16, 4, 4), CUBE, (("fsdp",), ("tensor",), None)),
+        (("batch", "length", None), (8, 5, 16), CUBE, (("data", "fsdp"), None, None)),
+        (("batch",), (8,), MeshConfig(data=8), (("data",),)),
+        (("vocab", "embed"), (31, 16), CUBE, (None, ("fsdp",))),
+        (("embed", "kv", "head_dim"), (16, 1, 4), CUBE, (("fsdp",), None, None)),
+        (("batch",), (2,), CUBE, (None,)),
+        (("embed", "mlp"), (16, 24), MeshConfig(), (None, None)),
+        ((), (), CUBE, ()),
+    ],
+)
+def test_a_dimension_is_split_where_its_axes_divide_it_and_replicated_elsewhere(names, shape, config, expected):
+    assert spec_of(names, shape, make_mesh(config)) == PartitionSpec(*expected)
+
+
+def test_names_and_dimensions_must_match():
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        spec_of(("embed",), (4, 4), make_mesh(CUBE))
+    with pytest.raises(KeyError, match="embeds"):
+        spec_of(("embeds",), (4,), make_mesh(CUBE))
+
+
+def test_constrain_does_nothing_without_a_mesh_and_splits_rows_with_one():
+    x = jnp.ones((8, 3))
+    assert constrain(x, "batch", None) is x
+    mesh = make_mesh(CUBE)
+    out = compile_function(lambda x: constrain(x * 2.0, "batch", None), mesh)(x)
+    assert out.addressable_shards[0].data.shape == (2, 3)
+    np.testing.assert_array_equal(out, 2.0 * np.ones((8, 3)))
+
+
+@pytest.mark.parametrize("config", [LLAMA, dataclasses.replace(GPT2, tied=False)])
+def test_every_matrix_of_a_model_has_named_dimensions(config):
+    params = jax.eval_shape(built(dataclasses.replace(config, head="lm+scalar")).init, jax.random.key(0))
+    for (path, names), leaf in zip(
+        jax.tree_util.tree_leaves_with_path(logical_axes(params), is_leaf=lambda x: isinstance(x, tuple)),
+        jax.tree.leaves(params),
+        strict=True,
+    ):
+        keys = [entry.key for entry in path]
+        assert len(names) == leaf.ndim
+        assert (names[:1] == ("layers",)) == (keys[0] == "layers" and any(names)), keys
+        if keys[-1] in ("kernel", "embedding") and keys[0] != "score":
+            assert any(name not in (None, "layers") for name in names), keys
+
+
+def test_the_layout_of_the_paths_by_hand():
+    params = jax.eval_shape(built(dataclasses.replace(LLAMA, tied=False)).init, jax.random.key(0))
+    axes = logical_axes(params)
+    assert axes["tokens"]["embedding"] == ("vocab", "embed")
+    assert axes["unembed"]["kernel"] == ("embed", "vocab")
+    assert axes["layers"]["attention"]["o"]["kernel"] == ("layers", "heads", "head_dim", "embed")
+    assert axes["layers"]["mlp"]["down"]["kernel"] == ("layers", "mlp", "embed")
+    assert axes["final_norm"]["scale"] == (None,)
+
+
+def test_moments_of_the_optimiser_live_where_their_parameters_do():
+    tx = make_optimizer(Optim(lr=1.0, rows=4, steps=2))
+    axes = logical_axes(init_state(lively(LLAMA), tx, ema=True))
+    for name in ("mu", "nu"):
+        assert optax.tree_utils.tree_get(axes.opt_state, name) == axes.params
+    assert axes.ema == axes.params
+    assert axes.step == ()
+
+
+def test_parameters_and_moments_are_really_split():
+    mesh = make_mesh(CUBE)
+    tx = make_optimizer(Optim(lr=1.0, rows=4, steps=2))
+    state = place(init_state(lively(LLAMA), tx), mesh)
+    moments = optax.tree_utils.tree_get(state.opt_state, "mu")
+    for tree in (state.params, moments):
+        shard = {
+            "q": tree["layers"]["attention"]["q"]["kernel"],
+            "k": tree["layers"]["attention"]["k"]["kernel"],
+            "embedding": tree["tokens"]["embedding"],
+            "norm": tree["final_norm"]["scale"],
+        }
+        assert {name: x.addressable_shards[0].data.shape for name, x in shard.items()} == {
+            "q": (2, 8, 2, 4),  # layers, width / fsdp, heads / tensor, head
+            "k": (2, 8, 1, 4),
+            "embedding": (16, 8),
+            "norm": (16,),
+        }
+
+
+def test_one_key_value_head_on_two_tensor_devices_is_replicated():
+    params = place(lively(dataclasses.replace(LLAMA, kv_heads=1)), make_mesh(CUBE))
+    assert params["layers"]["attention"]["k"]["kernel"].addressable_shards[0].data.shape == (2, 8, 1, 4)
+
+
+def test_rows_of_a_batch_are_dealt_and_scalars_stay():
+    mesh = make_mesh(CUBE)
+    batch = {"tokens": np.arange(24).reshape(8, 3), "temperature": np.float32(0.7)}
+    placed = place_batch(batch, mesh)
+    assert placed["tokens"].addressable_shards[0].data.shape == (2, 3)
+    assert placed["temperature"].sharding.is_fully_replicated
+    np.testing.assert_array_equal(placed["tokens"], batch["tokens"])
+    assert batch_shardings(batch, mesh)["tokens"].spec == PartitionSpec(("data", "fsdp"))
+
+
+def test_parameters_made_on_a_mesh_are_those_made_on_one_device():
+    model, mesh, key = built(LLAMA), make_mesh(CUBE), jax.random.key(3)
+    made = initialise(model.init, key, mesh)
+    assert made["tokens"]["embedding"].addressable_shards[0].data.shape == (16, 8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), made, jax.jit(model.init)(key))
+
+
+def test_a_compiled_step_keeps_the_layout_and_gives_the_memory_of_the_state_back():
+    mesh = make_mesh(CUBE)
+    state = place(jax.tree.map(jnp.copy, lively(LLAMA)), mesh)
+    step = compile_step(lambda state, x: (jax.tree.map(lambda leaf: leaf + x, state), {"x": x}), mesh)
+    new, metrics = step(state, jnp.float32(1.0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert float(metrics["x"]) == 1.0
+    for leaf, sharding in zip(jax.tree.leaves(new), jax.tree.leaves(tree_shardings(new, mesh)), strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    np.testing.assert_allclose(new["tokens"]["embedding"], lively(LLAMA)["tokens"]["embedding"] + 1.0)
+
+
+def test_a_compiled_function_leaves_its_arguments_alive():
+    mesh = make_mesh(MeshConfig(data=2))
+    params, batch = place(lively(LLAMA), mesh), place_batch(right_padded([4, 5], 6), mesh)
+    compile_function(built(LLAMA).logprobs, mesh)(params, batch, 1.0)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, batch)))
+
+
+def test_a_step_can_be_lowered_from_shapes_alone():
+    mesh = make_mesh(MeshConfig(fsdp=2))
+    shapes = jax.eval_shape(built(LLAMA).init, jax.random.key(0))
+    lowered = compile_step(lambda state: (state, {}), mesh).lower(shapes)
+    assert "stablehlo" in lowered.as_text()

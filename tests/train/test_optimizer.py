@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlhf_jax.config import Optim
+from rlhf_jax.train.optimizer import is_matrix, learning_rate, make_optimizer
+
+
+def rates(**how):
+    schedule = learning_rate(Optim(rows=1, **how))
+    return [float(schedule(step)) for step in range(how["steps"])]
+
+
+def test_the_linear_schedule_falls_to_nothing_after_the_last_update():
+    assert rates(lr=1.0, steps=4, schedule="linear") == pytest.approx([1.0, 0.75, 0.5, 0.25])
+
+
+def test_the_other_schedules_by_hand():
+    assert rates(lr=2.0, steps=3, schedule="constant") == [2.0, 2.0, 2.0]
+    expected = [0.5 * (1 + math.cos(math.pi * n / 4)) for n in range(4)]
+    assert rates(lr=1.0, steps=4, schedule="cosine") == pytest.approx(expected)
+    assert rates(lr=2.0, steps=4, schedule="linear", final_lr=0.5) == pytest.approx([2.0, 1.75, 1.5, 1.25])
+    assert learning_rate(Optim(lr=2.0, rows=1, steps=4, final_lr=0.1))(4) == pytest.approx(0.2)
+
+
+def test_warm_up_wastes_no_update_and_leads_into_the_decay():
+    warm = rates(lr=1.0, steps=8, warmup=4, schedule="linear")
+    assert warm[0] == pytest.approx(0.25)
+    assert all(a < b for a, b in zip(warm[:4], warm[1:5], strict=True))
+    assert warm[4:] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+
+
+def test_a_schedule_without_an_end_is_refused():
+    with pytest.raises(ValueError, match=r"optim.steps is not set"):
+        learning_rate(Optim(lr=1.0, rows=1))
+
+
+def one_update(config: Optim, params, grads, times: int = 1):
+    tx = make_optimizer(config)
+    state = tx.init(params)
+    for _ in range(times):
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize(("gradient", "expected"), [(1e-5, 0.5), (1e-3, 0.990)])
+def test_eps_stands_beside_the_root_of_the_corrected_moment(gradient, expected):
+    config = Optim(lr=1.0, rows=1, steps=10, schedule="constant", eps=1e-5, max_grad_norm=None)
+    params = one_update(config, {"x": jnp.zeros(())}, {"x": jnp.float32(gradient)})
+    np.testing.assert_allclose(params["x"], -expected, atol=1e-3)
+
+
+def test_two_updates_of_adam_by_hand():
+    config = Optim(lr=0.1, rows=1, steps=2, schedule="linear", b1=0.5, b2=0.75, eps=1e-8, max_grad_norm=None)
+    params = one_update(config, {"x": jnp.zeros(())}, {"x": jnp.float32(3.0)}, times=2)
+    # A constant gradient moves by the learning rate: .1, then .05.
+    np.testing.assert_allclose(params["x"], -0.15, rtol=1e-5)
+
+
+def test_gradients_are_clipped_by_their_norm_over_all_leaves():
+    grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    config = Optim(lr=1.0, rows=1, steps=9, schedule="constant", b1=0.0, b2=0.0, eps=1e3, max_grad_norm=1.0)
+    params = one_update(config, {"a": jnp.zeros(1), "b": jnp.zeros(1)}, grads)
+    # With eps >> |g| Adam is a small multiple of the gradient.
+    np.testing.assert_allclose([params["a"][0], params["b"][0]], [-0.6e-3, -0.8e-3], rtol=2e-3)
+    small = jax.tree.map(lambda g: g / 10, grads)
+    params = one_update(config, {"a": jnp.zeros(1), "b": jnp.zeros(1)}, small)
+    np.testing.assert_allclose([params["a"][0], params["b"][0]], [-0.3e-3, -0.4e-3], rtol=2e-3)
+
+
+def test_only_matrices_decay_and_in_step_with_the_learning_rate():
+    params = {"q": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "norm": {"scale": jnp.ones(2)}, "t": {"embedding": jnp.ones(2)}}
+    config = Optim(lr=0.5, rows=1, steps=9, schedule="constant", weight_decay=0.1)
+    after = one_update(config, params, jax.tree.map(jnp.zeros_like, params))
+    np.testing.assert_allclose(after["q"]["kernel"], 1 - 0.5 * 0.1)
+    np.testing.assert_allclose(after["t"]["embedding"], 1 - 0.5 * 0.1)
+    np.testing.assert_array_equal(after["q"]["bias"], 1.0)
+    np.testing.assert_array_equal(after["norm"]["scale"], 1.0)
+
+
+@pytest.mark.parametrize("params", [jnp.ones(2), [jnp.ones(2)], (jnp.ones(1), {"kernel": jnp.ones(1)})])
+def test_parameter_trees_of_other_people_can_be_lists_or_single_arrays(params):
+    marked = jax.tree.leaves(is_matrix(params))
+    assert sum(marked) == (isinstance(params, tuple))
+    after = one_update(Optim(lr=0.1, rows=1, steps=1), params, jax.tree.map(jnp.ones_like, params))
+    assert all(np.all(leaf < 1.0) for leaf in jax.tree.leaves(after))
