@@ -151,7 +151,7 @@ def print_outcome(run: RunFiles) -> None:
         for row in table.rows:
             shown.add_row(*row)
         console.print(shown, "")
-    console.print(what_spread_means(len(run.seeds)), style="dim", markup=False)
+    console.print(what_spread_means(run.finished), style="dim", markup=False)
     for v in run.verdicts:
         value = "" if v["value"] is None else f": {number(v['value'])}, 95 % interval {interval(v['interval'])}"
         console.print(f"{v['verdict']:<14}", style=STYLES.get(v["verdict"], "yellow"), end="")

@@ -172,7 +172,7 @@ def _figures(run: RunFiles) -> Section:
     figures = run.figures
     cards = {label: shown(figures, name) for name, label in HEADLINES.items() if name in figures}
     tables = [_table(table) for table in figure_tables(figures)]
-    caption = [Text(what_spread_means(len(run.seeds)))] if tables else []
+    caption = [Text(what_spread_means(run.finished))] if tables else []
     return Section("Figures", [*([Figures(cards)] if cards else []), *caption, *tables])
 
 

@@ -57,6 +57,11 @@ class RunFiles:
     seeds: tuple[SeedFiles, ...]
 
     @property
+    def finished(self) -> int:
+        """How many seeds have finished: those that the figures are of."""
+        return sum(bool(seed.figures) for seed in self.seeds)
+
+    @property
     def figures(self) -> dict[str, Figure]:
         """The figures of the finished seeds, by name."""
         return combine(seed.figures for seed in self.seeds if seed.figures)

@@ -88,6 +88,7 @@ def test_a_seed_that_is_still_running_gives_its_curves_and_no_figures(tmp_path):
     (directory / "seed_1" / "summary.json").unlink()
     run = read_run(directory)
     assert run.figures["sft/gold"].values == (0.5,)
+    assert "One seed: ±" in run_report(run)
     np.testing.assert_array_equal(run.curve("sft", "nll")[1], [[3, 2, 1], [4, 3, 2]])
 
 
