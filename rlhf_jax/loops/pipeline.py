@@ -166,8 +166,10 @@ def sampled_comparisons(run: Run, policy: Model, tuned: Params, texts: Texts) ->
     """(training, held-out) comparisons of the tuned policy's own samples."""
     experiment, config = run.experiment, run.experiment.reward
     assert config is not None and config.pairs is not None
-    prompts, held_out = policy_prompts(run)
+    prompts, _ = policy_prompts(run)
     size = experiment.evaluation
+    # The last prompts are for held-out pairs: known kinds of contents, but prompts and replies that training never saw.
+    prompts, held_out = prompts[: -size.prompts], prompts[-size.prompts :]
     sampler = make_sampler(
         policy,
         texts.tokenizer,

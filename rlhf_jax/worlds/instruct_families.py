@@ -29,6 +29,10 @@ Content = tuple[str | int, ...]
 """The arguments of a task: concepts by their English word, and numbers."""
 
 LARGEST_NUMBER = 20
+"""Of sums, differences and comparisons."""
+
+LARGEST_IN_LIST = 9
+"""Of numbers in lists: one digit, so that a small model sees each number as one token."""
 
 LENGTHS = (2, 2, 2, 2, 3, 3, 4)
 """Of lists, as often as they occur: short ones more often, so that a small model learns the task before the length."""
@@ -82,7 +86,7 @@ def _number(rng: random.Random) -> int:
 
 
 def _numbers(rng: random.Random) -> Content:
-    return tuple(rng.sample(range(LARGEST_NUMBER + 1), rng.choice(LENGTHS)))
+    return tuple(rng.sample(range(LARGEST_IN_LIST + 1), rng.choice(LENGTHS)))
 
 
 def _two_numbers(rng: random.Random) -> Content:

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import (
+    LLAMA,
+    SHAPES,
+    STOPS,
+    built,
+    jitted,
+    left_padded,
+    lively,
+    right_padded,
+    sampled,
+)
+
+from rlhf_jax.masking import positions_of
+from rlhf_jax.rollout.generate import generate
+from rlhf_jax.rollout.replies import response_ids
+from rlhf_jax.rollout.sampling import greedy_tokens, sample_tokens
+
+KEYS = jax.random.split(jax.random.key(5), 4)
+PROMPTS = left_padded([1, 4, 2, 3], 4, seed=7)
+every_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
+
+
+def scripted(table):
+    """A `choose` that writes these tokens [B, N], whatever the logits, with log-probs that say where they stand."""
+    table = jnp.array(table, jnp.int32)
+
+    def choose(logits, keys, column, temperature):
+        tokens = jax.lax.dynamic_index_in_dim(table, column, axis=1, keepdims=False)
+        return tokens, -1.0 - column * jnp.ones(tokens.shape)
+
+    return choose
+
+
+def write(prompts, table, stop=(2,), keys=None):
+    run = partial(generate, model=built(LLAMA), new_tokens=len(table[0]), stop=stop, choose=scripted(table))
+    return jax.jit(run)(lively(LLAMA), prompts, KEYS[: len(table)] if keys is None else keys, 1.0)
+
+
+def run_of(**how):
+    return jitted(partial(generate, model=built(LLAMA), **how))
+
+
+@every_shape
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_sampler_and_the_trainer_agree_on_log_probs(config, temperature):
+    rollout = sampled(config, temperature)
+    trained = jitted(built(config).logprobs)(lively(config), rollout.batch, rollout.temperature)
+    mask = np.asarray(rollout.batch.loss_mask)
+    np.testing.assert_allclose(np.asarray(rollout.logprobs)[mask], np.asarray(trained)[mask], atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(rollout.logprobs)[~mask], 0.0)
+    assert len(set(mask.sum(axis=1).tolist())) > 1  # lengths differ
+    assert float(rollout.temperature) == pytest.approx(temperature)
+
+
+@every_shape
+def test_greedy_generation_with_the_cache_is_that_without(config):
+    lengths, new_tokens = [1, 4, 2], 5
+    prompts = left_padded(lengths, 4, seed=3)
+    run = jax.jit(partial(generate, model=built(config), new_tokens=new_tokens, choose=greedy_tokens))
+    rollout = run(lively(config), prompts, KEYS[:3], 1.0)
+    rows = [np.asarray(prompts.tokens)[row, 4 - length :].tolist() for row, length in enumerate(lengths)]
+    for _ in range(new_tokens):
+        width = 4 + new_tokens  # one shape, one compiled program
+        batch = right_padded([len(row) for row in rows], width)
+        tokens = jnp.array([row + [0] * (width - len(row)) for row in rows], jnp.int32)
+        logits = jitted(built(config).logits)(lively(config), batch.replace(tokens=tokens))
+        for number, row in enumerate(rows):
+            row.append(int(np.argmax(logits[number, len(row) - 1])))
+    assert response_ids(rollout) == [row[-new_tokens:] for row in rows]
+
+
+def test_a_response_ends_with_its_stop_token_and_padding_follows():
+    rollout = write(PROMPTS, [[9, 8, 2, 7], [2, 9, 9, 9], [9, 9, 9, 9], [9, 9, 9, 2]])
+    assert response_ids(rollout) == [[9, 8, 2], [2], [9, 9, 9, 9], [9, 9, 9, 2]]
+    assert rollout.finished.tolist() == [True, True, False, True]
+    batch = rollout.batch
+    np.testing.assert_array_equal(batch.loss_mask[:, :4], False)
+    np.testing.assert_array_equal(batch.loss_mask[:, 4:], [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]])
+    np.testing.assert_array_equal(batch.segments[:, 4:], batch.loss_mask[:, 4:])
+    np.testing.assert_array_equal(batch.tokens[:, 4:], [[9, 8, 2, 0], [2, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 2]])
+    np.testing.assert_array_equal(rollout.logprobs[0], [0, 0, 0, 0, -1, -2, -3, 0])
+    np.testing.assert_array_equal(rollout.logprobs[1], [0, 0, 0, 0, -1, 0, 0, 0])
+
+
+def test_prompts_come_back_as_they_were_and_positions_count_on():
+    rollout = sampled()
+    prompts = left_padded([1 + row % 4 for row in range(8)], 4, seed=7)
+    for name in ("tokens", "positions", "segments"):
+        np.testing.assert_array_equal(getattr(rollout.batch, name)[:, :4], getattr(prompts, name))
+    real = np.asarray(rollout.batch.segments) != 0
+    expected = np.where(real, positions_of(jnp.asarray(real)), 0)
+    np.testing.assert_array_equal(rollout.batch.positions, expected)
+
+
+def test_what_is_to_be_learned_in_a_prompt_is_not_learned_in_a_rollout():
+    prompts = PROMPTS.replace(loss_mask=jnp.ones_like(PROMPTS.loss_mask))
+    np.testing.assert_array_equal(write(prompts, [[9, 2]] * 4).batch.loss_mask[:, :4], False)
+
+
+def test_any_of_several_stop_tokens_ends_a_response_and_none_need_to_be_given():
+    table = [[9, 5, 9], [9, 9, 2], [2, 5, 9], [9, 9, 9]]
+    assert response_ids(write(PROMPTS, table, stop=(2, 5))) == [[9, 5], [9, 9, 2], [2], [9, 9, 9]]
+    free = write(PROMPTS, table, stop=())
+    assert response_ids(free) == table
+    assert not free.finished.any()
+
+
+def test_a_stop_token_in_the_prompt_ends_nothing():
+    prompts = PROMPTS.replace(tokens=jnp.full_like(PROMPTS.tokens, 2))
+    assert response_ids(write(prompts, [[9, 9]] * 4)) == [[9, 9]] * 4
+
+
+def test_pad_may_be_eos_and_a_sampled_pad_is_a_token_like_any_other():
+    # 0 fills the prompts and what follows a response.
+    prompts = PROMPTS.replace(tokens=jnp.where(PROMPTS.segments != 0, PROMPTS.tokens, 0))
+    inside = write(prompts, [[9, 0, 7, 2]] * 4, stop=(2,))
+    assert response_ids(inside) == [[9, 0, 7, 2]] * 4
+    np.testing.assert_array_equal(inside.batch.loss_mask[:, 4:], True)
+    ends = write(prompts, [[9, 0, 7, 2]] * 4, stop=(0,))
+    assert response_ids(ends) == [[9, 0]] * 4
+    assert ends.finished.all()
+    np.testing.assert_array_equal(ends.batch.loss_mask[:, 4:], [[1, 1, 0, 0]] * 4)
+
+
+def test_which_id_pads_the_prompts_changes_nothing():
+    def run(pad):
+        prompts = PROMPTS.replace(tokens=jnp.where(PROMPTS.segments != 0, PROMPTS.tokens, pad))
+        return run_of(new_tokens=6, stop=STOPS)(lively(LLAMA), prompts, KEYS, 0.7)
+
+    one, other = run(0), run(17)
+    np.testing.assert_array_equal(one.batch.tokens[:, 4:], other.batch.tokens[:, 4:])
+    np.testing.assert_array_equal(one.logprobs, other.logprobs)
+
+
+def test_the_trainer_sees_a_sampled_pad_id_as_the_sampler_did():
+    def free_of_identity(logits, keys, column, temperature):
+        tokens, _ = sample_tokens(logits, keys, column, temperature)
+        return jnp.where(column == 1, 0, tokens), jnp.zeros(tokens.shape)
+
+    rollout = run_of(new_tokens=5, choose=free_of_identity)(lively(LLAMA), PROMPTS, KEYS, 1.0)
+    assert (np.asarray(rollout.batch.tokens)[:, 5] == 0).all()
+    other = rollout.batch.replace(tokens=jnp.where(rollout.batch.segments == 0, 11, rollout.batch.tokens))
+    logprobs = jitted(built(LLAMA).logprobs)
+    np.testing.assert_array_equal(logprobs(lively(LLAMA), rollout.batch, 1.0), logprobs(lively(LLAMA), other, 1.0))
+    assert (np.asarray(logprobs(lively(LLAMA), rollout.batch, 1.0))[:, 4:] < 0).all()
+
+
+def test_noise_follows_the_keys_through_any_order_and_any_split_of_the_batch():
+    run = run_of(new_tokens=6, stop=STOPS)
+    whole = run(lively(LLAMA), PROMPTS, KEYS, 0.7)
+    order = np.array([2, 0, 3, 1])
+    permuted = run(lively(LLAMA), jax.tree.map(lambda x: x[order], PROMPTS), KEYS[order], 0.7)
+    np.testing.assert_array_equal(permuted.batch.tokens, np.asarray(whole.batch.tokens)[order])
+    np.testing.assert_allclose(permuted.logprobs, np.asarray(whole.logprobs)[order], atol=1e-6)
+    halves = [run(lively(LLAMA), jax.tree.map(lambda x, n=n: x[n : n + 2], PROMPTS), KEYS[n : n + 2], 0.7) for n in (0, 2)]
+    np.testing.assert_array_equal(np.concatenate([half.batch.tokens for half in halves]), whole.batch.tokens)
+    np.testing.assert_allclose(np.concatenate([half.logprobs for half in halves]), whole.logprobs, atol=1e-6)
+
+
+def test_other_keys_write_other_responses():
+    run = run_of(new_tokens=6, stop=STOPS)
+    one = run(lively(LLAMA), PROMPTS, KEYS, 0.7)
+    other = run(lively(LLAMA), PROMPTS, jax.random.split(jax.random.key(6), 4), 0.7)
+    assert response_ids(one) != response_ids(other)
+    same_prompt = jax.tree.map(lambda x: x[jnp.array([1, 1, 1, 1])], PROMPTS)
+    assert len({tuple(ids) for ids in response_ids(run(lively(LLAMA), same_prompt, KEYS, 0.7))}) > 1
+
+
+def test_generation_stops_when_every_row_has_and_room_beyond_changes_nothing():
+    columns = []
+
+    def watched(logits, keys, column, temperature):
+        jax.debug.callback(lambda column: columns.append(int(column)), column)
+        return sample_tokens(logits, keys, column, temperature)
+
+    short = run_of(new_tokens=12, stop=tuple(range(24)))(lively(LLAMA), PROMPTS, KEYS, 1.0)
+    long = run_of(new_tokens=24, stop=tuple(range(24)), choose=watched)(lively(LLAMA), PROMPTS, KEYS, 1.0)
+    jax.block_until_ready(long)
+    jax.effects_barrier()
+    assert short.finished.all()
+    assert max(columns) == max(len(ids) for ids in response_ids(long)) - 1 < 11
+    assert response_ids(short) == response_ids(long)
+    np.testing.assert_allclose(long.logprobs[:, :16], short.logprobs, atol=1e-6)
+    np.testing.assert_array_equal(long.batch.segments[:, 16:], 0)
+
+
+def test_one_new_token_is_enough():
+    rollout = write(PROMPTS, [[9], [2], [9], [9]])
+    assert response_ids(rollout) == [[9], [2], [9], [9]]
+    assert rollout.finished.tolist() == [False, True, False, False]

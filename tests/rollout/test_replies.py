@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import pytest
+from builders import LLAMA, built, lively, sampled
+
+from rlhf_jax.config import MeshConfig
+from rlhf_jax.data.encode import Encoded
+from rlhf_jax.rollout.replies import make_sampler, response_ids, response_texts
+from rlhf_jax.sharding import make_mesh
+
+PROMPTS = [Encoded((7, 8 + n, 9, 10 + n)[: 2 + n % 3]) for n in range(5)]
+ONE = MeshConfig()
+
+
+class Letters:
+    """One letter per token; pad is eos, which has no letter."""
+
+    vocab_size = 32
+    bos = None
+    eos = 3
+    pad = 3
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - ord("A") for letter in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join("<eos>" if i == self.eos else chr(ord("A") + i) for i in ids)
+
+
+def sampler(rows, *, mesh=ONE, new_tokens=6, greedy=False):
+    return make_sampler(
+        built(LLAMA), Letters(), make_mesh(mesh), rows=rows, prompt_length=4, new_tokens=new_tokens, greedy=greedy
+    )
+
+
+def test_response_ids_are_the_response_with_its_stop_token():
+    rollout = sampled()
+    tokens = np.asarray(rollout.batch.tokens)[:, 4:]
+    lengths = np.asarray(rollout.batch.loss_mask).sum(axis=1)
+    assert response_ids(rollout) == [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
+
+
+def test_texts_lose_the_eos_at_their_end_and_no_other_token():
+    rollout = sampled()
+    for text, ids in zip(response_texts(rollout, Letters()), response_ids(rollout), strict=True):
+        assert text == Letters().decode(ids[:-1] if ids[-1] == 3 else ids)
+    assert any(ids[-1] != 3 for ids in response_ids(rollout))
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_replies_do_not_depend_on_how_many_are_written_at_a_time(greedy):
+    key = jax.random.key(1)
+    few = sampler(2, greedy=greedy).replies(lively(LLAMA), PROMPTS, key)
+    assert few == sampler(5, greedy=greedy).replies(lively(LLAMA), PROMPTS, key)
+    assert len(few) == len(PROMPTS)
+
+
+def test_rows_that_only_fill_are_marked():
+    counts = [counts.tolist() for _, counts in sampler(2).rollouts(lively(LLAMA), PROMPTS, jax.random.key(1))]
+    assert counts == [[True, True], [True, True], [True, False]]
+
+
+def test_replies_on_eight_devices_are_those_on_one():
+    key = jax.random.key(1)
+    alone = sampler(4).replies(lively(LLAMA), PROMPTS, key)
+    assert sampler(4, mesh=MeshConfig(2, 2, 2)).replies(lively(LLAMA), PROMPTS, key) == alone
+
+
+def test_sample_number_and_key_change_sampled_replies_and_not_greedy_ones():
+    sampled_ones, greedy = sampler(5), sampler(5, greedy=True)
+    one = sampled_ones.replies(lively(LLAMA), PROMPTS, jax.random.key(1))
+    assert one == sampled_ones.replies(lively(LLAMA), PROMPTS, jax.random.key(1), sample=0)
+    assert one != sampled_ones.replies(lively(LLAMA), PROMPTS, jax.random.key(1), sample=1)
+    assert one != sampled_ones.replies(lively(LLAMA), PROMPTS, jax.random.key(2))
+    replies = greedy.replies(lively(LLAMA), PROMPTS, jax.random.key(1))
+    assert replies == greedy.replies(lively(LLAMA), PROMPTS, jax.random.key(2), sample=1, temperature=0.5)
+
+
+def test_the_temperature_reaches_the_rollout():
+    rollout, _ = next(sampler(5).rollouts(lively(LLAMA), PROMPTS, jax.random.key(1), temperature=0.7))
+    assert float(rollout.temperature) == pytest.approx(0.7)
+    cold = sampler(5).replies(lively(LLAMA), PROMPTS, jax.random.key(1), temperature=1e-4)
+    assert cold == sampler(5, greedy=True).replies(lively(LLAMA), PROMPTS, jax.random.key(1))

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.rollout.sampling import greedy_tokens, logprob_of, row_keys, sample_tokens
+
+RUN = jax.random.key(0)
+
+
+def key_bits(*of):
+    return [tuple(row) for row in np.asarray(jax.random.key_data(row_keys(*of)))]
+
+
+def numbers(*values):
+    return jnp.array(values, jnp.int32)
+
+
+def test_a_key_depends_on_run_step_prompt_and_sample_and_on_nothing_else():
+    base = key_bits(RUN, 3, numbers(5, 6, 5), numbers(0, 0, 1))
+    assert len(set(base)) == 3
+    assert key_bits(RUN, 3, numbers(5), numbers(1)) == [base[2]]
+    assert key_bits(RUN, 3, numbers(6, 9, 9, 5), numbers(0, 9, 8, 0))[::3] == [base[1], base[0]]
+    assert not set(key_bits(RUN, 4, numbers(5, 6, 5), numbers(0, 0, 1))) & set(base)
+    assert not set(key_bits(jax.random.key(1), 3, numbers(5, 6, 5), numbers(0, 0, 1))) & set(base)
+    assert key_bits(RUN, 0, numbers(1), numbers(2)) != key_bits(RUN, 0, numbers(2), numbers(1))
+    assert key_bits(RUN, 1, numbers(0), numbers(2)) != key_bits(RUN, 0, numbers(1), numbers(2))
+
+
+def test_indices_may_be_host_arrays_and_minus_one():
+    assert key_bits(RUN, 3, np.array([5, -1], np.int32), np.zeros(2, np.int32))[:1] == key_bits(RUN, 3, numbers(5), numbers(0))
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(1.0, -0.12693), (0.7, -0.05584)])
+@pytest.mark.parametrize("choose", [greedy_tokens, sample_tokens])
+def test_the_log_prob_is_that_of_the_tempered_distribution_by_hand(strict_dtypes, choose, temperature, expected):
+    keys = jax.random.split(RUN, 64)
+    logits = jnp.broadcast_to(jnp.array([[2.0, 0.0]]), (64, 2))
+    tokens, logprobs = choose(logits, keys, jnp.int32(0), jnp.float32(temperature))
+    np.testing.assert_allclose(logprobs, np.where(np.asarray(tokens) == 0, expected, expected - 2.0 / temperature), atol=1e-5)
+    assert tokens.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_tokens_come_as_often_as_their_probability_says(temperature):
+    count, logits = 20_000, np.array([1.0, 0.0, -1.0, 0.5])
+    keys = jax.random.split(jax.random.key(2), count)
+    tokens, _ = jax.jit(sample_tokens)(jnp.broadcast_to(jnp.asarray(logits, jnp.float32)[None], (count, 4)), keys, 0, temperature)
+    p = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+    share = np.bincount(tokens, minlength=4) / count
+    assert (np.abs(share - p) < 4 * np.sqrt(p * (1 - p) / count)).all()
+
+
+def test_columns_and_rows_have_noise_of_their_own():
+    logits = jnp.zeros((8, 1000))
+    keys = jax.random.split(RUN, 8)
+    first, _ = sample_tokens(logits, keys, 0, 1.0)
+    second, _ = sample_tokens(logits, keys, 1, 1.0)
+    assert len({*first.tolist(), *second.tolist()}) >= 14
+    again, _ = sample_tokens(logits, keys, 0, 1.0)
+    assert first.tolist() == again.tolist()
+
+
+def test_the_noise_goes_with_the_key_and_not_with_the_place_in_the_batch():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(6, 50)), jnp.float32)
+    keys, order = jax.random.split(RUN, 6), np.array([3, 0, 5, 1, 4, 2])
+    whole, _ = sample_tokens(logits, keys, 2, 1.0)
+    permuted, _ = sample_tokens(logits[order], keys[order], 2, 1.0)
+    part, _ = sample_tokens(logits[2:4], keys[2:4], 2, 1.0)
+    assert permuted.tolist() == np.asarray(whole)[order].tolist()
+    assert part.tolist() == whole[2:4].tolist()
+
+
+def test_greedy_tokens_are_the_likeliest_whatever_key_and_temperature():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(6, 50)), jnp.float32)
+    for seed, temperature in ((0, 1.0), (1, 0.1), (2, 5.0)):
+        tokens, _ = greedy_tokens(logits, jax.random.split(jax.random.key(seed), 6), 0, temperature)
+        assert tokens.tolist() == np.argmax(logits, axis=1).tolist()
+
+
+def test_log_probs_are_computed_in_float32():
+    logits = jnp.array([[2.0, 0.0]], jnp.bfloat16)
+    _, logprobs = greedy_tokens(logits, jax.random.split(RUN, 1), 0, 1.0)
+    assert logprobs.dtype == jnp.float32
+    np.testing.assert_allclose(logprobs, [-0.12693], atol=1e-5)
+    np.testing.assert_allclose(logprob_of(jnp.array([[2.0, 0.0]]), numbers(1)), [-2.12693], atol=1e-5)
