@@ -9,21 +9,17 @@ from rlhf_jax.config import PPO, SFT, Evaluation, Experiment, Mixture, ModelConf
 from rlhf_jax.eval.preference import mean_and_error
 
 FAMILIES = (
-    "reverse",
     "count",
     "largest",
     "smallest",
     "lowercase",
     "repeat",
-    "delete",
     "to_chinese",
     "to_english",
     "sentiment",
-    "nth",
     "pick_category",
-    "odd_one_out",
 )
-"""What a million parameters learn in two minutes; the world's arithmetic, sorting and replacing take longer."""
+"""What a million parameters learn in two minutes. The world has eleven more to train; lists, arithmetic and sorting take longer."""
 
 
 def judge_quickstart(figures: Mapping[str, list[float]]) -> list[Claim]:
@@ -53,33 +49,31 @@ def judge_quickstart(figures: Mapping[str, list[float]]) -> list[Claim]:
 def quickstart(scale: str) -> Experiment:
     """Instruction tuning, reward model and PPO on the embedded world, whose true reward is known.
 
-    A quarter of the demonstrations have a mistake, so that SFT leaves something to gain. Expect more than half of the greedy answers
-    to new prompts to be exact after SFT, a reward model within 5 points of the Bayes ceiling, and a gold reward of PPO's samples
-    above that of SFT's. Source of the recipe: Ouyang et al. 2022 (arXiv:2203.02155), section 3.
+    Two fifths of the demonstrations have a mistake, mostly talk around the answer, so that SFT leaves something to gain. Expect more
+    than half of the greedy answers to new prompts to be exact after SFT, a reward model within 5 points of the Bayes ceiling, and
+    samples of PPO with a higher gold reward than those of SFT. Source of the recipe: Ouyang et al. 2022 (arXiv:2203.02155), section 3.
     """
     return Experiment(
         name="quickstart",
         scale="cpu",
         policy=ModelConfig(vocab=896, width=128, layers=3, heads=4, kv_heads=4, mlp=384, max_length=128, tied=False),
         text=Text(tokenizer="train:896", template="plain", length=36, prompt_length=28),
-        evaluation=Evaluation(prompts=1024, rows=256, new_tokens=16),
-        world=World(
-            demonstrations=60_000, prompts=8192, families=FAMILIES, flawed=0.25, annotator_temperature=0.2
-        ),
+        evaluation=Evaluation(prompts=768, rows=256, new_tokens=16),
+        world=World(demonstrations=60_000, prompts=11_264, families=FAMILIES, flawed=0.4, annotator_temperature=1.0),
         sft=SFT(
             data=Mixture((("world:instruct", 1.0),)),
-            optim=Optim(lr=3e-3, steps=2000, rows=8, warmup=100, b2=0.98, weight_decay=0.01),
+            optim=Optim(lr=3e-3, steps=1800, rows=8, warmup=100, b2=0.98, weight_decay=0.01),
             pack_length=64,
-            eval_every=500,
+            eval_every=450,
         ),
         reward=Reward(
-            data=None, pairs=8192, optim=Optim(lr=5e-4, steps=500, rows=32, warmup=50, b2=0.98), eval_every=100
+            data=None, pairs=10_240, optim=Optim(lr=7e-4, steps=280, rows=32, warmup=20, b2=0.98), eval_every=70
         ),
         ppo=PPO(
             optim=Optim(lr=2e-4, rows=64, schedule="linear"),
             value_optim=Optim(lr=5e-4, rows=64, schedule="linear"),
             iterations=40,
-            prompts=256,
+            prompts=128,
             new_tokens=16,
             epochs=2,
             kl_coef=0.05,

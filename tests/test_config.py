@@ -135,8 +135,9 @@ def test_configs_cannot_be_changed_in_place():
 def test_what_follows_from_a_config():
     assert MODEL.head_size == 4
     assert dataclasses.replace(MODEL, head_dim=6).head_size == 6
-    assert [dataclasses.replace(MODEL, head=head).scalar_head for head in ("lm", "scalar", "lm+scalar")] == [False, True, True]
-    assert [dataclasses.replace(MODEL, head=head).lm_head for head in ("lm", "scalar", "lm+scalar")] == [True, False, True]
+    for head, language, scalar in (("lm", True, False), ("scalar", False, True), ("lm+scalar", True, True)):
+        config = dataclasses.replace(MODEL, head=head)
+        assert (config.lm_head, config.scalar_head) == (language, scalar)
     assert BASE.ppo.minibatches == 2
     assert BASE.ppo.with_steps(OPTIM).total == 3 * 2 * 2
     assert BASE.reward_shape == dataclasses.replace(MODEL, head="scalar")

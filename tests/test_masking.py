@@ -112,3 +112,10 @@ def test_positions_count_real_tokens_wherever_padding_stands(mask, positions):
 def test_shapes_that_differ_are_refused_and_not_broadcast():
     with pytest.raises(TypeError):
         masked_mean(jnp.ones((2, 3)), jnp.ones((3,), bool))
+
+
+def test_nothing_in_the_tests_broadcasts_ranks_or_mixes_dtypes_in_silence():
+    with pytest.raises(ValueError, match="rank"):
+        jnp.ones((2, 3)) + jnp.ones(3)
+    with pytest.raises(jax.dtypes.TypePromotionError):
+        jnp.ones(3) + jnp.ones(3, jnp.int32)

@@ -167,6 +167,13 @@ def test_a_compiled_step_keeps_the_layout_and_gives_the_memory_of_the_state_back
     np.testing.assert_allclose(new["tokens"]["embedding"], lively(LLAMA)["tokens"]["embedding"] + 1.0)
 
 
+def test_a_new_state_is_laid_out_like_the_old_even_where_the_step_says_nothing_of_it():
+    mesh = make_mesh(CUBE)
+    step = compile_step(lambda state, x: (jax.tree.map(lambda leaf: jnp.full(leaf.shape, x), state), {}), mesh)
+    new, _ = step(place({"q": {"kernel": jnp.ones((16, 4, 4))}}, mesh), jnp.float32(2.0))
+    assert new["q"]["kernel"].addressable_shards[0].data.shape == (8, 2, 4)
+
+
 def test_a_compiled_function_leaves_its_arguments_alive():
     mesh = make_mesh(MeshConfig(data=2))
     params, batch = place(lively(LLAMA), mesh), place_batch(right_padded([4, 5], 6), mesh)

@@ -20,6 +20,7 @@ from rlhf_jax.loops.run import Run
 from rlhf_jax.worlds.instruct import InstructWorld
 
 WORLD = "world:instruct"
+TOKENIZER = "tokenizer.model"
 CORPUS = 6000  # texts of the world that its tokenizer is trained on
 
 
@@ -59,10 +60,15 @@ def open_texts(run: Run) -> Texts:
     """
     experiment = run.experiment
     kind, _, size = experiment.text.tokenizer.partition(":")
-    if kind == "train":
-        # One tokenizer for all seeds: the corpus of seed 0.
+    kept = run.directory / TOKENIZER
+    if kept.exists():
+        tokenizer: Tokenizer = load_tokenizer(kept)
+    elif kind == "train":
+        # One tokenizer for all seeds: the corpus of seed 0. It stays with the run, whose checkpoints mean nothing under another.
         corpus = InstructWorld(seed=0).corpus(CORPUS)
-        tokenizer: Tokenizer = train_sentencepiece(corpus, int(size), cache_directory() / "tokenizers")
+        trained = train_sentencepiece(corpus, int(size), cache_directory() / "tokenizers")
+        trained.save(kept)
+        tokenizer = trained
     else:
         tokenizer = load_tokenizer(run.data() / experiment.text.tokenizer)
     if tokenizer.vocab_size > experiment.policy.vocab:

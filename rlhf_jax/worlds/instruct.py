@@ -118,7 +118,9 @@ def _draw_content(family: Family, split: Split, rng: random.Random) -> Content:
 @lru_cache(maxsize=16)
 def _kinds(families: tuple[str, ...], held_out: bool) -> tuple[tuple[Family, Language], ...]:
     """Every (family, language) of the families that are trained, or of those held out, which no choice of families changes."""
-    chosen = (f for f in FAMILIES.values() if f.held_out is held_out and (held_out or not families or f.name in families))
+    chosen = (
+        f for f in FAMILIES.values() if f.held_out is held_out and (held_out or not families or f.name in families)
+    )
     return tuple((family, language) for family in chosen for language in family.languages)
 
 

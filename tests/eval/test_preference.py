@@ -27,7 +27,7 @@ def test_over_and_under_confidence_do_not_cancel_between_bins_but_do_within_one(
 
 def test_certainty_belongs_to_the_last_bin():
     assert expected_calibration_error(np.array([1.0, 0.95]), np.array([1.0, 1.0])) == pytest.approx(0.025)
-    assert expected_calibration_error(np.array([0.0, 1.0]), np.array([0.0, 1.0])) == 0.0
+    assert expected_calibration_error(np.array([1.0, 1.0]), np.array([0.0, 0.0])) == 1.0
 
 
 @pytest.mark.parametrize(

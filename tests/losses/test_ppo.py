@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,11 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes")
 ONE = jnp.ones((1, 1), bool)
 
 
+def one(value) -> jax.Array:
+    """A batch of a single token."""
+    return jnp.asarray(value, jnp.float32).reshape(1, 1)
+
+
 def test_token_rewards_by_hand():
     logprobs, ref = jnp.array([[-1.0, -1.0, -1.0]]), jnp.array([[-1.4, -0.8, -1.2]])
     rewards = token_rewards(jnp.array([1.0]), logprobs, ref, jnp.ones((1, 3), bool), kl_coef=0.05)
@@ -35,8 +42,8 @@ def test_the_score_lands_on_the_last_response_token_of_each_row_and_stays_a_floa
 
 
 def test_log_probs_beside_the_response_cost_nothing():
-    mask = jnp.array([[False, True]])
-    rewards = token_rewards(jnp.array([0.0]), jnp.array([[jnp.nan, -1.0]]), jnp.array([[-9.0, -2.0]]), mask, kl_coef=0.5)
+    mask, logprobs, ref = jnp.array([[False, True]]), jnp.array([[jnp.nan, -1.0]]), jnp.array([[-9.0, -2.0]])
+    rewards = token_rewards(jnp.array([0.0]), logprobs, ref, mask, kl_coef=0.5)
     np.testing.assert_allclose(rewards, [[0.0, -0.5]])
 
 
@@ -53,7 +60,7 @@ def test_log_probs_beside_the_response_cost_nothing():
 )
 def test_the_clipped_objective_and_its_gradient_by_hand(advantage, ratio, loss, gradient, clipped):
     def of(logprob):
-        return clipped_policy_loss(jnp.full((1, 1), logprob), jnp.full((1, 1), -1.0), jnp.full((1, 1), advantage), ONE, clip=0.2)
+        return clipped_policy_loss(one(logprob), one(-1.0), one(advantage), ONE, clip=0.2)
 
     (value, metrics), slope = jax.value_and_grad(of, has_aux=True)(jnp.float32(np.log(ratio) - 1.0))
     np.testing.assert_allclose(value, loss, rtol=1e-5)
@@ -64,7 +71,7 @@ def test_the_clipped_objective_and_its_gradient_by_hand(advantage, ratio, loss, 
 
 def test_the_approximate_kl_is_that_of_the_old_policy_to_the_new_by_hand():
     def kl(new, old):
-        return clipped_policy_loss(jnp.array([[new]]), jnp.array([[old]]), jnp.ones((1, 1)), ONE, clip=0.2)[1]["approx_kl"]
+        return clipped_policy_loss(one(new), one(old), one(1.0), ONE, clip=0.2)[1]["approx_kl"]
 
     np.testing.assert_allclose(kl(-1.5, -1.0), 0.10653, atol=1e-5)
     np.testing.assert_allclose(kl(-0.5, -1.0), 0.14872, atol=1e-5)
@@ -100,9 +107,7 @@ def test_on_the_policy_that_sampled_the_gradient_is_the_policy_gradient():
 
     def loss(logits):
         logprob = jax.nn.log_softmax(logits)[1]
-        return clipped_policy_loss(
-            logprob.reshape(1, 1), old.reshape(1, 1), jnp.full((1, 1), advantage), ONE, clip=0.2
-        )[0]
+        return clipped_policy_loss(one(logprob), one(old), one(advantage), ONE, clip=0.2)[0]
 
     np.testing.assert_allclose(jax.grad(loss)(logits), [0.1749, -0.5246, 0.1749, 0.1749], atol=1e-4)
 
@@ -119,7 +124,7 @@ def test_on_the_policy_that_sampled_the_gradient_is_the_policy_gradient():
 )
 def test_the_clipped_value_loss_by_hand(value, old, target, clip, loss, fraction):
     def of(value):
-        return clipped_value_loss(value.reshape(1, 1), jnp.full((1, 1), old), jnp.full((1, 1), target), ONE, clip=clip)
+        return clipped_value_loss(one(value), one(old), one(target), ONE, clip=clip)
 
     (result, metrics), gradient = jax.value_and_grad(of, has_aux=True)(jnp.float32(value))
     np.testing.assert_allclose(result, loss, rtol=1e-5)
@@ -174,8 +179,8 @@ def test_the_policy_loss_uses_the_temperature_of_the_rollout_and_reports_without
         seen.append(float(temperature))
         return TokenStats(logprobs=jnp.full((2, 4), -1.0), entropy=params * jnp.ones((2, 4)))
 
-    run = jax.value_and_grad(lambda p: ppo_policy_loss(p, small_trajectory(), token_stats=token_stats, clip=0.2), has_aux=True)
-    (loss, aux), gradient = run(jnp.float32(0.4))
+    run = jax.value_and_grad(partial(ppo_policy_loss, token_stats=token_stats, clip=0.2), has_aux=True)
+    (loss, aux), gradient = run(jnp.float32(0.4), small_trajectory())
     assert seen == [pytest.approx(0.7)]
     np.testing.assert_allclose(loss, -(1 + 2 - 3) / 3, atol=1e-6)
     assert float(aux.weight) == 3.0
@@ -186,12 +191,12 @@ def test_the_policy_loss_uses_the_temperature_of_the_rollout_and_reports_without
 
 def test_the_value_loss_clips_around_the_values_of_the_rollout():
     def values(params, batch):
-        return jnp.where(batch.loss_mask, params, jnp.nan)
+        return params + jnp.where(batch.loss_mask, 0.0, jnp.inf)  # whose gradient would be nan
 
-    run = jax.value_and_grad(lambda p: ppo_value_loss(p, small_trajectory(), values=values, clip=0.2), has_aux=True)
-    (loss, aux), gradient = run(jnp.float32(1.0))
+    run = jax.value_and_grad(partial(ppo_value_loss, values=values, clip=0.2), has_aux=True)
+    (loss, aux), gradient = run(jnp.float32(1.0), small_trajectory())
     np.testing.assert_allclose(loss, 0.02, rtol=1e-5)
     assert float(aux.weight) == 3.0
     assert float(gradient) == 0.0
-    (loss, _), gradient = run(jnp.float32(0.6))
+    (loss, _), gradient = run(jnp.float32(0.6), small_trajectory())
     np.testing.assert_allclose([loss, gradient], [0.045, -0.3], rtol=1e-5)

@@ -57,7 +57,9 @@ def by_hand(config: ModelConfig, params: Params, tokens: np.ndarray, positions: 
     for number in range(c.layers):
         layer = jax.tree.map(lambda w, n=number: w[n], p["layers"])
         h = norm(x, layer["attention_norm"])
-        q, k, v = (np.tensordot(h, layer["attention"][n]["kernel"], 1) + layer["attention"][n].get("bias", 0.0) for n in "qkv")
+        q, k, v = (
+            np.tensordot(h, layer["attention"][n]["kernel"], 1) + layer["attention"][n].get("bias", 0.0) for n in "qkv"
+        )
         if c.position == "rope":
             q, k = turn(q), turn(k)
         heads = np.zeros_like(q)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import jax
@@ -32,7 +33,7 @@ def test_the_other_schedules_by_hand():
 def test_warm_up_wastes_no_update_and_leads_into_the_decay():
     warm = rates(lr=1.0, steps=8, warmup=4, schedule="linear")
     assert warm[0] == pytest.approx(0.25)
-    assert all(a < b for a, b in zip(warm[:4], warm[1:5], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(warm[:5]))
     assert warm[4:] == pytest.approx([1.0, 0.75, 0.5, 0.25])
 
 
@@ -76,7 +77,11 @@ def test_gradients_are_clipped_by_their_norm_over_all_leaves():
 
 
 def test_only_matrices_decay_and_in_step_with_the_learning_rate():
-    params = {"q": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "norm": {"scale": jnp.ones(2)}, "t": {"embedding": jnp.ones(2)}}
+    params = {
+        "q": {"kernel": jnp.ones(2), "bias": jnp.ones(2)},
+        "norm": {"scale": jnp.ones(2)},
+        "t": {"embedding": jnp.ones(2)},
+    }
     config = Optim(lr=0.5, rows=1, steps=9, schedule="constant", weight_decay=0.1)
     after = one_update(config, params, jax.tree.map(jnp.zeros_like, params))
     np.testing.assert_allclose(after["q"]["kernel"], 1 - 0.5 * 0.1)
