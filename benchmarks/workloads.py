@@ -47,7 +47,8 @@ def token_batch(config: ModelConfig, rows: int, length: int, seed: int = 0) -> T
     """Random tokens without padding, all but the first to be learned."""
     tokens = np.random.default_rng(seed).integers(0, config.vocab, (rows, length), dtype=np.int32)
     columns = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
-    return jax.tree.map(jnp.asarray, TokenBatch(tokens, columns, np.ones_like(columns), columns > 0))
+    arrays: Any = (tokens, columns, np.ones_like(columns), columns > 0)
+    return TokenBatch(*(jnp.asarray(array) for array in arrays))
 
 
 def sft(config: ModelConfig) -> Workload:

@@ -25,7 +25,7 @@ FAMILIES = (
 def judge_quickstart(figures: Mapping[str, list[float]]) -> list[Claim]:
     """SFT learns, the reward model nears the Bayes ceiling, PPO beats SFT by more than four standard errors."""
     exact, exact_error = mean_and_error(figures["sft/held_out_prompts/exact"])
-    bayes, accuracy = figures["reward/bayes_accuracy"], figures["reward/accuracy"]
+    bayes, accuracy = figures["reward/bayes_accuracy"], figures["reward/expected_accuracy"]
     below, below_error = mean_and_error([100 * (b - a) for b, a in zip(bayes, accuracy, strict=True)])
     gain, gain_error = mean_and_error(figures["ppo_minus_sft/gold"])
     # With one seed there is no spread over seeds: the error over prompts stands in.
@@ -59,15 +59,15 @@ def quickstart(scale: str) -> Experiment:
         policy=ModelConfig(vocab=896, width=128, layers=3, heads=4, kv_heads=4, mlp=384, max_length=128, tied=False),
         text=Text(tokenizer="train:896", template="plain", length=36, prompt_length=28),
         evaluation=Evaluation(prompts=768, rows=256, new_tokens=16),
-        world=World(demonstrations=60_000, prompts=11_264, families=FAMILIES, flawed=0.4, annotator_temperature=1.0),
+        world=World(demonstrations=60_000, prompts=14_336, families=FAMILIES, flawed=0.4, annotator_temperature=1.0),
         sft=SFT(
             data=Mixture((("world:instruct", 1.0),)),
-            optim=Optim(lr=3e-3, steps=1800, rows=8, warmup=100, b2=0.98, weight_decay=0.01),
+            optim=Optim(lr=3e-3, steps=1600, rows=8, warmup=100, b2=0.98, weight_decay=0.01),
             pack_length=64,
-            eval_every=450,
+            eval_every=400,
         ),
         reward=Reward(
-            data=None, pairs=10_240, optim=Optim(lr=7e-4, steps=280, rows=32, warmup=20, b2=0.98), eval_every=70
+            data=None, pairs=13_568, optim=Optim(lr=7e-4, steps=256, rows=32, warmup=20, b2=0.98), eval_every=64
         ),
         ppo=PPO(
             optim=Optim(lr=2e-4, rows=64, schedule="linear"),

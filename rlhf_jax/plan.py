@@ -38,7 +38,7 @@ def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
         optim = experiment.reward.optim
         model = build_model(experiment.reward_shape)
         _, update = make_reward_step(model, optim)
-        side, row = token_shapes(optim.rows, length), jax.ShapeDtypeStruct((optim.rows,), jnp.float32)
+        side, row = token_shapes(optim.rows, length), _shape((optim.rows,), jnp.float32)
         batch = on_mesh_rows(PreferenceBatch(side, side, row, row), mesh)
         lowered["reward"] = compile_step(update, mesh).lower(state_shapes(model, optim, mesh), batch)
     if experiment.ppo is not None:
@@ -50,7 +50,7 @@ def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
     """The lowered update of one PPO iteration."""
     config = experiment.ppo
     assert config is not None
-    shared = config.value_optim is None
+    shared, value_optim = config.value_optim is None, config.value_optim or config.optim
     policy = build_model(dataclasses.replace(experiment.policy, head="lm+scalar" if shared else "lm"))
     from_reward = config.value_init == "reward" and experiment.reward is not None
     value_shape = experiment.reward_shape if from_reward else experiment.policy
@@ -58,7 +58,7 @@ def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
     scalars = on_mesh({"kl_coef": _shape((), jnp.float32), "iteration": _shape((), jnp.int32)}, mesh)
     state = PPOState(
         policy=state_shapes(policy, config.with_steps(config.optim), mesh, ema=config.ema is not None),
-        value=None if value is None else state_shapes(value, config.with_steps(config.value_optim), mesh),
+        value=None if value is None else state_shapes(value, config.with_steps(value_optim), mesh),
         **scalars,
     )
     rows, length = config.prompts * config.samples, experiment.text.prompt_length + config.new_tokens
@@ -83,9 +83,8 @@ def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
     return update.lower(state, on_mesh_rows(trajectory, mesh), _shape((), jnp.float32), key, demonstrations)
 
 
-def state_shapes(model: Model, optim: Optim | None, mesh: Mesh, *, ema: bool = False) -> TrainState:
+def state_shapes(model: Model, optim: Optim, mesh: Mesh, *, ema: bool = False) -> TrainState:
     """The training state of a model as shapes with the places where its parts live."""
-    assert optim is not None
     tx = make_optimizer(optim)
     return on_mesh(jax.eval_shape(lambda key: init_state(model.init(key), tx, ema=ema), jax.random.key(0)), mesh)
 
@@ -110,5 +109,5 @@ def on_mesh_rows(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+def _shape(shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)

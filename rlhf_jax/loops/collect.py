@@ -24,7 +24,16 @@ class Judged:
 
     comparisons: tuple[Comparison, ...]
     probability: np.ndarray  # of the label that was given, under the annotator; [N]
-    bayes_accuracy: float
+
+    @property
+    def bayes_accuracy(self) -> float:
+        """The accuracy that no reward model can exceed in expectation: mean max(p, 1 - p)."""
+        return float(np.maximum(self.probability, 1 - self.probability).mean())
+
+    def expected_accuracy(self, chosen: np.ndarray, rejected: np.ndarray) -> float:
+        """The accuracy of these scores in expectation over the annotator's labels, free of the noise of the labels drawn."""
+        agrees = np.where(chosen > rejected, self.probability, 1 - self.probability)
+        return float(np.where(chosen == rejected, 0.5, agrees).mean())
 
 
 def annotator_of(run: Run) -> SimulatedAnnotator:
@@ -52,11 +61,7 @@ def judge(run: Run, prompts: Sequence[Prompt], first: Sequence[str], second: Seq
         Comparison(prompts[n], *((first[n], second[n]) if won else (second[n], first[n])))
         for n, won in zip(places, prefers, strict=True)
     )
-    return Judged(
-        comparisons,
-        np.where(prefers, probability, 1 - probability),
-        annotator.bayes_accuracy(gold[:, 0], gold[:, 1]),
-    )
+    return Judged(comparisons, np.where(prefers, probability, 1 - probability))
 
 
 def sample_pairs(

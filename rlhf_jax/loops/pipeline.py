@@ -120,11 +120,12 @@ def reward_stage(run: Run, policy: Model, tuned: Params, texts: Texts, outcome: 
     """The reward model of the experiment, with its accuracy on held-out prompts in the outcome."""
     experiment, config = run.experiment, run.experiment.reward
     assert config is not None
+    judged = None
     if config.data is None:
-        train, held_out = sampled_comparisons(run, policy, tuned, texts)
+        train, judged = sampled_comparisons(run, policy, tuned, texts)
         parts, kind = Mixture(((texts.encode(train.comparisons), 1.0),)), Comparison
-        records = held_out.comparisons
-        outcome.figures["reward/bayes_accuracy"] = held_out.bayes_accuracy
+        records = judged.comparisons
+        outcome.figures["reward/bayes_accuracy"] = judged.bayes_accuracy
         write_comparisons(run.directory / "comparisons.jsonl", train.comparisons)
     else:
         examples = load_examples(run, config.data, (Comparison, Labelled))
@@ -157,6 +158,8 @@ def reward_stage(run: Run, policy: Model, tuned: Params, texts: Texts, outcome: 
     figures, outcome.calibration = preference_figures(chosen, rejected)
     comparisons = [record for record in records if isinstance(record, Comparison)]
     outcome.figures |= figures | {"reward/longer_wins": longer_wins(comparisons)}
+    if judged is not None:
+        outcome.figures["reward/expected_accuracy"] = judged.expected_accuracy(chosen, rejected)
     if config.centre:
         params = centred(params, float(np.mean([chosen, rejected])))
     return RewardModel(model, params)
