@@ -227,7 +227,7 @@ class Reward:
     pairs: int | None = None  # how many comparisons are collected when they are sampled
     temperature: float = 1.0  # at which they are sampled
     init: Literal["policy", "random"] = "policy"
-    centre: bool = True  # shift the head's bias so that the policy's samples score 0 on average
+    centre: bool = True  # of comparisons: shift the head's bias so that the held-out replies score 0 on average
     eval_every: int | None = None
 
     def __post_init__(self):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,20 +40,19 @@ class Judge:
 
     run: Run
     texts: Texts
-    model: Model
     reference: Params
     sampler: Sampler
     greedy: Sampler
+    describe: Callable
     scorer: Scorer | None
 
     def sampled(self, params: Params, prompts: Sequence[Prompt], *, temperature: float) -> Written:
         """One sampled reply per prompt, with its exact KL to the reference, its score, and its log-probability under the reference."""
-        describe = compile_function(partial(describe_rows, policy=self.model), self.run.mesh)
         replies: list[str] = []
         columns: dict[str, list[np.ndarray]] = {}
         key = self.run.key("evaluate")
         for rollout, counts in self.sampler.rollouts(params, self.texts.encode(prompts), key, temperature=temperature):
-            numbers: dict[str, Any] = dict(describe(params, self.reference, rollout))
+            numbers: dict[str, Any] = dict(self.describe(params, self.reference, rollout))
             if self.scorer is not None:
                 numbers["score"] = self.scorer(rollout, np.zeros(len(counts), np.int64))
             texts = [self.texts.template.reply_text(t) for t in response_texts(rollout, self.texts.tokenizer)]
@@ -80,7 +79,8 @@ def make_judge(run: Run, texts: Texts, model: Model, reference: Params, scorer: 
         prompt_length=run.experiment.text.prompt_length,
         new_tokens=config.new_tokens,
     )
-    return Judge(run, texts, model, reference, sampler(), sampler(greedy=True), scorer)
+    describe = compile_function(partial(describe_rows, policy=model), run.mesh)
+    return Judge(run, texts, reference, sampler(), sampler(greedy=True), describe, scorer)
 
 
 def gold_figures(judge: Judge, name: str, params: Params, *, temperature: float) -> tuple[Figures, Written, np.ndarray]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.data.batches import Mixture, token_batches
+from rlhf_jax.data.batches import Mixture, pad_labels, pad_pairs, token_batches
 from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
 from rlhf_jax.eval.preference import wilson_interval
 from rlhf_jax.loops.collect import Judged, sample_pairs, write_comparisons
@@ -140,8 +140,9 @@ def reward_stage(run: Run, policy: Model, tuned: Params, texts: Texts, outcome: 
     params = run_reward(run, model, params, texts, parts, kind, encoded)
     if not encoded:
         return RewardModel(model, params)
+    length, pad = experiment.text.length, texts.tokenizer.pad
     if kind is Labelled:
-        scores = score_all(run, model, params, texts, [e.text for e in encoded])
+        scores = score_all(run, model, params, pad_labels(encoded, length, pad).text)
         labels = np.array([e.label for e in encoded])
         right = float(np.mean((scores > 0) == (labels == 1)))
         low, high = wilson_interval(right, len(labels))
@@ -152,9 +153,9 @@ def reward_stage(run: Run, policy: Model, tuned: Params, texts: Texts, outcome: 
             "right": ((scores > 0) == (labels == 1)).astype(float).tolist(),
         }
         return RewardModel(model, params)
-    chosen, rejected = (
-        score_all(run, model, params, texts, [getattr(e, side) for e in encoded]) for side in ("chosen", "rejected")
-    )
+    pairs = pad_pairs(encoded, length, pad)
+    both = jax.tree.map(lambda a, b: np.concatenate([a, b]), pairs.chosen, pairs.rejected)
+    chosen, rejected = np.split(score_all(run, model, params, both), 2)
     figures, outcome.calibration = preference_figures(chosen, rejected)
     comparisons = [record for record in records if isinstance(record, Comparison)]
     outcome.figures |= figures | {"reward/longer_wins": longer_wins(comparisons)}

@@ -14,10 +14,8 @@ from rlhf_jax.data.batches import (
     label_batches,
     pad_labels,
     pad_pairs,
-    pad_right,
     preference_batches,
 )
-from rlhf_jax.data.encode import Encoded
 from rlhf_jax.data.schema import Labelled
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
@@ -27,7 +25,7 @@ from rlhf_jax.models import Model
 from rlhf_jax.sharding import compile_function, compile_step, place_batch
 from rlhf_jax.train import TrainState, make_step
 from rlhf_jax.train.optimizer import make_optimizer
-from rlhf_jax.types import LossFn, Params
+from rlhf_jax.types import LossFn, Params, TokenBatch
 
 
 def make_reward_step(model: Model, optim: Optim, *, labelled: bool = False) -> tuple[LossFn, Callable]:
@@ -71,21 +69,17 @@ def run_reward(
     return state.params
 
 
-def score_all(run: Run, model: Model, params: Params, texts: Texts, examples: Sequence[Encoded]) -> np.ndarray:
-    """The reward model's score of each whole text, [N]."""
-    experiment = run.experiment
+def score_all(run: Run, model: Model, params: Params, data: TokenBatch) -> np.ndarray:
+    """The reward model's score of each row of a padded data set, [N]."""
     program = compile_function(model.scores, run.mesh)
-    data = pad_right(examples, experiment.text.length, texts.tokenizer.pad)
-    scores = [
-        np.asarray(program(params, place_batch(batch, run.mesh)))
-        for batch in evaluation_batches(data, experiment.evaluation.rows)
-    ]
-    return np.concatenate(scores)[: len(examples)]
+    batches = evaluation_batches(data, run.experiment.evaluation.rows)
+    scores = [np.asarray(program(params, place_batch(batch, run.mesh))) for batch in batches]
+    return np.concatenate(scores)[: len(data.tokens)]
 
 
 def centred(params: Params, mean: float) -> Params:
     """The reward model with its bias shifted by -mean, so that what scored `mean` scores 0.
 
-    Source: Ouyang et al. 2022, section 3.5: the demonstrations' mean is shifted to 0; here the mean of the policy's own samples.
+    Source: Ouyang et al. 2022, section 3.5: the demonstrations' mean is shifted to 0; here the mean of the held-out replies.
     """
     return params | {"score": params["score"] | {"bias": params["score"]["bias"] - mean}}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -75,20 +76,22 @@ def test_logprobs_and_entropies_are_those_of_the_whole_logits(tied, temperature)
 
 @pytest.mark.parametrize("chunk", [1, 4, 9])
 def test_the_output_layer_in_chunks_gives_the_values_and_gradients_of_the_whole(chunk):
-    batch = right_padded(LENGTHS, WIDTH)
-    params = lively(LLAMA)
+    (whole, gradient), (parts, other_gradient) = in_chunks(100), in_chunks(chunk)
+    assert_trees_close(parts, whole, atol=1e-5)
+    assert_trees_close(other_gradient, gradient, atol=5e-5, rtol=1e-5)
 
-    def run(config):
-        def total(params):
-            stats = built(config).token_stats(params, batch, 0.7)
-            return jnp.sum(stats.logprobs) + 0.3 * jnp.sum(stats.entropy), stats
 
-        (_, stats), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
-        return {"logprobs": stats.logprobs, "entropy": stats.entropy}, grads
+@functools.cache
+def in_chunks(size):
+    """(log-probs and entropies, gradient of a sum of both)."""
+    model, batch = built(dataclasses.replace(LLAMA, logit_chunk=size)), right_padded(LENGTHS, WIDTH)
 
-    whole, parts = (run(dataclasses.replace(LLAMA, logit_chunk=size)) for size in (100, chunk))
-    assert_trees_close(parts[0], whole[0], atol=1e-5)
-    assert_trees_close(parts[1], whole[1], atol=5e-5, rtol=1e-5)
+    def total(params):
+        stats = model.token_stats(params, batch, 0.7)
+        return jnp.sum(stats.logprobs) + 0.3 * jnp.sum(stats.entropy), stats
+
+    (_, stats), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(lively(LLAMA))
+    return stats, gradient
 
 
 def arrays_of(jaxpr):

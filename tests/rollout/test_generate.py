@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from functools import partial
 
 import jax
@@ -30,7 +31,6 @@ every_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys
 
 def scripted(table):
     """A `choose` that writes these tokens [B, N], whatever the logits, with log-probs that say where they stand."""
-    table = jnp.array(table, jnp.int32)
 
     def choose(logits, keys, column, temperature):
         tokens = jax.lax.dynamic_index_in_dim(table, column, axis=1, keepdims=False)
@@ -39,13 +39,22 @@ def scripted(table):
     return choose
 
 
-def write(prompts, table, stop=(2,), keys=None):
-    run = partial(generate, model=built(LLAMA), new_tokens=len(table[0]), stop=stop, choose=scripted(table))
-    return jax.jit(run)(lively(LLAMA), prompts, KEYS[: len(table)] if keys is None else keys, 1.0)
+@functools.cache
+def writer(new_tokens, stop):
+    def run(params, prompts, table):
+        choose = scripted(table)
+        return generate(params, prompts, KEYS, 1.0, model=built(LLAMA), new_tokens=new_tokens, stop=stop, choose=choose)
+
+    return jax.jit(run)
 
 
+def write(prompts, table, stop=(2,)):
+    return writer(len(table[0]), stop)(lively(LLAMA), prompts, jnp.array(table, jnp.int32))
+
+
+@functools.cache
 def run_of(**how):
-    return jitted(partial(generate, model=built(LLAMA), **how))
+    return jax.jit(partial(generate, model=built(LLAMA), **how))
 
 
 @every_shape
@@ -102,12 +111,12 @@ def test_prompts_come_back_as_they_were_and_positions_count_on():
 
 def test_what_is_to_be_learned_in_a_prompt_is_not_learned_in_a_rollout():
     prompts = PROMPTS.replace(loss_mask=jnp.ones_like(PROMPTS.loss_mask))
-    np.testing.assert_array_equal(write(prompts, [[9, 2]] * 4).batch.loss_mask[:, :4], False)
+    np.testing.assert_array_equal(write(prompts, [[9, 2, 9, 9]] * 4).batch.loss_mask[:, :4], False)
 
 
 def test_any_of_several_stop_tokens_ends_a_response_and_none_need_to_be_given():
-    table = [[9, 5, 9], [9, 9, 2], [2, 5, 9], [9, 9, 9]]
-    assert response_ids(write(PROMPTS, table, stop=(2, 5))) == [[9, 5], [9, 9, 2], [2], [9, 9, 9]]
+    table = [[9, 5, 9, 9], [9, 9, 2, 9], [2, 5, 9, 9], [9, 9, 9, 9]]
+    assert response_ids(write(PROMPTS, table, stop=(2, 5))) == [[9, 5], [9, 9, 2], [2], [9, 9, 9, 9]]
     free = write(PROMPTS, table, stop=())
     assert response_ids(free) == table
     assert not free.finished.any()
@@ -115,7 +124,7 @@ def test_any_of_several_stop_tokens_ends_a_response_and_none_need_to_be_given():
 
 def test_a_stop_token_in_the_prompt_ends_nothing():
     prompts = PROMPTS.replace(tokens=jnp.full_like(PROMPTS.tokens, 2))
-    assert response_ids(write(prompts, [[9, 9]] * 4)) == [[9, 9]] * 4
+    assert response_ids(write(prompts, [[9, 9, 9, 9]] * 4)) == [[9, 9, 9, 9]] * 4
 
 
 def test_pad_may_be_eos_and_a_sampled_pad_is_a_token_like_any_other():

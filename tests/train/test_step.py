@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from functools import partial
 
 import jax
@@ -18,6 +19,12 @@ from rlhf_jax.train.step import apply_gradients, deal, gradients
 from rlhf_jax.types import Aux, PreferenceBatch, TokenBatch
 
 SFT = partial(sft_loss, logprobs=built(LLAMA).logprobs)
+ADAM = make_optimizer(Optim(lr=0.1, rows=8, steps=10, eps=1e-2))
+
+
+@functools.cache
+def sft_step(microbatches):
+    return jax.jit(make_step(SFT, ADAM, microbatches=microbatches))
 
 
 def distance(params, batch):
@@ -75,13 +82,8 @@ def test_row_r_goes_to_microbatch_r_modulo_their_number_and_scalars_to_all():
     "lengths", [[9, 3, 5, 4, 9, 8, 3, 6], [9, 2, 9, 2, 8, 2, 8, 2]], ids=["unequal", "one without loss"]
 )
 def test_any_number_of_microbatches_makes_the_same_update(lengths, microbatches):
-    tx = make_optimizer(Optim(lr=0.1, rows=8, steps=10, eps=1e-2))
-    batch = right_padded(lengths, 9)
-
-    def run(count):
-        return jax.jit(make_step(SFT, tx, microbatches=count))(init_state(lively(LLAMA), tx), batch)
-
-    (one, metrics), (other, other_metrics) = run(1), run(microbatches)
+    state, batch = init_state(lively(LLAMA), ADAM), right_padded(lengths, 9)
+    (one, metrics), (other, other_metrics) = (sft_step(count)(state, batch) for count in (1, microbatches))
     assert_trees_close(one, other, atol=1e-5)
     assert_trees_close(metrics, other_metrics, atol=1e-5, rtol=1e-5)
     assert float(metrics["nll"]) > 0
@@ -100,13 +102,12 @@ def test_microbatches_of_pairs_make_the_same_update_whatever_the_weights():
 
 
 def test_a_step_trains():
-    tx = make_optimizer(Optim(lr=0.02, rows=4, steps=30, schedule="constant"))
-    step, state = jax.jit(make_step(SFT, tx, microbatches=2)), init_state(lively(LLAMA), tx)
-    batch, losses = right_padded([9, 5, 7, 8], 9), []
-    for _ in range(30):
-        state, metrics = step(state, batch)
+    state, batch = init_state(lively(LLAMA), ADAM), right_padded([9, 5, 7, 8] * 2, 9)
+    losses = []
+    for _ in range(10):
+        state, metrics = sft_step(2)(state, batch)
         losses.append(float(metrics["nll"]))
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_the_norm_reported_is_that_before_clipping():
