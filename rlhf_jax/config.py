@@ -282,15 +282,12 @@ class PPO:
             episodes % self.optim.rows == 0,
             f"{self.prompts} prompts x {self.samples} samples do not split into minibatches of {self.optim.rows} rows",
         )
+        split = (self.optim.rows, self.optim.microbatches)
         for name, optim in (("optim", self.optim), ("value_optim", self.value_optim)):
             _require(
-                optim is None or (optim.steps is None and optim.rows == self.optim.rows),
-                f"ppo.{name}.steps follows from iterations x epochs x minibatches: leave it unset; and rows must be the same "
-                f"for policy and value, here {self.optim.rows}",
-            )
-            _require(
-                optim is None or optim.microbatches == self.optim.microbatches,
-                f"ppo.{name}.microbatches must be the same for policy and value, here {self.optim.microbatches}",
+                optim is None or (optim.steps, optim.rows, optim.microbatches) == (None, *split),
+                f"ppo.{name}.steps follows from iterations x epochs x minibatches: leave it unset; and rows and microbatches must "
+                f"be the same for policy and value, here {split[0]} and {split[1]}",
             )
         _require(
             (self.ptx_coef > 0) == (self.ptx_rows is not None), "ptx_coef and ptx_rows go together: set both or neither"

@@ -69,8 +69,8 @@ LEARNED = dataclasses.replace(MODEL, position="learned")
         (BASE.reward, {"init": "reward"}, "'policy' or 'random'"),
         (BASE.ppo, {"prompts": 9}, "9 prompts x 2 samples do not split into minibatches of 16 rows"),
         (BASE.ppo, {"optim": Optim(lr=1.0, rows=16, steps=3)}, "leave it unset"),
-        (BASE.ppo, {"value_optim": Optim(lr=1.0, rows=32)}, "rows must be the same"),
-        (BASE.ppo, {"value_optim": Optim(lr=1.0, rows=16, microbatches=2)}, "ppo.value_optim.microbatches"),
+        (BASE.ppo, {"value_optim": Optim(lr=1.0, rows=32)}, "ppo.value_optim.* rows and microbatches must be the same"),
+        (BASE.ppo, {"value_optim": Optim(lr=1.0, rows=16, microbatches=2)}, "policy and value, here 16 and 1"),
         (BASE.ppo, {"ptx_coef": 1.0}, "set both or neither"),
         (BASE.ppo, {"ptx_rows": 8}, "set both or neither"),
         (
@@ -179,7 +179,7 @@ def test_an_override_sets_one_field_with_its_type(assignment, read, value):
 def test_overrides_are_validated_together():
     changed = apply_overrides(BASE, ["ppo.optim.rows=8", "ppo.value_optim.rows=8"])
     assert changed.ppo.optim.rows == changed.ppo.value_optim.rows == 8
-    with pytest.raises(ValueError, match="rows must be the same"):
+    with pytest.raises(ValueError, match="rows and microbatches must be the same"):
         apply_overrides(BASE, ["ppo.optim.rows=8"])
 
 
