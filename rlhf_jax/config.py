@@ -262,7 +262,9 @@ class PPO:
     value_init: Literal["reward", "policy"] = "reward"
     whiten_rewards: bool = False
     whiten_advantages: bool = True
-    stop_token: str | None = None  # text of a token that ends the response besides eos, Ziegler's truncation
+    stop_token: str | None = (
+        None  # text of the token that must end a response, Ziegler's truncation; eos alone is a missing stop
+    )
     stop_after: int = 0  # tokens that must stand before it
     missing_stop_score: float | None = None  # replaces the score of responses without a stop token
     reward: Literal["model", "gold"] = "model"  # gold: the world's own scorer, a Python callable on text
