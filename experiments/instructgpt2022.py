@@ -30,12 +30,15 @@ HELPFUL = Mixture(
 def ppo_ptx(scale: str) -> Experiment:
     """PPO-ptx, section 3.5 and appendix C: beta 0.02, clip 0.2, gamma 1, 8 minibatches, one inner epoch, ptx coefficient 27.8.
 
-    `cpu`: the recipe on the instruction world, with a ptx coefficient of 1: losses here are means per token, and the world's
-    demonstrations are what a pretraining text is there. `tpu`: the paper's 1.3B policy and 6B reward model (GPT-3 XL and 6.7B shapes)
-    and hyper-parameters as of appendix C: SFT lr 9.65e-6, batch 32, 16 epochs, cosine to 10 %; reward model lr 9e-6, batch 64; PPO
-    256k episodes, batch 512 = 8 x 64, value lr 9e-6, 10 iterations of warm-up, EMA 0.992, 8 ptx examples an episode.
-    Differences: public data and the Mistral tokenizer (32,000 pieces) in place of OpenAI's; pairs one by one, not all K(K-1)/2 of a prompt
-    in one batch element; no dropout (0.2 there in SFT); 16 heads of 128 for the 1.3B model.
+    `cpu`: the recipe on the instruction world; ptx coefficient 1 on one demonstration an episode, averaging over 50 updates, as the run
+    is of 320. `tpu`: the paper's 1.3B policy and 6B reward model (GPT-3 XL and 6.7B shapes) and hyper-parameters of appendix C: SFT lr
+    9.65e-6, batch 32, as many updates as 16 epochs of its 13,000 prompts, cosine to 10 %; reward model lr 9e-6, batch 64, updates for its
+    33,000 prompts; PPO 256k episodes, batch 512 = 8 x 64, policy lr within the paper's sweep, value lr 9e-6, 10 iterations of warm-up,
+    EMA 0.992, 8 ptx examples an episode.
+    Differences at `tpu`: random initial weights in place of GPT-3's; public data (so other numbers of epochs), also as ptx text, and the
+    Mistral tokenizer (32,000 pieces); PPO starts from the SFT model, not from one of its own; the last SFT checkpoint, not the best by
+    reward; pairs one by one, not all K (K - 1) / 2 of a prompt in one batch element; no dropout (0.2 there in SFT); gradients clipped at
+    norm 1; 16 heads of 128. One process drives all devices: a slice of several hosts is not supported yet.
     """
     return _paper() if scale == "tpu" else _small()
 
@@ -45,13 +48,13 @@ def _small() -> Experiment:
     assert base.ppo is not None
     ppo = dataclasses.replace(
         base.ppo,
-        optim=Optim(lr=2e-4, rows=32, warmup=80, schedule="constant"),
-        value_optim=Optim(lr=5e-4, rows=32, schedule="constant"),
+        optim=Optim(lr=2e-4, rows=16, warmup=32, schedule="constant"),
+        value_optim=Optim(lr=5e-4, rows=16, schedule="constant"),
         epochs=1,
         kl_coef=0.02,
         ptx_coef=1.0,
-        ptx_rows=32,
-        ema=0.992,
+        ptx_rows=16,
+        ema=0.98,
     )
     return dataclasses.replace(base, name="instructgpt2022/ppo_ptx", ppo=ppo)
 
@@ -81,7 +84,7 @@ def _paper() -> Experiment:
         evaluation=Evaluation(prompts=512, rows=64, new_tokens=1024),
         # 13,000 prompts x 16 epochs / 32 rows.
         sft=SFT(data=ALPACA, optim=Optim(lr=9.65e-6, steps=6500, rows=32, final_lr=0.1), eval_every=500),
-        # 33,000 prompts, one epoch, 64 prompts a batch.
+        # 33,000 prompts, 64 a batch.
         reward=Reward(
             data=HELPFUL, optim=Optim(lr=9e-6, steps=516, rows=64, final_lr=0.1), init="random", eval_every=100
         ),

@@ -48,7 +48,7 @@ world = InstructWorld(seed=0)
 tokenizer = train_sentencepiece(world.corpus(2000), vocab_size=896)
 demonstrations = world.demonstrations(4000)
 examples = [encode_demonstration(d, tokenizer, get_template("plain")) for d in demonstrations]
-batches = packed_batches(examples, rows=8, length=64, pad=tokenizer.pad, seed=0)
+batches = packed_batches(examples, rows=8, length=64, pad=tokenizer.pad, seed=0, longest=64)
 print(demonstrations[0].prompt.turns[0].text, "->", demonstrations[0].reply)
 
 # %% [markdown]

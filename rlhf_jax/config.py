@@ -1,4 +1,4 @@
-"""Frozen configs that validate themselves: what an experiment is made of. No field exists that no experiment sets.
+"""Frozen configs that validate themselves: what an experiment is made of.
 
 A config says what to do, never how; the functions that use it take plain arguments. Unset is `None`, so that 0.0 stays a setting.
 """
@@ -6,39 +6,9 @@ A config says what to do, never how; the functions that use it take plain argume
 from __future__ import annotations
 
 import dataclasses
-import typing
 from typing import Literal
 
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value is None or value > 0, f"{type(config).__name__}.{name} is {value}; it must be above 0")
-
-
-def _fraction(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value is None or 0 <= value <= 1, f"{type(config).__name__}.{name} is {value}; it must lie in [0, 1]")
-
-
-def _not_negative(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value is None or value >= 0, f"{type(config).__name__}.{name} is {value}; it must not be negative")
-
-
-def _one_of(config: object, *names: str) -> None:
-    hints = typing.get_type_hints(type(config))
-    for name in names:
-        value, choices = getattr(config, name), typing.get_args(hints[name])
-        known = " or ".join(repr(choice) for choice in choices)
-        _require(value in choices, f"{type(config).__name__}.{name} is {value!r}; it must be {known}")
+from rlhf_jax.checks import fraction, not_negative, one_of, positive, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +20,7 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self):
-        _positive(self, "data", "fsdp", "tensor")
+        positive(self, "data", "fsdp", "tensor")
 
     @property
     def devices(self) -> int:
@@ -87,20 +57,20 @@ class ModelConfig:
     logit_chunk: int = 128  # columns of the output layer alive at once
 
     def __post_init__(self):
-        _positive(self, "vocab", "width", "layers", "heads", "kv_heads", "mlp", "max_length", "logit_chunk", "norm_eps")
-        _positive(self, "head_dim", "rope_base")
-        _one_of(self, "norm", "position", "activation", "head", "dtype")
-        _require(
+        positive(self, "vocab", "width", "layers", "heads", "kv_heads", "mlp", "max_length", "logit_chunk", "norm_eps")
+        positive(self, "head_dim", "rope_base")
+        one_of(self, "norm", "position", "activation", "head", "dtype")
+        require(
             self.heads % self.kv_heads == 0,
             f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}; each key-value head serves heads / kv_heads",
         )
         if self.head_dim is None:
-            _require(
+            require(
                 self.width % self.heads == 0,
                 f"width={self.width} does not divide into heads={self.heads}; set head_dim",
             )
         if self.position == "rope":
-            _require(self.head_size % 2 == 0, f"head_dim={self.head_size} is odd; rotary positions turn pairs")
+            require(self.head_size % 2 == 0, f"head_dim={self.head_size} is odd; rotary positions turn pairs")
 
     @property
     def head_size(self) -> int:
@@ -125,7 +95,7 @@ class Optim:
     microbatches: int = 1
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     final_lr: float = 0.0  # as a share of lr, reached after `steps`
-    warmup: int = 0  # updates from 0 to lr
+    warmup: int = 0  # updates from lr / warmup to lr
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
@@ -133,14 +103,14 @@ class Optim:
     max_grad_norm: float | None = 1.0  # None: no clipping
 
     def __post_init__(self):
-        _positive(self, "lr", "steps", "rows", "microbatches", "eps", "max_grad_norm")
-        _one_of(self, "schedule")
-        _fraction(self, "final_lr", "b1", "b2")
-        _not_negative(self, "warmup", "weight_decay")
-        _require(
+        positive(self, "lr", "steps", "rows", "microbatches", "eps", "max_grad_norm")
+        one_of(self, "schedule")
+        fraction(self, "final_lr", "b1", "b2")
+        not_negative(self, "warmup", "weight_decay")
+        require(
             self.rows % self.microbatches == 0, f"{self.rows} rows do not split into {self.microbatches} microbatches"
         )
-        _require(
+        require(
             self.steps is None or self.warmup <= self.steps, f"warmup={self.warmup} is longer than steps={self.steps}"
         )
 
@@ -164,9 +134,9 @@ class World:
     annotator_flip: float = 0.0
 
     def __post_init__(self):
-        _positive(self, "demonstrations", "prompts")
-        _fraction(self, "flawed", "annotator_flip")
-        _not_negative(self, "annotator_temperature")
+        positive(self, "demonstrations", "prompts")
+        fraction(self, "flawed", "annotator_flip")
+        not_negative(self, "annotator_temperature")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,13 +149,13 @@ class Text:
     prompt_length: int  # longer prompts lose their start
 
     def __post_init__(self):
-        _positive(self, "length", "prompt_length")
+        positive(self, "length", "prompt_length")
         kind, colon, size = self.tokenizer.partition(":")
-        _require(
+        require(
             not colon or kind != "train" or (size.isdecimal() and int(size) > 0),
             f"text.tokenizer={self.tokenizer!r} must be train:VOCAB with a number of pieces, or a path below the data root",
         )
-        _require(
+        require(
             self.prompt_length < self.length,
             f"prompt_length={self.prompt_length} leaves no room for a reply in length={self.length}",
         )
@@ -199,10 +169,10 @@ class Mixture:
     held_out: float = 0.05
 
     def __post_init__(self):
-        _require(bool(self.sources), "a mixture needs at least one source")
+        require(bool(self.sources), "a mixture needs at least one source")
         for name, weight in self.sources:
-            _require(weight > 0, f"weight {weight} of source {name!r} must be above 0")
-        _fraction(self, "held_out")
+            require(weight > 0, f"weight {weight} of source {name!r} must be above 0")
+        fraction(self, "held_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +185,7 @@ class SFT:
     eval_every: int | None = None
 
     def __post_init__(self):
-        _positive(self, "pack_length", "eval_every")
+        positive(self, "pack_length", "eval_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,9 +201,9 @@ class Reward:
     eval_every: int | None = None
 
     def __post_init__(self):
-        _positive(self, "pairs", "temperature", "eval_every")
-        _one_of(self, "init")
-        _require(
+        positive(self, "pairs", "temperature", "eval_every")
+        one_of(self, "init")
+        require(
             (self.data is None) == (self.pairs is not None),
             "a reward stage has either data, or a number of pairs to sample from the policy; set exactly one",
         )
@@ -274,31 +244,34 @@ class PPO:
     ema: float | None = None  # decay of the averaged policy that is evaluated and kept
 
     def __post_init__(self):
-        _positive(self, "iterations", "prompts", "new_tokens", "samples", "epochs", "temperature", "kl_target")
-        _positive(self, "kl_horizon", "clip", "value_clip", "ptx_rows")
-        _one_of(self, "value_init", "reward")
-        _fraction(self, "gamma", "lam", "ema")
-        _not_negative(self, "kl_coef", "value_coef", "ptx_coef", "stop_after")
+        positive(self, "iterations", "prompts", "new_tokens", "samples", "epochs", "temperature", "kl_target")
+        positive(self, "kl_horizon", "clip", "value_clip", "ptx_rows")
+        one_of(self, "value_init", "reward")
+        fraction(self, "gamma", "lam", "ema")
+        not_negative(self, "kl_coef", "value_coef", "ptx_coef", "stop_after")
         episodes = self.prompts * self.samples
-        _require(
+        require(
             episodes % self.optim.rows == 0,
             f"{self.prompts} prompts x {self.samples} samples do not split into minibatches of {self.optim.rows} rows",
         )
         split = (self.optim.rows, self.optim.microbatches)
         for name, optim in (("optim", self.optim), ("value_optim", self.value_optim)):
-            _require(
+            require(
                 optim is None or (optim.steps, optim.rows, optim.microbatches) == (None, *split),
                 f"ppo.{name}.steps follows from iterations x epochs x minibatches: leave it unset; and rows and microbatches must "
                 f"be the same for policy and value, here {split[0]} and {split[1]}",
             )
-        _require(
+        require(
             (self.ptx_coef > 0) == (self.ptx_rows is not None), "ptx_coef and ptx_rows go together: set both or neither"
         )
-        _require(
+        require(
             self.ptx_rows is None or self.ptx_rows % self.optim.microbatches == 0,
             f"ptx_rows={self.ptx_rows} do not split into optim.microbatches={self.optim.microbatches}",
         )
-        _require(self.kl_target is None or self.kl_coef > 0, "an adaptive kl_coef must start above 0")
+        for optim in (self.optim, self.value_optim):
+            if optim is not None:
+                self.with_steps(optim)  # checks the warm-up against the number of updates
+        require(self.kl_target is None or self.kl_coef > 0, "an adaptive kl_coef must start above 0")
 
     @property
     def minibatches(self) -> int:
@@ -319,7 +292,7 @@ class Evaluation:
     samples_shown: int = 24
 
     def __post_init__(self):
-        _positive(self, "prompts", "rows", "new_tokens", "samples_shown")
+        positive(self, "prompts", "rows", "new_tokens", "samples_shown")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,35 +316,49 @@ class Experiment:
     checkpoint_every: int = 100  # updates (PPO: iterations) between two checkpoints
 
     def __post_init__(self):
-        _positive(self, "checkpoint_every")
-        _require(
+        positive(self, "checkpoint_every")
+        require(
             self.policy.heads % self.mesh.tensor == 0,
             f"policy.heads={self.policy.heads} is not a multiple of mesh.tensor={self.mesh.tensor}",
         )
         for name, model in (("policy", self.policy), ("reward_model", self.reward_shape)):
-            _require(
+            require(
                 self._longest <= model.max_length or model.position == "rope",
                 f"sequences of {self._longest} tokens (text.length, or text.prompt_length + new_tokens) exceed "
                 f"{name}.max_length={model.max_length}",
             )
-            _require(
+            require(
                 model.vocab == self.policy.vocab,
                 f"{name}.vocab={model.vocab} is not policy.vocab={self.policy.vocab}; both read the same tokens",
             )
         for name, rows in self._row_counts():
-            _require(
+            require(
                 rows % self.mesh.row_shards == 0,
                 f"{name}={rows} does not split over mesh data x fsdp = {self.mesh.row_shards} devices",
             )
-        _require(self.ppo is None or self.ppo.reward == "gold" or self.reward is not None, "PPO needs a reward stage")
+        require(
+            self.policy.head == "lm", f"policy.head={self.policy.head!r}: the stages add the heads they need; leave it"
+        )
+        require(self.ppo is None or self.ppo.reward == "gold" or self.reward is not None, "PPO needs a reward stage")
+        require(
+            self.ppo is None or not self.ppo.ptx_coef or self.ppo.ptx_data is not None or self.sft is not None,
+            "ppo.ptx_coef needs demonstrations: set ppo.ptx_data, or an SFT stage",
+        )
+        sampled = self.reward is not None and self.reward.data is None
+        require(
+            not sampled or self.world is None or self.world.prompts > self.evaluation.prompts,
+            "world.prompts must exceed evaluation.prompts: the last of them are held out of the sampled comparisons",
+        )
+        by_gold = sampled or (self.ppo is not None and self.ppo.reward == "gold")
+        require(self.prompts is None or not by_gold, "the world scores its own prompts only; leave prompts unset")
         needs_world = any((
             self.reward is not None and self.reward.data is None,
             self.ppo is not None and (self.prompts is None or self.ppo.reward == "gold"),
         ))  # fmt: skip
-        _require(self.world is not None or not needs_world, f"{self.name} samples from a world but sets none")
+        require(self.world is not None or not needs_world, f"{self.name} samples from a world but sets none")
 
         pack = self.sft.pack_length if self.sft is not None else None
-        _require(
+        require(
             pack is None or pack >= self.text.length,
             f"sft.pack_length={pack} is shorter than text.length={self.text.length}; a row holds at least one example",
         )
@@ -386,10 +373,12 @@ class Experiment:
         for name, stage in (("sft", self.sft), ("reward", self.reward), ("ppo", self.ppo)):
             if stage is not None:
                 optim = stage.optim
-                _require(name == "ppo" or optim.steps is not None, f"{name}.optim.steps is not set")
+                require(name == "ppo" or optim.steps is not None, f"{name}.optim.steps is not set")
                 yield f"{name}.optim.rows / microbatches", optim.rows // optim.microbatches
         if self.ppo is not None:
             yield "ppo.prompts x samples", self.ppo.prompts * self.ppo.samples
+            if self.ppo.ptx_rows is not None:
+                yield "ppo.ptx_rows / microbatches", self.ppo.ptx_rows // self.ppo.optim.microbatches
         yield "evaluation.rows", self.evaluation.rows
 
     @property

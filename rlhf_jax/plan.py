@@ -77,7 +77,7 @@ def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
     if config.ptx_rows is not None:
         one = token_shapes(config.ptx_rows, experiment.text.length)
         count = config.epochs * config.minibatches
-        demonstrations = jax.tree.map(lambda x: _shape((count, *x.shape), x.dtype), one)
+        demonstrations = on_mesh_rows(jax.tree.map(lambda x: _shape((count, *x.shape), x.dtype), one), mesh, axis=1)
     update = compile_step(make_update(policy, value, config), mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return update.lower(state, on_mesh_rows(trajectory, mesh), _shape((), jnp.float32), key, demonstrations)
@@ -102,11 +102,10 @@ def on_mesh(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def on_mesh_rows(tree: Any, mesh: Mesh) -> Any:
-    """Shapes of batches with their rows split over the mesh."""
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, batch_shardings(tree, mesh)
-    )
+def on_mesh_rows(tree: Any, mesh: Mesh, *, axis: int = 0) -> Any:
+    """Shapes of batches with their rows, along `axis`, split over the mesh."""
+    places = batch_shardings(tree, mesh, axis=axis)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
 
 
 def _shape(shape: tuple[int, ...], dtype: Any) -> Any:

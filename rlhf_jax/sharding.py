@@ -102,9 +102,9 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def batch_shardings(tree: Any, mesh: Mesh) -> Any:
-    """Rows split over data and fsdp; scalars replicated."""
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+def batch_shardings(tree: Any, mesh: Mesh, *, axis: int = 0) -> Any:
+    """Rows, which stand along `axis`, split over data and fsdp; scalars replicated."""
+    rows = NamedSharding(mesh, PartitionSpec(*(None,) * axis, ("data", "fsdp")))
     return jax.tree.map(lambda leaf: rows if np.ndim(leaf) else NamedSharding(mesh, PartitionSpec()), tree)
 
 
@@ -113,9 +113,9 @@ def place(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, tree_shardings(tree, mesh))
 
 
-def place_batch(tree: Any, mesh: Mesh) -> Any:
-    """A batch of host arrays, its rows dealt to the devices of this mesh."""
-    return jax.device_put(tree, batch_shardings(tree, mesh))
+def place_batch(tree: Any, mesh: Mesh, *, axis: int = 0) -> Any:
+    """A batch of host arrays, its rows (along `axis`) dealt to the devices of this mesh."""
+    return jax.device_put(tree, batch_shardings(tree, mesh, axis=axis))
 
 
 def initialise(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -> Any:

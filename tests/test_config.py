@@ -31,7 +31,7 @@ BASE = Experiment(
     policy=MODEL,
     text=Text(tokenizer="train:64", template="plain", length=24, prompt_length=16),
     evaluation=Evaluation(prompts=32, rows=16, new_tokens=8),
-    world=World(demonstrations=64, prompts=32),
+    world=World(demonstrations=64, prompts=64),
     sft=SFT(data=WORLD, optim=Optim(lr=1e-3, rows=16, steps=10)),
     reward=Reward(data=None, pairs=32, optim=Optim(lr=1e-3, rows=16, steps=10)),
     ppo=PPO(optim=OPTIM, value_optim=OPTIM, iterations=3, prompts=16, samples=2, new_tokens=8, epochs=2),

@@ -23,6 +23,7 @@ from rlhf_jax.data.encode import (
     EncodedLabel,
     EncodedPair,
     count_cut,
+    cut,
     cut_pair,
     pack_right,
     pad_left,
@@ -125,18 +126,18 @@ def token_batches(
 
 
 def packed_batches(
-    examples: Sequence[Encoded] | Mixture[Encoded], rows: int, length: int, pad: int, seed: int
+    examples: Sequence[Encoded] | Mixture[Encoded], rows: int, length: int, pad: int, seed: int, longest: int
 ) -> Batches[TokenBatch]:
     """Prompts with their replies, several to a row of `length` tokens; which ones share a row is the same in every epoch.
 
-    Parts of a mixture are packed apart, so that their weights stay shares of rows.
+    An example of more than `longest` tokens is `cut`. Parts of a mixture are packed apart, so that their weights stay shares of rows.
     """
     parts = examples.parts if isinstance(examples, Mixture) else ((examples, 1.0),)
-    records = [pack_right(part, length, pad) for part, _ in parts]
+    records = [pack_right([cut(example, longest) for example in part], length, pad) for part, _ in parts]
     together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *records)
     sizes, weights = [len(record.tokens) for record in records], [weight for _, weight in parts]
     flat = [example for part, _ in parts for example in part]
-    return Batches(together, sizes, weights, rows, seed, count_cut(flat, length))
+    return Batches(together, sizes, weights, rows, seed, count_cut(flat, longest))
 
 
 def preference_batches(

@@ -74,10 +74,15 @@ def sample_pairs(
     temperature: float,
     offset: int,
 ) -> Judged:
-    """Two sampled replies to each prompt, judged."""
+    """Two sampled replies to each prompt, judged; as texts without what the template writes around a reply."""
     encoded = texts.encode(prompts)
     key = run.key("collect")
-    first, second = (sampler.replies(params, encoded, key, temperature=temperature, sample=offset + n) for n in (0, 1))
+    first, second = (
+        [texts.template.reply_text(reply) for reply in replies]
+        for replies in (
+            sampler.replies(params, encoded, key, temperature=temperature, sample=offset + n) for n in (0, 1)
+        )
+    )
     return judge(run, prompts, first, second, offset)
 
 

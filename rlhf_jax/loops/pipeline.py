@@ -78,6 +78,7 @@ def run_experiment(run: Run) -> Outcome:
         learned = ppo_stage(run, policy, tuned, reward, texts)
     evaluate(run, policy, texts, {"untrained": start, "sft": tuned, "ppo": learned}, reward, outcome)
 
+    outcome.figures |= run.noted
     outcome.figures |= {f"seconds/{stage}": seconds for stage, seconds in run.seconds.items()}
     write_atomic(run.directory / SUMMARY, json.dumps(outcome.figures, indent=1) + "\n")
     write_atomic(run.directory / CALIBRATION, json.dumps(outcome.calibration) + "\n")
@@ -172,8 +173,10 @@ def sampled_comparisons(run: Run, policy: Model, tuned: Params, texts: Texts) ->
     assert config is not None and config.pairs is not None
     prompts, _ = policy_prompts(run)
     size = experiment.evaluation
-    # The last prompts are for held-out pairs: known kinds of contents, but prompts and replies that training never saw.
-    prompts, held_out = prompts[: -size.prompts], prompts[-size.prompts :]
+    # The last prompts are for held-out pairs: of the kind that is trained, but none that training sees.
+    held_out = prompts[-size.prompts :]
+    asked = {prompt.turns for prompt in held_out}
+    prompts = [prompt for prompt in prompts if prompt.turns not in asked]
     sampler = make_sampler(
         policy,
         texts.tokenizer,

@@ -190,7 +190,7 @@ def run_ppo(
             return None
         batch = demonstrations[iteration]
         rows = jax.tree.map(lambda x: x.reshape(updates, config.ptx_rows, *x.shape[1:]), batch)
-        return jax.tree.map(jnp.asarray, rows)
+        return place_batch(rows, run.mesh, axis=1)
 
     state = run_stage(
         run,

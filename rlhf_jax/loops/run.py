@@ -41,6 +41,7 @@ class Run:
     data_root: Path | None = None
     on_step: Callable[[str, int], None] | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of this process, by stage
+    noted: dict[str, float] = dataclasses.field(default_factory=dict)  # figures of the data: examples, cut, rejected
     resumed: dict[str, int] = dataclasses.field(default_factory=dict)  # the step that each stage went on from
 
     def key(self, stage: str) -> jax.Array:

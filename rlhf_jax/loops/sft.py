@@ -15,7 +15,7 @@ from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sources import Texts, load_examples
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import Model
-from rlhf_jax.sharding import compile_function, compile_step, place, place_batch
+from rlhf_jax.sharding import compile_function, compile_step, place_batch, tree_shardings
 from rlhf_jax.train import TrainState, init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import LossFn, Params
@@ -46,8 +46,9 @@ def _measured(loss: LossFn, params: Params, batch):
 
 def fresh_state(run: Run, params: Params, optim: Optim, *, ema: bool = False) -> TrainState:
     """The training state of these parameters, laid on the run's mesh."""
-    tx = make_optimizer(optim)
-    return place(jax.jit(partial(init_state, tx=tx, ema=ema))(params), run.mesh)
+    make = partial(init_state, tx=make_optimizer(optim), ema=ema)
+    # Told where its parts live, each device makes its own: moments are never whole on one of them.
+    return jax.jit(make, out_shardings=tree_shardings(jax.eval_shape(make, params), run.mesh))(params)
 
 
 def make_sft_step(model: Model, optim: Optim) -> tuple[LossFn, Callable]:
@@ -62,9 +63,19 @@ def run_sft(run: Run, model: Model, params: Params, texts: Texts) -> Params:
     config = experiment.sft
     assert config is not None, "called for experiments with an SFT stage"
     examples = load_examples(run, config.data, Demonstration)
-    make_batches = token_batches if config.pack_length is None else packed_batches
-    length = config.pack_length or experiment.text.length
-    batches = make_batches(examples.encoded(texts), config.optim.rows, length, texts.tokenizer.pad, experiment.seed)
+    encoded, length, pad = examples.encoded(texts), experiment.text.length, texts.tokenizer.pad
+    if config.pack_length is None:
+        batches = token_batches(encoded, config.optim.rows, length, pad, experiment.seed)
+    else:
+        batches = packed_batches(encoded, config.optim.rows, config.pack_length, pad, experiment.seed, longest=length)
+    run.noted.update(
+        {
+            "sft/examples": float(batches.cut.examples),
+            "sft/cut_prompts": float(batches.cut.prompts),
+            "sft/cut_replies": float(batches.cut.replies),
+            "sft/rejected_rows": float(examples.rejected),
+        }
+    )
     loss, update = make_sft_step(model, config.optim)
     step = compile_step(update, run.mesh)
 

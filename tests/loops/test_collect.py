@@ -1,0 +1,51 @@
+"""Sampled comparisons are what the policy wrote, and held-out ones are of prompts that training never sees."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.smoke import smoke_reward
+from rlhf_jax.data.encode import encode_comparison
+from rlhf_jax.loops import collect
+from rlhf_jax.loops.pipeline import sampled_comparisons
+from rlhf_jax.loops.run import open_run
+from rlhf_jax.loops.sources import open_texts
+from rlhf_jax.models import build_model
+from rlhf_jax.rollout.replies import Sampler
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return open_run(smoke_reward("cpu"), tmp_path_factory.mktemp("collect"))
+
+
+def test_what_the_template_writes_around_a_reply_is_not_written_twice(run):
+    # The policy wrote " black" after a template whose replies start with a blank: the reward model must read " black" too.
+    texts = open_texts(run)
+    wrote = texts.tokenizer.encode(" black")
+
+    class Fixed(Sampler):
+        def replies(self, params, prompts, key, **how):
+            return [texts.tokenizer.decode(wrote if how["sample"] % 2 == 0 else [])] * len(prompts)
+
+    prompts = collect.world_of(run.experiment).prompts("train", 3)
+    judged = collect.sample_pairs(run, object.__new__(Fixed), None, texts, prompts, temperature=1.0, offset=0)
+    for comparison in judged.comparisons:
+        pair = encode_comparison(comparison, texts.tokenizer, texts.template)
+        replies = {pair.chosen.reply, pair.rejected.reply}
+        assert (*wrote, texts.tokenizer.eos) in replies
+
+
+def test_no_prompt_of_a_held_out_pair_is_trained_on(run):
+    model = build_model(run.experiment.policy)
+    train, held_out = sampled_comparisons(run, model, model.init(jax.random.key(0)), open_texts(run))
+    asked = {comparison.prompt.turns for comparison in held_out.comparisons}
+    assert asked and asked.isdisjoint(comparison.prompt.turns for comparison in train.comparisons)
+
+
+def test_expected_accuracy_is_the_mean_probability_that_the_order_of_the_scores_is_labelled():
+    judged = collect.Judged(comparisons=(), probability=np.array([0.9, 0.2, 0.7]))
+    # Right way round: .9; the wrong way round: 1 - .2; a tie: .5.
+    scores = np.array([2.0, 0.0, 1.0]), np.array([1.0, 1.0, 1.0])
+    assert judged.expected_accuracy(*scores) == pytest.approx((0.9 + 0.8 + 0.5) / 3)
+    assert judged.bayes_accuracy == pytest.approx((0.9 + 0.8 + 0.7) / 3)
