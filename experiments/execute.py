@@ -131,6 +131,10 @@ def check_devices(experiment: Experiment) -> None:
             f"scale {experiment.scale!r} needs an accelerator, and JAX finds none here; "
             "take --scale cpu, or set JAX_PLATFORMS=cpu to run it on the CPU all the same"
         )
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes share these devices; runs are of one process, on the devices of one host"
+        )
     make_mesh(experiment.mesh)
 
 
