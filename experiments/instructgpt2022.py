@@ -22,7 +22,7 @@ HELPFUL = Mixture(
     paper="Ouyang et al. 2022",
     claim="PPO-ptx: PPO with the gradient of a demonstration batch mixed in, KL coefficient 0.02, one inner epoch",
     costs={
-        "cpu": "7 min a seed on 2 cores",
+        "cpu": "not timed; the stages of quickstart",
         "tpu": "not run; 256,000 episodes with a 1.3B policy and a 6B reward model",
     },
     judge=judge_quickstart,
