@@ -8,7 +8,7 @@ from experiments.registry import Claim, register
 from rlhf_jax.config import PPO, SFT, Evaluation, Experiment, Mixture, ModelConfig, Optim, Reward, Text
 from rlhf_jax.eval.preference import mean_and_error
 
-KL_BOUND = 10.0
+KL_TARGET, KL_BOUND = 6.0, 10.0
 """Nats per reply within which the stories have to get happier."""
 
 
@@ -37,16 +37,17 @@ def stories_sentiment(scale: str) -> Experiment:
 
     The reward model is the checkpoint's trunk with a scalar head, trained on SST-2 phrases and IMDB reviews; its log-odds of
     "positive" are the reward. Sentiment is also counted by a word list that nothing is trained on. Task after Ziegler et al. 2019
-    (arXiv:1909.08593), section 3.1.
+    (arXiv:1909.08593), section 3.1: a reply is cut at the first full stop that has 24 tokens before it (16 there), one without any
+    scores -1, and the KL coefficient is steered to 6 nats a reply.
     """
     return Experiment(
         name="real/stories_sentiment",
         scale="cpu",
         policy=ModelConfig(vocab=512, width=64, layers=5, heads=8, kv_heads=4, mlp=172, max_length=512),
         checkpoint="checkpoints/stories260K/stories260K.bin",
-        text=Text(tokenizer="checkpoints/stories260K/tok512.model", template="none", length=56, prompt_length=16),
+        text=Text(tokenizer="checkpoints/stories260K/tok512.model", template="none", length=64, prompt_length=16),
         prompts=Mixture((("openings:text/tinystories/tiny_stories.txt.gz", 1.0),), held_out=0.2),
-        evaluation=Evaluation(prompts=512, rows=128, new_tokens=40),
+        evaluation=Evaluation(prompts=512, rows=128, new_tokens=48, positive_words=True),
         reward=Reward(
             data=Mixture((("sst2:rl/sst2/train.tsv.gz", 0.9), ("imdb:rl/imdb/*.tar.gz", 0.1)), held_out=0.03),
             optim=Optim(lr=2e-3, steps=1200, rows=32, warmup=50, weight_decay=0.01),
@@ -57,9 +58,14 @@ def stories_sentiment(scale: str) -> Experiment:
             value_optim=Optim(lr=1e-3, rows=32, schedule="linear"),
             iterations=40,
             prompts=64,
-            new_tokens=40,
+            new_tokens=48,
             epochs=2,
             kl_coef=0.2,
+            kl_target=KL_TARGET,
+            kl_horizon=500.0,  # 10,000 there, for a million episodes
+            stop_token=".",
+            stop_after=24,
+            missing_stop_score=-1.0,
         ),
     )
 

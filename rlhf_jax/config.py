@@ -290,6 +290,7 @@ class Evaluation:
     rows: int
     new_tokens: int
     samples_shown: int = 24
+    positive_words: bool = False  # count the sentiment words of English replies
 
     def __post_init__(self):
         positive(self, "prompts", "rows", "new_tokens", "samples_shown")

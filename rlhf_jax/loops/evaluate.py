@@ -12,9 +12,9 @@ import numpy as np
 from rlhf_jax.data.schema import Comparison, Prompt
 from rlhf_jax.eval.preference import accuracy, expected_calibration_error, mean_and_error, wilson_interval
 from rlhf_jax.eval.sentiment_words import sentiment_balance
-from rlhf_jax.loops.rlhf import Scorer
+from rlhf_jax.loops.rlhf import Scorer, ending_of
 from rlhf_jax.loops.run import Run
-from rlhf_jax.loops.sources import Texts, world_of
+from rlhf_jax.loops.sources import Texts, policy_prompts, world_of
 from rlhf_jax.models import Model
 from rlhf_jax.rollout.replies import Sampler, make_sampler, response_texts
 from rlhf_jax.rollout.score import describe_rows
@@ -23,6 +23,8 @@ from rlhf_jax.types import Params
 from rlhf_jax.worlds.instruct import Split
 
 Figures = dict[str, float]
+MEASURES = ("gold", "positive_words", "score")
+"""What a reply is worth: by the world's program, by a word list (positive - negative words per 100), by the reward model."""
 SPLITS: tuple[Split, ...] = ("held_out_prompts", "held_out_phrasings", "held_out_families")
 
 
@@ -46,8 +48,13 @@ class Judge:
     describe: Callable
     scorer: Scorer | None
 
+    @property
+    def by_world(self) -> bool:
+        """Whether the prompts are the world's, which knows what replies are worth."""
+        return self.run.experiment.world is not None and self.run.experiment.prompts is None
+
     def sampled(self, params: Params, prompts: Sequence[Prompt], *, temperature: float) -> Written:
-        """One sampled reply per prompt, with its exact KL to the reference, its score, and its log-probability under the reference."""
+        """One sampled reply per prompt, with its exact KL to the reference, its log-probability under it, and its worth by each measure."""
         replies: list[str] = []
         columns: dict[str, list[np.ndarray]] = {}
         key = self.run.key("evaluate")
@@ -59,12 +66,22 @@ class Judge:
             replies += [text for text, real in zip(texts, counts, strict=True) if real]
             for name, values in numbers.items():
                 columns.setdefault(name, []).append(np.asarray(values)[counts])
-        return Written(replies, {name: np.concatenate(parts) for name, parts in columns.items()})
+        rows = {name: np.concatenate(parts) for name, parts in columns.items()}
+        if self.by_world:
+            rows["gold"] = self.gold(prompts, replies)
+        if self.run.experiment.evaluation.positive_words:
+            rows["positive_words"] = np.array([sentiment_balance(reply) for reply in replies])
+        return Written(replies, rows)
 
     def greedily(self, params: Params, prompts: Sequence[Prompt]) -> list[str]:
         """The likeliest reply to each prompt."""
         replies = self.greedy.replies(params, self.texts.encode(prompts), self.run.key("evaluate"))
         return [self.texts.template.reply_text(reply) for reply in replies]
+
+    def gold(self, prompts: Sequence[Prompt], replies: Sequence[str]) -> np.ndarray:
+        """The world's reward of each reply, [N]."""
+        world = world_of(self.run.experiment)
+        return np.array([world.gold(p.key, reply) for p, reply in zip(prompts, replies, strict=True)])
 
 
 def make_judge(run: Run, texts: Texts, model: Model, reference: Params, scorer: Scorer | None) -> Judge:
@@ -78,54 +95,57 @@ def make_judge(run: Run, texts: Texts, model: Model, reference: Params, scorer: 
         rows=config.rows,
         prompt_length=run.experiment.text.prompt_length,
         new_tokens=config.new_tokens,
+        ending=ending_of(texts, run.experiment.ppo),
     )
     describe = compile_function(partial(describe_rows, policy=model), run.mesh)
     return Judge(run, texts, reference, sampler(), sampler(greedy=True), describe, scorer)
 
 
-def gold_figures(judge: Judge, name: str, params: Params, *, temperature: float) -> tuple[Figures, Written, np.ndarray]:
-    """Gold reward and exact answers of a policy on the world's held-out splits; the replies to new prompts, and their gold rewards."""
+def evaluate(judge: Judge, policies: Mapping[str, Params]) -> tuple[Figures, list[dict[str, Any]]]:
+    """(figures, samples side by side) of the policies on held-out prompts, and what PPO changed, prompt by prompt."""
+    experiment = judge.run.experiment
+    temperature = experiment.ppo.temperature if experiment.ppo is not None else 1.0
+    _, prompts = policy_prompts(judge.run)
+    figures: Figures = {}
+    written: dict[str, Written] = {}
+    for name, params in policies.items():
+        if judge.by_world:
+            figures |= exact_figures(judge, name, params)
+        written[name] = judge.sampled(params, prompts, temperature=temperature)
+        figures |= row_figures(name, written[name])
+    for measure in MEASURES:
+        if "ppo" in written and measure in written["ppo"].rows:
+            difference, error = mean_and_error(written["ppo"].rows[measure] - written["sft"].rows[measure])
+            figures |= {f"ppo_minus_sft/{measure}": difference, f"ppo_minus_sft/{measure}_error": error}
+    return figures, samples_of(prompts, written, experiment.evaluation.samples_shown)
+
+
+def exact_figures(judge: Judge, name: str, params: Params) -> Figures:
+    """Gold reward and share of exact answers of a policy's greedy replies on each of the world's held-out splits."""
     world, count = world_of(judge.run.experiment), judge.run.experiment.evaluation.prompts
     figures: Figures = {}
     for split in SPLITS:
         prompts = world.prompts(split, count)
-        gold = np.array([world.gold(p.key, r) for p, r in zip(prompts, judge.greedily(params, prompts), strict=True)])
+        gold = judge.gold(prompts, judge.greedily(params, prompts))
         figures[f"{name}/{split}/exact"] = float(np.mean(gold == 1.0))
         figures[f"{name}/{split}/gold_greedy"] = float(gold.mean())
-    prompts = world.prompts("held_out_prompts", count)
-    written = judge.sampled(params, prompts, temperature=temperature)
-    gold = np.array([world.gold(p.key, reply) for p, reply in zip(prompts, written.replies, strict=True)])
-    figures[f"{name}/gold"], figures[f"{name}/gold_error"] = mean_and_error(gold)
-    return figures | row_figures(name, written), written, gold
+    return figures
 
 
 def row_figures(name: str, written: Written) -> Figures:
-    """Means over replies: KL in nats per reply, entropy per token, length, score, perplexity under the reference."""
+    """Means over replies: their worth by each measure, KL in nats per reply, entropy per token, length, perplexity under the reference."""
     rows = written.rows
     tokens = max(rows["length"].sum(), 1.0)
-    figures = {
+    figures: Figures = {}
+    for measure in MEASURES:
+        if measure in rows:
+            figures[f"{name}/{measure}"], figures[f"{name}/{measure}_error"] = mean_and_error(rows[measure])
+    return figures | {
         f"{name}/kl": float(rows["kl"].mean()),
         f"{name}/entropy": float(rows["entropy"].sum() / tokens),
         f"{name}/length": float(rows["length"].mean()),
         f"{name}/reference_perplexity": float(np.exp(-rows["ref_logprob"].sum() / tokens)),
     }
-    if "score" in rows:
-        figures[f"{name}/score"], figures[f"{name}/score_error"] = mean_and_error(rows["score"])
-    return figures
-
-
-def text_figures(judge: Judge, name: str, params: Params, prompts: Sequence[Prompt], *, temperature: float):
-    """Figures of a policy on prompts without a gold reward, its replies, and their word-list sentiment."""
-    written = judge.sampled(params, prompts, temperature=temperature)
-    balance = np.array([sentiment_balance(reply) for reply in written.replies])
-    figures = row_figures(name, written)
-    figures[f"{name}/positive_words"], figures[f"{name}/positive_words_error"] = mean_and_error(balance)
-    return figures, written, balance
-
-
-def paired_difference(after: np.ndarray, before: np.ndarray) -> tuple[float, float]:
-    """(mean, standard error) of after - before, prompt by prompt."""
-    return mean_and_error(after - before)
 
 
 def preference_figures(chosen: np.ndarray, rejected: np.ndarray) -> tuple[Figures, dict[str, list[float]]]:
@@ -154,8 +174,13 @@ def longer_wins(comparisons: Sequence[Comparison]) -> float:
     return accuracy(lengths[:, 0], lengths[:, 1])
 
 
-def samples_of(prompts: Sequence[Prompt], columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
-    """The first `count` prompts with each policy's reply and numbers, as JSON objects."""
+def samples_of(prompts: Sequence[Prompt], written: Mapping[str, Written], count: int) -> list[dict[str, Any]]:
+    """The first `count` prompts with each policy's reply and its worth, as JSON objects."""
+    columns: dict[str, Any] = {}
+    for policy, by_policy in written.items():
+        columns[policy] = by_policy.replies
+        rows = by_policy.rows
+        columns |= {f"{policy} {measure.replace('_', ' ')}": rows[measure] for measure in MEASURES if measure in rows}
     return [
         {"prompt": prompt.turns[-1].text} | {name: _plain(values[n]) for name, values in columns.items()}
         for n, prompt in enumerate(prompts[:count])

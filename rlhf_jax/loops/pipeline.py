@@ -18,16 +18,13 @@ from rlhf_jax.eval.preference import wilson_interval
 from rlhf_jax.loops.collect import Judged, sample_pairs, write_comparisons
 from rlhf_jax.loops.evaluate import (
     Figures,
-    gold_figures,
+    evaluate,
     longer_wins,
     make_judge,
-    paired_difference,
     preference_figures,
-    samples_of,
-    text_figures,
 )
 from rlhf_jax.loops.reward import centred, run_reward, score_all
-from rlhf_jax.loops.rlhf import Scorer, model_scorer, run_ppo, text_scorer
+from rlhf_jax.loops.rlhf import Scorer, ending_of, model_scorer, run_ppo, text_scorer
 from rlhf_jax.loops.run import Run
 from rlhf_jax.loops.sft import run_sft
 from rlhf_jax.loops.sources import Texts, load_examples, open_texts, policy_prompts, world_of
@@ -66,9 +63,9 @@ def run_experiment(run: Run) -> Outcome:
     start = start_params(run, policy.config)
     outcome.figures["policy/parameters"] = float(count_parameters(start))
 
-    tuned = start
+    tuned, measure = start, None
     if experiment.sft is not None:
-        tuned = run_sft(run, policy, start, texts)
+        tuned, measure = run_sft(run, policy, start, texts)
         outcome.figures |= sft_figures(run)
     reward = None
     if experiment.reward is not None:
@@ -76,7 +73,14 @@ def run_experiment(run: Run) -> Outcome:
     learned = None
     if experiment.ppo is not None:
         learned = ppo_stage(run, policy, tuned, reward, texts)
-    evaluate(run, policy, texts, {"untrained": start, "sft": tuned, "ppo": learned}, reward, outcome)
+    if measure is not None and learned is not None:
+        outcome.figures["ppo/demonstration_nll"] = measure(learned)["nll"]
+    if experiment.sft is not None or learned is not None:
+        scorer = None if reward is None else model_scorer(run, reward.model, reward.params)
+        judge = make_judge(run, texts, policy, tuned, scorer)
+        policies = {"untrained": None if tuned is start else start, "sft": tuned, "ppo": learned}
+        figures, outcome.samples = evaluate(judge, {name: p for name, p in policies.items() if p is not None})
+        outcome.figures |= figures
 
     outcome.figures |= run.noted
     outcome.figures |= {f"seconds/{stage}": seconds for stage, seconds in run.seconds.items()}
@@ -104,16 +108,16 @@ def start_params(run: Run, config: ModelConfig) -> Params:
 
 
 def sft_figures(run: Run) -> Figures:
-    """Held-out loss before and after, and speed, from what the stage wrote."""
+    """Held-out loss before and after, and tokens per second of its updates alone, from what the stage wrote."""
     metrics = read_metrics(run.directory)
     figures: Figures = {}
     held_out = metrics.get("sft/held_out", {}).get("nll")
     if held_out is not None:
         figures = {"sft/held_out_nll_before": held_out.values[0], "sft/held_out_nll_after": held_out.values[-1]}
         figures = {name: float(value) for name, value in figures.items()}
-    tokens = metrics["sft"]["real_tokens"].values[run.resumed["sft"] :]  # of the seconds that were measured
-    if run.seconds["sft"] > 1 and tokens.size:
-        figures["sft/tokens_per_second"] = float(tokens.sum() / run.seconds["sft"])
+    tokens = metrics["sft"]["real_tokens"].values[run.resumed["sft"] + 1 :]  # of the steps that were timed
+    if run.step_seconds["sft"] > 1:
+        figures["sft/tokens_per_second"] = float(tokens.sum() / run.step_seconds["sft"])
     return figures
 
 
@@ -184,6 +188,7 @@ def sampled_comparisons(run: Run, policy: Model, tuned: Params, texts: Texts) ->
         rows=size.rows,
         prompt_length=experiment.text.prompt_length,
         new_tokens=size.new_tokens,
+        ending=ending_of(texts, experiment.ppo),
     )
     repeated = [prompts[n % len(prompts)] for n in range(config.pairs)]
     train = sample_pairs(run, sampler, tuned, texts, repeated, temperature=config.temperature, offset=0)
@@ -248,53 +253,3 @@ def gold_watch(run: Run, texts: Texts, prompts: Sequence[Prompt]):
         return {"gold": float(np.mean(gold))}
 
     return watch
-
-
-def evaluate(
-    run: Run,
-    policy: Model,
-    texts: Texts,
-    policies: dict[str, Params | None],
-    reward: RewardModel | None,
-    outcome: Outcome,
-) -> None:
-    """Figures and samples of the policies that the experiment trained, before and after."""
-    experiment = run.experiment
-    if experiment.sft is None and experiment.ppo is None:
-        return
-    by_world = experiment.world is not None and experiment.prompts is None
-    if not by_world and experiment.ppo is None:
-        return
-    scorer = model_scorer(run, reward.model, reward.params) if reward is not None else None
-    judge = make_judge(run, texts, policy, policies["sft"], scorer)
-    temperature = experiment.ppo.temperature if experiment.ppo is not None else 1.0
-    _, prompts = policy_prompts(run)
-    present = {name: params for name, params in policies.items() if params is not None}
-    if experiment.sft is None:
-        present.pop("untrained")
-    columns: dict[str, Any] = {}
-    worth: dict[str, np.ndarray] = {}
-    for name, params in present.items():
-        measure = gold_figures if by_world else partial_text(prompts)
-        figures, written, worth[name] = measure(judge, name, params, temperature=temperature)
-        outcome.figures |= figures
-        columns[name] = written.replies
-        columns[f"{name} {'gold' if by_world else 'positive words'}"] = worth[name]
-        if "score" in written.rows:
-            columns[f"{name} score"] = written.rows["score"]
-            worth[f"{name} score"] = written.rows["score"]
-    outcome.samples = samples_of(prompts, columns, experiment.evaluation.samples_shown)
-    if "ppo" in worth:
-        what = "gold" if by_world else "positive_words"
-        mean, error = paired_difference(worth["ppo"], worth["sft"])
-        outcome.figures |= {f"ppo_minus_sft/{what}": mean, f"ppo_minus_sft/{what}_error": error}
-        if "ppo score" in worth:
-            mean, error = paired_difference(worth["ppo score"], worth["sft score"])
-            outcome.figures |= {"ppo_minus_sft/score": mean, "ppo_minus_sft/score_error": error}
-
-
-def partial_text(prompts):
-    """`text_figures` on these prompts, with the signature of `gold_figures`."""
-    return lambda judge, name, params, *, temperature: text_figures(
-        judge, name, params, prompts, temperature=temperature
-    )

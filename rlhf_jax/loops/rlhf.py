@@ -21,7 +21,7 @@ from rlhf_jax.losses.kl import adapt_kl_coef
 from rlhf_jax.losses.ppo import ppo_policy_loss, ppo_value_loss
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import Model
-from rlhf_jax.rollout.generate import generate, truncate
+from rlhf_jax.rollout.generate import Ending, responses
 from rlhf_jax.rollout.replies import response_texts
 from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.rollout.score import Scoring, make_trajectory
@@ -70,23 +70,22 @@ def scoring_of(config: PPO) -> Scoring:
     )
 
 
-def stop_ids(texts: Texts, config: PPO) -> tuple[int, int | None]:
-    """(eos, the token of `stop_token` or None). Raises: ValueError where its text is not one token."""
-    if config.stop_token is None:
-        return texts.tokenizer.eos, None
-    ids = texts.tokenizer.encode(config.stop_token)
+def ending_of(texts: Texts, config: PPO | None) -> Ending:
+    """How the replies of an experiment end, in its comparisons, in PPO and in its evaluation.
+
+    Raises: ValueError where the text of `stop_token` is not one token.
+    """
+    tokenizer = texts.tokenizer
+    if config is None or config.stop_token is None:
+        return Ending(tokenizer.eos)
+    ids = tokenizer.encode(config.stop_token)
+    if len(ids) > 1 and not tokenizer.decode(
+        ids[:1]
+    ):  # the blank that some sentencepiece models put in front of a text
+        ids = ids[1:]
     if len(ids) != 1:
         raise ValueError(f"ppo.stop_token={config.stop_token!r} is {len(ids)} tokens ({ids}); it must be one")
-    return texts.tokenizer.eos, ids[0]
-
-
-def make_rollout(model: Model, texts: Texts, config: PPO) -> Callable[..., Rollout]:
-    """(params, prompts, keys, temperature) -> rollout, cut behind the stop token where the config names one."""
-    eos, stop = stop_ids(texts, config)
-    sample = partial(generate, model=model, new_tokens=config.new_tokens, stop=(eos,))
-    if stop is None:
-        return sample
-    return lambda *args: truncate(sample(*args), stop, config.stop_after)
+    return Ending(tokenizer.eos, ids[0], config.stop_after)
 
 
 def make_update(
@@ -158,7 +157,7 @@ def run_ppo(
     batches = prompt_batches(
         prompts, config.prompts, experiment.text.prompt_length, texts.tokenizer.pad, experiment.seed
     )
-    rollout_program = compile_function(make_rollout(policy, texts, config), run.mesh)
+    rollout_program = compile_function(responses(policy, ending_of(texts, config), config.new_tokens), run.mesh)
     trajectory_program = compile_function(
         partial(make_trajectory, policy=policy, values=(value or policy).values, config=scoring_of(config)), run.mesh
     )

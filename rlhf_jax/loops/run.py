@@ -41,6 +41,8 @@ class Run:
     data_root: Path | None = None
     on_step: Callable[[str, int], None] | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of this process, by stage
+    # The same without the first step, which compiles, and without evaluation and checkpoints.
+    step_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     noted: dict[str, float] = dataclasses.field(default_factory=dict)  # figures of the data: examples, cut, rejected
     resumed: dict[str, int] = dataclasses.field(default_factory=dict)  # the step that each stage went on from
 
@@ -75,7 +77,7 @@ def run_stage(
     Metrics and checkpoints are written on the way; `evaluate` runs before the first step, every `eval_every` steps and after the last.
     What is written is the same whether the run was interrupted or not.
     """
-    started = time.monotonic()
+    started, counted = time.monotonic(), 0.0
     with Checkpoints(run.directory / "checkpoints" / stage) as checkpoints:
         start = run.resumed[stage] = checkpoints.latest or 0
         if start:
@@ -87,20 +89,26 @@ def run_stage(
         ):
             if evaluate is not None and not start:
                 held_out.write(f"{stage}/held_out", 0, evaluate(state))
+            since = None
             for step in range(start, steps):
                 state, metrics, later = advance(state, step)
                 writer.write(stage, step, metrics, later=later)
                 done = step + 1
-                if evaluate is not None and (done == steps or (eval_every and done % eval_every == 0)):
-                    held_out.write(f"{stage}/held_out", done, evaluate(state))
-                if done == steps or done % run.experiment.checkpoint_every == 0:
-                    writer.flush()
-                    held_out.flush()
-                    checkpoints.save(done, state)
+                measure = evaluate if done == steps or (eval_every and done % eval_every == 0) else None
+                save = done == steps or done % run.experiment.checkpoint_every == 0
+                if measure is not None or save or since is None:
+                    writer.flush()  # waits for the step, so that the clock stands between steps
+                    counted += 0.0 if since is None else time.monotonic() - since
+                    if measure is not None:
+                        held_out.write(f"{stage}/held_out", done, measure(state))
+                    if save:
+                        held_out.flush()
+                        checkpoints.save(done, state)
+                    since = time.monotonic()
                 if run.on_step is not None:
                     run.on_step(stage, done)
                 bar.update(
                     done, "  ".join(f"{name} {writer.latest[name]:.3g}" for name in show if name in writer.latest)
                 )
-    run.seconds[stage] = time.monotonic() - started
+    run.seconds[stage], run.step_seconds[stage] = time.monotonic() - started, counted
     return state

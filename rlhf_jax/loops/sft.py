@@ -57,8 +57,13 @@ def make_sft_step(model: Model, optim: Optim) -> tuple[LossFn, Callable]:
     return loss, make_step(loss, make_optimizer(optim), microbatches=optim.microbatches)
 
 
-def run_sft(run: Run, model: Model, params: Params, texts: Texts) -> Params:
-    """Parameters after the experiment's SFT stage; the held-out loss is measured before, during and after."""
+def run_sft(
+    run: Run, model: Model, params: Params, texts: Texts
+) -> tuple[Params, Callable[[Params], dict[str, float]] | None]:
+    """(parameters after the experiment's SFT stage, metrics of any policy on its held-out demonstrations, if there are any).
+
+    The held-out loss is measured before, during and after.
+    """
     experiment = run.experiment
     config = experiment.sft
     assert config is not None, "called for experiments with an SFT stage"
@@ -85,19 +90,18 @@ def run_sft(run: Run, model: Model, params: Params, texts: Texts) -> Params:
         state, metrics = step(state, place_batch(batch, run.mesh))
         return state, {**metrics, "real_tokens": tokens}, None
 
-    evaluate = None
+    measure = None
     if examples.held_out:
         held_out = pad_right(texts.encode(examples.held_out), experiment.text.length, texts.tokenizer.pad)
         measure = make_evaluation(loss, run, held_out, experiment.evaluation.rows)
-        evaluate = lambda state: measure(state.params)  # noqa: E731
     state = run_stage(
         run,
         "sft",
         fresh_state(run, params, config.optim),
         advance,
         config.optim.total,
-        evaluate=evaluate,
+        evaluate=None if measure is None else lambda state: measure(state.params),
         eval_every=config.eval_every,
         show=("nll",),
     )
-    return state.params
+    return state.params, measure

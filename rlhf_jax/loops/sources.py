@@ -128,26 +128,31 @@ def _world_demonstrations(experiment: Experiment) -> tuple[tuple[Demonstration, 
     if config is None:
         raise ValueError(f"{WORLD} is a source, but the experiment sets no world")
     train = world.demonstrations(config.demonstrations, flawed=config.flawed)
-    aside = world.demonstrations(experiment.evaluation.prompts, split="held_out_prompts")
+    aside = world.demonstrations(experiment.evaluation.prompts, split="held_out_prompts", flawed=config.flawed)
     return tuple(train), tuple(aside)
 
 
 def policy_prompts(run: Run) -> tuple[list[Prompt], list[Prompt]]:
-    """(training, held-out) prompts for sampling: the world's, behind its demonstrations, or those of the experiment's mixture."""
-    experiment = run.experiment
-    count = experiment.evaluation.prompts
-    if experiment.prompts is None:
-        config = experiment.world
-        assert config is not None, "Experiment checks that prompts or a world is set"
+    """(training, held-out) prompts: of the experiment's mixture; else the world's, behind its demonstrations; else those of SFT.
+
+    Raises: ValueError where fewer prompts are held out than the evaluation asks for.
+    """
+    experiment, mixture = run.experiment, run.experiment.prompts
+    count, config = experiment.evaluation.prompts, experiment.world
+    if mixture is None and config is not None:
         world = world_of(experiment)
         train = world.prompts("train", config.prompts, start=config.demonstrations)
         return train, world.prompts("held_out_prompts", count)
-    examples = load_examples(run, experiment.prompts, (Prompt, Demonstration, Comparison))
+    name = "prompts"
+    if mixture is None:
+        assert experiment.sft is not None, "called for experiments that train a policy: Experiment checks the rest"
+        name, mixture = "sft.data", experiment.sft.data
+    examples = load_examples(run, mixture, (Prompt, Demonstration, Comparison))
     train = _distinct(record for records, _ in examples.parts for record in records)
     held_out = _distinct(examples.held_out)
     if len(held_out) < count:
         raise ValueError(
-            f"evaluation.prompts={count}, but prompts.held_out={experiment.prompts.held_out} leaves {len(held_out)} held out"
+            f"evaluation.prompts={count}, but {name}.held_out={mixture.held_out} leaves {len(held_out)} held out"
         )
     return train, held_out[:count]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +80,24 @@ def generate(
 
     out = jax.lax.while_loop(running, advance, state)
     return join(prompts, out["tokens"], out["logprobs"], out["written"], out["finished"], temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How responses end: with `eos`, or cut behind the first `token` that has at least `after` response tokens before it."""
+
+    eos: int
+    token: int | None = None
+    after: int = 0
+
+
+def responses(
+    model: Model, ending: Ending, new_tokens: int, choose: Callable = sample_tokens
+) -> Callable[..., Rollout]:
+    """The pure function (params, prompts, keys, temperature) -> rollout of responses that end this way."""
+    write = partial(generate, model=model, new_tokens=new_tokens, stop=(ending.eos,), choose=choose)
+    token = ending.token
+    return write if token is None else lambda *args: truncate(write(*args), token, ending.after)
 
 
 def join(prompts: TokenBatch, tokens, logprobs, written, finished, temperature) -> Rollout:

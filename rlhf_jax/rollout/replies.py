@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ from rlhf_jax.data.batches import evaluation_batches, pad_prompts
 from rlhf_jax.data.encode import Encoded
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.models.api import Model
-from rlhf_jax.rollout.generate import generate
+from rlhf_jax.rollout.generate import Ending, responses
 from rlhf_jax.rollout.sampling import greedy_tokens, row_keys, sample_tokens
 from rlhf_jax.sharding import compile_function, place_batch
 from rlhf_jax.types import Params, Rollout
@@ -78,9 +77,10 @@ def make_sampler(
     rows: int,
     prompt_length: int,
     new_tokens: int,
+    ending: Ending | None = None,
     greedy: bool = False,
 ) -> Sampler:
-    """A sampler of replies of up to `new_tokens` tokens that end with eos; greedy ones do not depend on the key."""
+    """A sampler of replies of up to `new_tokens` tokens that end with eos, or as said; greedy ones do not depend on the key."""
     choose = greedy_tokens if greedy else sample_tokens
-    program = partial(generate, model=model, new_tokens=new_tokens, stop=(tokenizer.eos,), choose=choose)
+    program = responses(model, ending or Ending(tokenizer.eos), new_tokens, choose)
     return Sampler(tokenizer, mesh, rows, prompt_length, compile_function(program, mesh))

@@ -87,7 +87,7 @@ def experiment(**stages) -> Experiment:
         scale="cpu",
         policy=ModelConfig(vocab=768, width=16, layers=1, heads=4, kv_heads=2, mlp=32, max_length=64),
         text=Text(tokenizer="train:768", template="plain", length=48, prompt_length=40),
-        evaluation=Evaluation(prompts=16, rows=16, new_tokens=6, samples_shown=3),
+        evaluation=Evaluation(prompts=16, rows=16, new_tokens=6, samples_shown=3, positive_words=True),
         **({"world": World(demonstrations=64, prompts=32, flawed=0.2)} | stages),
     )
 
@@ -191,6 +191,8 @@ def test_all_stages_in_one_leave_figures_of_each(one_device):
 
 def test_demonstrations_enter_every_update_of_ppo_ptx(one_device, against_gold):
     assert (one_device.metrics["ppo"]["ptx_nll"].values > 1).all()
+    before, after = (one_device.figures[name] for name in ("sft/held_out_nll_after", "ppo/demonstration_nll"))
+    assert after != before and after == pytest.approx(before, abs=0.5), "both are of the held-out demonstrations"
     assert "ptx_nll" not in against_gold.metrics["ppo"]
 
 
@@ -230,6 +232,25 @@ def test_a_classifier_of_labelled_texts_is_a_reward_and_learns_its_labels(agains
     assert figures["reward/accuracy"] > 0.7
     assert np.isfinite(figures["ppo_minus_sft/positive_words"])
     assert "gold" not in against_labels.metrics["ppo"], "prompts from files have no gold reward"
+    assert "ppo/gold" not in figures
+
+
+def test_sft_alone_on_files_shows_what_the_policy_writes(tmp_path, files):
+    data = Mixture((("alpaca:demonstrations.json", 1.0),), held_out=0.3)
+    result = run(experiment(world=None, sft=dataclasses.replace(SFT_STAGE, data=data)), tmp_path, files)
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [list(sample) for sample in samples] == [
+        ["prompt", "untrained", "untrained positive words", "sft", "sft positive words"]
+    ] * 3
+    assert all(sample["prompt"].startswith("Name a") for sample in samples)
+    assert 0 < result.figures["sft/length"] <= 6
+    assert not any(name.startswith("ppo") for name in result.figures)
+
+
+def test_too_few_held_out_prompts_are_named_by_their_field(tmp_path, files):
+    data = Mixture((("alpaca:demonstrations.json", 1.0),), held_out=0.02)
+    with pytest.raises(ValueError, match=r"evaluation\.prompts=16, but sft\.data\.held_out=0\.02 leaves"):
+        run(experiment(world=None, sft=dataclasses.replace(SFT_STAGE, data=data)), tmp_path, files)
 
 
 def test_comparisons_from_files_train_a_reward_model_beside_the_length_baseline(tmp_path, files):

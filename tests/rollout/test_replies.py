@@ -9,6 +9,7 @@ from builders import LLAMA, built, lively, sampled
 
 from rlhf_jax.config import MeshConfig
 from rlhf_jax.data.encode import Encoded
+from rlhf_jax.rollout.generate import Ending
 from rlhf_jax.rollout.replies import make_sampler, response_ids, response_texts
 from rlhf_jax.sharding import make_mesh
 
@@ -31,9 +32,9 @@ class Letters:
         return "".join("<eos>" if i == self.eos else chr(ord("A") + i) for i in ids)
 
 
-def sampler(rows, *, mesh=ONE, new_tokens=6, greedy=False):
+def sampler(rows, *, mesh=ONE, new_tokens=6, **how):
     return make_sampler(
-        built(LLAMA), Letters(), make_mesh(mesh), rows=rows, prompt_length=4, new_tokens=new_tokens, greedy=greedy
+        built(LLAMA), Letters(), make_mesh(mesh), rows=rows, prompt_length=4, new_tokens=new_tokens, **how
     )
 
 
@@ -57,6 +58,16 @@ def test_replies_do_not_depend_on_how_many_are_written_at_a_time(greedy):
     few = sampler(2, greedy=greedy).replies(lively(LLAMA), PROMPTS, key)
     assert few == sampler(5, greedy=greedy).replies(lively(LLAMA), PROMPTS, key)
     assert len(few) == len(PROMPTS)
+
+
+def test_replies_are_cut_behind_the_stop_token_where_an_ending_names_one():
+    key = jax.random.key(1)
+    whole = sampler(5).replies(lively(LLAMA), PROMPTS, key)
+    letter = whole[0][2]
+    cut = sampler(5, ending=Ending(eos=3, token=ord(letter) - ord("A"), after=2)).replies(lively(LLAMA), PROMPTS, key)
+    ends = [text.find(letter, 2) for text in whole]
+    assert cut == [text if end < 0 else text[: end + 1] for text, end in zip(whole, ends, strict=True)]
+    assert cut[0] == whole[0][:3] != whole[0]
 
 
 def test_rows_that_only_fill_are_marked():

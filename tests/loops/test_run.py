@@ -1,0 +1,70 @@
+"""The loop that every stage goes through: what it times, and how the replies of an experiment end."""
+
+import io
+import time
+
+import pytest
+import sentencepiece
+
+from experiments.smoke import smoke_sft
+from rlhf_jax.config import PPO, Optim
+from rlhf_jax.data.templates import get_template
+from rlhf_jax.data.tokenizer import SentencePieceTokenizer
+from rlhf_jax.loops.rlhf import ending_of
+from rlhf_jax.loops.run import open_run, run_stage
+from rlhf_jax.loops.sources import Texts
+from rlhf_jax.rollout.generate import Ending
+
+SLOW = 0.3  # seconds
+
+
+def test_the_seconds_of_the_steps_leave_out_the_first_and_the_evaluation(tmp_path):
+    run = open_run(smoke_sft("cpu"), tmp_path)
+
+    def advance(state, step):
+        time.sleep(SLOW if step == 0 else SLOW / 20)
+        return state, {"loss": 1.0}, None
+
+    def evaluate(state):
+        time.sleep(SLOW)
+        return {"loss": 1.0}
+
+    run_stage(run, "sft", {"x": 1.0}, advance, 5, evaluate=evaluate, eval_every=2)
+    assert run.seconds["sft"] > 5 * SLOW  # compiling once, evaluating before, at 2, at 4 and at the end
+    assert 4 * SLOW / 20 <= run.step_seconds["sft"] < SLOW
+
+
+@pytest.fixture(scope="module")
+def llama_like():
+    """A sentencepiece model that puts a blank in front of every text, as those of Llama do."""
+    text, model = ["a cat. a dog. the end.", "one two. three!"] * 20, io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text),
+        model_writer=model,
+        vocab_size=30,
+        model_type="bpe",
+        add_dummy_prefix=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return SentencePieceTokenizer(model.getvalue())
+
+
+def ppo(stop_token: str | None) -> PPO:
+    optim = Optim(lr=1e-3, rows=4)
+    return PPO(
+        optim=optim, value_optim=None, iterations=1, prompts=4, new_tokens=8, stop_token=stop_token, stop_after=3
+    )
+
+
+def test_a_stop_token_is_the_token_inside_a_text_not_the_one_at_its_start(llama_like):
+    texts = Texts(llama_like, get_template("none"))
+    inside = llama_like.encode("a cat.")[-1]
+    assert len(llama_like.encode(".")) == 2
+    assert ending_of(texts, ppo(".")) == Ending(llama_like.eos, inside, 3)
+    assert ending_of(texts, ppo(None)) == ending_of(texts, None) == Ending(llama_like.eos)
+
+
+def test_a_stop_token_of_several_tokens_is_refused(llama_like):
+    with pytest.raises(ValueError, match=r"ppo\.stop_token='\.\.' is 2 tokens .*; it must be one"):
+        ending_of(Texts(llama_like, get_template("none")), ppo(".."))
