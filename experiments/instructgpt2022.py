@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
-from experiments.quickstart import judge_quickstart, quickstart
-from experiments.registry import register
+from experiments.quickstart import ppo_gains, quickstart
+from experiments.registry import Claim, measured, register
 from rlhf_jax.config import PPO, SFT, Evaluation, Experiment, MeshConfig, Mixture, ModelConfig, Optim, Reward, Text
 
 ALPACA = Mixture((("alpaca:instructions/alpaca-en/*.json.gz", 1.0),))
@@ -17,6 +18,18 @@ HELPFUL = Mixture(
 )
 
 
+FORGETTING = 0.05
+"""Nats per token that held-out demonstrations may become less likely by, when they are mixed into PPO."""
+
+
+def judge_ppo_ptx(figures: Mapping[str, list[float]]) -> list[Claim]:
+    """PPO-ptx beats SFT and keeps what SFT taught, which PPO alone unlearns."""
+    pairs = zip(figures["ppo/demonstration_nll"], figures["sft/held_out_nll_after"], strict=True)
+    rise, error = measured({"rise": [after - before for after, before in pairs]}, "rise")
+    statistic = f"rise of held-out demonstrations' NLL < {FORGETTING} nats per token"
+    return [ppo_gains(figures), Claim("PPO-ptx keeps the demonstrations", statistic, rise, error, rise < FORGETTING)]
+
+
 @register(
     "instructgpt2022/ppo_ptx",
     paper="Ouyang et al. 2022",
@@ -25,7 +38,7 @@ HELPFUL = Mixture(
         "cpu": "not timed; the stages of quickstart",
         "tpu": "not run; 256,000 episodes with a 1.3B policy and a 6B reward model",
     },
-    judge=judge_quickstart,
+    judge=judge_ppo_ptx,
 )
 def ppo_ptx(scale: str) -> Experiment:
     """PPO-ptx, section 3.5 and appendix C: beta 0.02, clip 0.2, gamma 1, 8 minibatches, one inner epoch, ptx coefficient 27.8.

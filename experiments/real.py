@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from experiments.registry import Claim, register
+from experiments.registry import Claim, measured, register
 from rlhf_jax.config import PPO, SFT, Evaluation, Experiment, Mixture, ModelConfig, Optim, Reward, Text
-from rlhf_jax.eval.preference import mean_and_error
 
 KL_TARGET, KL_BOUND = 6.0, 10.0
 """Nats per reply within which the stories have to get happier."""
@@ -16,11 +15,9 @@ def judge_stories(figures: Mapping[str, list[float]]) -> list[Claim]:
     """Happier by the reward model and by an independent word list, near the pretrained model."""
     claims = []
     for what, name in (("the reward model", "score"), ("the word list", "positive_words")):
-        gains, errors = figures[f"ppo_minus_sft/{name}"], figures[f"ppo_minus_sft/{name}_error"]
-        mean, over_seeds = mean_and_error(gains)
-        error = over_seeds if len(gains) > 1 else errors[0]
+        mean, error = measured(figures, f"ppo_minus_sft/{name}")
         claims.append(Claim(f"happier by {what}", "paired gain > 4 standard errors", mean, error, mean > 4 * error))
-    kl, error = mean_and_error(figures["ppo/kl"])
+    kl, error = measured(figures, "ppo/kl")
     claims.append(Claim("near the pretrained model", f"KL < {KL_BOUND} nats per reply", kl, error, kl < KL_BOUND))
     return claims
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Callable, Mapping
 
 from rlhf_jax.config import Experiment
+from rlhf_jax.eval.preference import mean_and_error
 from rlhf_jax.overrides import unknown_name
 
 MODULES = ("quickstart", "smoke", "real", "instructgpt2022")
@@ -24,6 +26,12 @@ class Claim:
     value: float
     error: float
     holds: bool
+
+
+def measured(figures: Mapping[str, list[float]], name: str) -> tuple[float, float]:
+    """(mean over seeds, its standard error): over seeds; with one seed, which has no spread, that over its prompts or pairs."""
+    mean, error = mean_and_error(figures[name])
+    return mean, error if len(figures[name]) > 1 else figures.get(f"{name}_error", [math.nan])[0]
 
 
 Judge = Callable[[Mapping[str, list[float]]], list[Claim]]

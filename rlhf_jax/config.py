@@ -130,12 +130,13 @@ class World:
     prompts: int  # for sampling, by the comparisons and by PPO
     families: tuple[str, ...] = ()  # of tasks that are trained; none: all
     flawed: float = 0.0  # share of demonstrations with a mistake
+    chatty: float = 0.75  # share of these that is right but for talk around the answer
     annotator_temperature: float = 0.25
     annotator_flip: float = 0.0
 
     def __post_init__(self):
         positive(self, "demonstrations", "prompts")
-        fraction(self, "flawed", "annotator_flip")
+        fraction(self, "flawed", "chatty", "annotator_flip")
         not_negative(self, "annotator_temperature")
 
 

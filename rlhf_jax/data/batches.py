@@ -77,7 +77,6 @@ class Batches(Generic[Data]):
         _check_rows(rows)
         if seed < 0:
             raise ValueError(f"seed is {seed}; expected 0 or more")
-        self.examples = sum(sizes)
         self.cut = cut
         self._data = data
         starts = np.cumsum([0, *sizes]).tolist()

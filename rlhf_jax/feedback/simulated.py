@@ -47,6 +47,17 @@ def bradley_terry_probability(gold_a: ArrayLike, gold_b: ArrayLike, temperature:
         return np.asarray(0.5 * (1 + np.tanh(0.5 * (a - b) / temperature)))
 
 
+def bayes_accuracy(probability: ArrayLike) -> float:
+    """mean max(p, 1 - p): the share of labels given with these probabilities that no reward model can exceed in expectation.
+
+    Raises: ValueError without any pair.
+    """
+    p = np.asarray(probability, np.float64)
+    if p.size == 0:
+        raise ValueError("no pairs: the accuracy of nothing is not defined")
+    return float(np.maximum(p, 1 - p).mean())
+
+
 def _mix(z: np.ndarray) -> np.ndarray:
     """A bijection of 64-bit integers that changes half of the output bits for any change of the input (splitmix64)."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -105,13 +116,3 @@ class SimulatedAnnotator:
             raise ValueError(f"pair_ids has shape {ids.shape}, the golds {judged.shape}; one id per pair is needed")
         flipped = _uniform(self.seed, _FLIP, ids) < self.flip
         return np.asarray((_uniform(self.seed, _JUDGEMENT, ids) < judged) ^ flipped)
-
-    def bayes_accuracy(self, gold_a: ArrayLike, gold_b: ArrayLike) -> float:
-        """mean max(p, 1 - p): the share of its labels that no reward model can exceed in expectation.
-
-        Raises: as `probability` does, and ValueError without any pair.
-        """
-        p = self.probability(gold_a, gold_b)
-        if p.size == 0:
-            raise ValueError("no pairs: the accuracy of nothing is not defined")
-        return float(np.maximum(p, 1 - p).mean())

@@ -25,15 +25,14 @@ class Judged:
     comparisons: tuple[Comparison, ...]
     probability: np.ndarray  # of the label that was given, under the annotator; [N]
 
-    @property
-    def bayes_accuracy(self) -> float:
-        """The accuracy that no reward model can exceed in expectation: mean max(p, 1 - p)."""
-        return float(np.maximum(self.probability, 1 - self.probability).mean())
-
-    def expected_accuracy(self, chosen: np.ndarray, rejected: np.ndarray) -> float:
-        """The accuracy of these scores in expectation over the annotator's labels, free of the noise of the labels drawn."""
+    def agreement(self, chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+        """How probably the annotator orders each pair as these scores do, [N]: accuracy without the noise of the labels drawn."""
         agrees = np.where(chosen > rejected, self.probability, 1 - self.probability)
-        return float(np.where(chosen == rejected, 0.5, agrees).mean())
+        return np.where(chosen == rejected, 0.5, agrees)
+
+    def ceiling(self) -> np.ndarray:
+        """The agreement of the best possible scores, [N]; its mean is the Bayes accuracy."""
+        return np.maximum(self.probability, 1 - self.probability)
 
 
 def annotator_of(run: Run) -> SimulatedAnnotator:

@@ -127,7 +127,7 @@ def exact_figures(judge: Judge, name: str, params: Params) -> Figures:
     for split in SPLITS:
         prompts = world.prompts(split, count)
         gold = judge.gold(prompts, judge.greedily(params, prompts))
-        figures[f"{name}/{split}/exact"] = float(np.mean(gold == 1.0))
+        figures[f"{name}/{split}/exact"], figures[f"{name}/{split}/exact_error"] = mean_and_error(gold == 1.0)
         figures[f"{name}/{split}/gold_greedy"] = float(gold.mean())
     return figures
 
@@ -140,8 +140,8 @@ def row_figures(name: str, written: Written) -> Figures:
     for measure in MEASURES:
         if measure in rows:
             figures[f"{name}/{measure}"], figures[f"{name}/{measure}_error"] = mean_and_error(rows[measure])
+    figures[f"{name}/kl"], figures[f"{name}/kl_error"] = mean_and_error(rows["kl"])
     return figures | {
-        f"{name}/kl": float(rows["kl"].mean()),
         f"{name}/entropy": float(rows["entropy"].sum() / tokens),
         f"{name}/length": float(rows["length"].mean()),
         f"{name}/reference_perplexity": float(np.exp(-rows["ref_logprob"].sum() / tokens)),

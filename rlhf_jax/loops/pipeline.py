@@ -14,7 +14,8 @@ import numpy as np
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.batches import Mixture, pad_labels, pad_pairs, token_batches
 from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
-from rlhf_jax.eval.preference import wilson_interval
+from rlhf_jax.eval.preference import mean_and_error, wilson_interval
+from rlhf_jax.feedback.simulated import bayes_accuracy
 from rlhf_jax.loops.collect import Judged, sample_pairs, write_comparisons
 from rlhf_jax.loops.evaluate import (
     Figures,
@@ -130,7 +131,7 @@ def reward_stage(run: Run, policy: Model, tuned: Params, texts: Texts, outcome: 
         train, judged = sampled_comparisons(run, policy, tuned, texts)
         parts, kind = Mixture(((texts.encode(train.comparisons), 1.0),)), Comparison
         records = judged.comparisons
-        outcome.figures["reward/bayes_accuracy"] = judged.bayes_accuracy
+        outcome.figures["reward/bayes_accuracy"] = bayes_accuracy(judged.probability)
         write_comparisons(run.directory / "comparisons.jsonl", train.comparisons)
     else:
         examples = load_examples(run, config.data, (Comparison, Labelled))
@@ -165,7 +166,13 @@ def reward_stage(run: Run, policy: Model, tuned: Params, texts: Texts, outcome: 
     comparisons = [record for record in records if isinstance(record, Comparison)]
     outcome.figures |= figures | {"reward/longer_wins": longer_wins(comparisons)}
     if judged is not None:
-        outcome.figures["reward/expected_accuracy"] = judged.expected_accuracy(chosen, rejected)
+        agreement = judged.agreement(chosen, rejected)
+        below, error = mean_and_error(judged.ceiling() - agreement)
+        outcome.figures |= {
+            "reward/expected_accuracy": float(agreement.mean()),
+            "reward/below_bayes": below,
+            "reward/below_bayes_error": error,
+        }
     if config.centre:
         params = centred(params, float(np.mean([chosen, rejected])))
     return RewardModel(model, params)

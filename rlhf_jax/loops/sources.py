@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,8 @@ def _world_demonstrations(experiment: Experiment) -> tuple[tuple[Demonstration, 
     world, config = world_of(experiment), experiment.world
     if config is None:
         raise ValueError(f"{WORLD} is a source, but the experiment sets no world")
-    train = world.demonstrations(config.demonstrations, flawed=config.flawed)
-    aside = world.demonstrations(experiment.evaluation.prompts, split="held_out_prompts", flawed=config.flawed)
+    draw = partial(world.demonstrations, flawed=config.flawed, chatty=config.chatty)
+    train, aside = draw(config.demonstrations), draw(experiment.evaluation.prompts, split="held_out_prompts")
     return tuple(train), tuple(aside)
 
 

@@ -34,9 +34,6 @@ RESERVED = 10
 
 _KEY = re.compile(r"(?P<split>\w+)/(?P<index>0|[1-9][0-9]{0,17})")  # no leading zero: a task has one key
 
-CHATTY = 0.75
-"""How many of the flawed demonstrations are right but for the talk around the answer."""
-
 CHATTER: dict[Language, tuple[str, ...]] = {
     "en": ("Sure, here it is: {}", "The answer is {}.", "I think it is {}"),
     "zh": ("好的，答案是：{}", "答案是{}。", "我觉得是{}"),
@@ -148,18 +145,18 @@ def _make_task(world: InstructWorld, split: Split, index: int) -> Task:
     return Task(key, family.name, language, prompt, case.answer, mistakes)
 
 
-def _flawed_reply(task: Task, rng: random.Random) -> str:
-    """A reply with one human mistake, never the answer: mostly chatter, else an item left out, two swapped, a wrong reply."""
+def _flawed_reply(task: Task, chatty: float, rng: random.Random) -> str:
+    """A reply with one human mistake, never the answer: talk around it, or else an item left out, two swapped, a wrong reply."""
     separator = ", " if ", " in task.answer else "、"
     items = task.answer.split(separator)
     pairs = [i for i in range(len(items) - 1) if items[i] != items[i + 1]]
-    chatty = [chatter.format(task.answer) for chatter in CHATTER[task.language]]
+    talk = [chatter.format(task.answer) for chatter in CHATTER[task.language]]
     short = [separator.join(items[:i] + items[i + 1 :]) for i in range(len(items)) if len(items) > 1]
     swapped = [separator.join([*items[:i], items[i + 1], items[i], *items[i + 2 :]]) for i in pairs]
-    if rng.random() < CHATTY:
-        return rng.choice(chatty)
+    if rng.random() < chatty:
+        return rng.choice(talk)
     kinds = [replies for replies in (task.mistakes, short, swapped) if replies]
-    return rng.choice(rng.choice(kinds or [chatty]))
+    return rng.choice(rng.choice(kinds or [talk]))
 
 
 def _alphabet() -> str:
@@ -236,21 +233,24 @@ class InstructWorld:
         return [task.as_prompt() for task in self.tasks(split, count, start=start)]
 
     def demonstrations(
-        self, count: int, *, flawed: float = 0.0, split: Split = "train", start: int = 0
+        self, count: int, *, flawed: float = 0.0, chatty: float = 0.75, split: Split = "train", start: int = 0
     ) -> list[Demonstration]:
         """Tasks with a reply: the answer, or for a `flawed` share of them a plausible human mistake, worth less than 1.
+
+        A `chatty` share of the mistakes is right but for the talk around the answer.
 
         Whether a demonstration is flawed, and how, depends on the task and the share alone; a larger share flaws the
         same tasks and more.
 
         Raises: as `tasks` does, and ValueError for a share outside [0, 1].
         """
-        if not 0 <= flawed <= 1:
-            raise ValueError(f"flawed is {flawed}; it is a share, from 0 to 1")
+        for name, share in (("flawed", flawed), ("chatty", chatty)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share}; it is a share, from 0 to 1")
         demonstrations = []
         for task in self.tasks(split, count, start=start):
             rng = random.Random(f"{self.seed}/{task.key}/flaw")
-            reply = _flawed_reply(task, rng) if rng.random() < flawed else task.answer
+            reply = _flawed_reply(task, chatty, rng) if rng.random() < flawed else task.answer
             demonstrations.append(Demonstration(task.as_prompt(), reply))
         return demonstrations
 

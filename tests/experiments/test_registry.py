@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import registry
-from experiments.registry import SCALES, entries, find, register
+from experiments.registry import SCALES, entries, find, measured, register
 from rlhf_jax.overrides import from_dict, to_dict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +60,13 @@ def test_a_name_is_registered_once(monkeypatch):
     monkeypatch.setattr(registry, "_ENTRIES", dict(entries()))
     with pytest.raises(ValueError, match="'smoke/sft' is registered twice"):
         register("smoke/sft", paper="-", claim="-", costs={"cpu": "-"})(lambda scale: None)
+
+
+def test_a_figure_has_its_error_over_seeds_or_with_one_seed_that_over_its_prompts():
+    assert measured({"gain": [1.0, 3.0], "gain_error": [9.0, 9.0]}, "gain") == (2.0, 1.0)
+    assert measured({"gain": [1.0], "gain_error": [0.25]}, "gain") == (1.0, 0.25)
+    mean, error = measured({"gain": [1.0]}, "gain")
+    assert mean == 1.0 and math.isnan(error)
 
 
 def test_an_entry_cannot_be_changed():

@@ -43,9 +43,9 @@ def test_no_prompt_of_a_held_out_pair_is_trained_on(run):
     assert asked and asked.isdisjoint(comparison.prompt.turns for comparison in train.comparisons)
 
 
-def test_expected_accuracy_is_the_mean_probability_that_the_order_of_the_scores_is_labelled():
+def test_agreement_is_the_probability_that_the_order_of_the_scores_is_labelled():
     judged = collect.Judged(comparisons=(), probability=np.array([0.9, 0.2, 0.7]))
     # Right way round: .9; the wrong way round: 1 - .2; a tie: .5.
     scores = np.array([2.0, 0.0, 1.0]), np.array([1.0, 1.0, 1.0])
-    assert judged.expected_accuracy(*scores) == pytest.approx((0.9 + 0.8 + 0.5) / 3)
-    assert judged.bayes_accuracy == pytest.approx((0.9 + 0.8 + 0.7) / 3)
+    np.testing.assert_allclose(judged.agreement(*scores), [0.9, 0.8, 0.5])
+    np.testing.assert_allclose(judged.ceiling(), [0.9, 0.8, 0.7])

@@ -214,6 +214,8 @@ def test_bad_requests_say_what_would_be_right():
         world.tasks("train", 1, start=-2)
     with pytest.raises(ValueError, match=r"flawed is 1\.5"):
         world.demonstrations(1, flawed=1.5)
+    with pytest.raises(ValueError, match=r"chatty is -0\.1"):
+        world.demonstrations(1, chatty=-0.1)
     assert world.tasks("train", 0) == []
 
 
@@ -310,6 +312,17 @@ def test_every_flaw_costs_reward_in_every_split_and_all_kinds_occur():
     assert any(task.answer in reply for task, reply in flawed)
     assert any(len(reply) == len(right) - 1 for right, reply in lists)
     assert any(reply != right and sorted(reply) == sorted(right) for right, reply in lists)
+
+
+def test_the_chatty_share_of_the_mistakes_holds_the_right_answer():
+    def held(chatty):
+        world = InstructWorld(families=("count", "largest"))
+        replies = world.demonstrations(MANY, flawed=1.0, chatty=chatty)
+        return sum(world.task(d.prompt.key).answer in d.reply for d in replies) / MANY
+
+    assert held(1.0) == 1.0
+    assert held(0.0) < 0.2  # "a 12" holds the answer 1 as well
+    assert 0.5 < held(0.6) < 0.75
 
 
 def test_a_larger_share_flaws_the_same_demonstrations_and_more():
