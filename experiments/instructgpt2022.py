@@ -112,6 +112,7 @@ def _paper() -> Experiment:
             gamma=1.0,
             ptx_coef=27.8,
             ptx_rows=512,
+            ptx_data=ALPACA,
             ema=0.992,
         ),
         mesh=MeshConfig(fsdp=16),

@@ -174,6 +174,7 @@ class Mixture:
         for name, weight in self.sources:
             require(weight > 0, f"weight {weight} of source {name!r} must be above 0")
         fraction(self, "held_out")
+        require(self.held_out < 1, f"held_out={self.held_out} leaves nothing to train on; it must be below 1")
 
 
 @dataclasses.dataclass(frozen=True)

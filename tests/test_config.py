@@ -200,6 +200,7 @@ def test_overrides_are_validated_together():
         ("policy.norm=l2", ValueError, "policy.norm is 'l2'; expected 'rms' or 'layer'"),
         ("sft.optim.lr=-1", ValueError, "Optim.lr is -1.0; it must be above 0"),
         ("reward.data.held_out=0.1", ValueError, "this experiment has no 'data'"),
+        ("sft.data.held_out=1", ValueError, r"held_out=1\.0 leaves nothing to train on"),
         ("sft.data.sources=[1]", ValueError, re.escape("sft.data.sources[0] is 1")),
     ],
 )

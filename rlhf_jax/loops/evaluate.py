@@ -14,7 +14,7 @@ from rlhf_jax.eval.preference import accuracy, expected_calibration_error, mean_
 from rlhf_jax.eval.sentiment_words import sentiment_balance
 from rlhf_jax.loops.rlhf import Scorer, ending_of
 from rlhf_jax.loops.run import Run
-from rlhf_jax.loops.sources import Texts, policy_prompts, world_of
+from rlhf_jax.loops.sources import Texts, world_of
 from rlhf_jax.models import Model
 from rlhf_jax.rollout.replies import Sampler, make_sampler, response_texts
 from rlhf_jax.rollout.score import describe_rows
@@ -101,11 +101,12 @@ def make_judge(run: Run, texts: Texts, model: Model, reference: Params, scorer: 
     return Judge(run, texts, reference, sampler(), sampler(greedy=True), describe, scorer)
 
 
-def evaluate(judge: Judge, policies: Mapping[str, Params]) -> tuple[Figures, list[dict[str, Any]]]:
-    """(figures, samples side by side) of the policies on held-out prompts, and what PPO changed, prompt by prompt."""
+def evaluate(
+    judge: Judge, policies: Mapping[str, Params], prompts: Sequence[Prompt]
+) -> tuple[Figures, list[dict[str, Any]]]:
+    """(figures, samples side by side) of the policies on these prompts, and what PPO changed, prompt by prompt."""
     experiment = judge.run.experiment
     temperature = experiment.ppo.temperature if experiment.ppo is not None else 1.0
-    _, prompts = policy_prompts(judge.run)
     figures: Figures = {}
     written: dict[str, Written] = {}
     for name, params in policies.items():

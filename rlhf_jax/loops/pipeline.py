@@ -60,6 +60,9 @@ def run_experiment(run: Run) -> Outcome:
     """Every stage of the run's experiment, each from its newest checkpoint; writes summary, samples and calibration."""
     experiment, outcome = run.experiment, Outcome()
     texts = open_texts(run)
+    # What cannot work is refused here, before anything is trained.
+    prompts, held_out = policy_prompts(run)
+    ending_of(texts, experiment.ppo)
     policy = build_model(dataclasses.replace(experiment.policy, head="lm"))
     start = start_params(run, policy.config)
     outcome.figures["policy/parameters"] = float(count_parameters(start))
@@ -70,17 +73,18 @@ def run_experiment(run: Run) -> Outcome:
         outcome.figures |= sft_figures(run)
     reward = None
     if experiment.reward is not None:
-        reward = reward_stage(run, policy, tuned, texts, outcome)
+        reward = reward_stage(run, policy, tuned, texts, prompts, outcome)
     learned = None
     if experiment.ppo is not None:
-        learned = ppo_stage(run, policy, tuned, reward, texts)
+        learned = ppo_stage(run, policy, tuned, reward, texts, prompts)
     if measure is not None and learned is not None:
         outcome.figures["ppo/demonstration_nll"] = measure(learned)["nll"]
     if experiment.sft is not None or learned is not None:
         scorer = None if reward is None else model_scorer(run, reward.model, reward.params)
         judge = make_judge(run, texts, policy, tuned, scorer)
         policies = {"untrained": None if tuned is start else start, "sft": tuned, "ppo": learned}
-        figures, outcome.samples = evaluate(judge, {name: p for name, p in policies.items() if p is not None})
+        policies = {name: params for name, params in policies.items() if params is not None}
+        figures, outcome.samples = evaluate(judge, policies, held_out)
         outcome.figures |= figures
 
     outcome.figures |= run.noted
@@ -122,13 +126,15 @@ def sft_figures(run: Run) -> Figures:
     return figures
 
 
-def reward_stage(run: Run, policy: Model, tuned: Params, texts: Texts, outcome: Outcome) -> RewardModel:
+def reward_stage(
+    run: Run, policy: Model, tuned: Params, texts: Texts, prompts: Sequence[Prompt], outcome: Outcome
+) -> RewardModel:
     """The reward model of the experiment, with its accuracy on held-out prompts in the outcome."""
     experiment, config = run.experiment, run.experiment.reward
     assert config is not None
     judged = None
     if config.data is None:
-        train, judged = sampled_comparisons(run, policy, tuned, texts)
+        train, judged = sampled_comparisons(run, policy, tuned, texts, prompts)
         parts, kind = Mixture(((texts.encode(train.comparisons), 1.0),)), Comparison
         records = judged.comparisons
         outcome.figures["reward/bayes_accuracy"] = bayes_accuracy(judged.probability)
@@ -178,11 +184,12 @@ def reward_stage(run: Run, policy: Model, tuned: Params, texts: Texts, outcome: 
     return RewardModel(model, params)
 
 
-def sampled_comparisons(run: Run, policy: Model, tuned: Params, texts: Texts) -> tuple[Judged, Judged]:
+def sampled_comparisons(
+    run: Run, policy: Model, tuned: Params, texts: Texts, prompts: Sequence[Prompt]
+) -> tuple[Judged, Judged]:
     """(training, held-out) comparisons of the tuned policy's own samples."""
     experiment, config = run.experiment, run.experiment.reward
     assert config is not None and config.pairs is not None
-    prompts, _ = policy_prompts(run)
     size = experiment.evaluation
     # The last prompts are for held-out pairs: of the kind that is trained, but none that training sees.
     held_out = prompts[-size.prompts :]
@@ -205,11 +212,12 @@ def sampled_comparisons(run: Run, policy: Model, tuned: Params, texts: Texts) ->
     return train, aside
 
 
-def ppo_stage(run: Run, policy: Model, tuned: Params, reward: RewardModel | None, texts: Texts) -> Params:
+def ppo_stage(
+    run: Run, policy: Model, tuned: Params, reward: RewardModel | None, texts: Texts, prompts: Sequence[Prompt]
+) -> Params:
     """The policy after PPO, as parameters of the plain language model."""
     experiment, config = run.experiment, run.experiment.ppo
     assert config is not None
-    prompts, _ = policy_prompts(run)
     scorer: Scorer
     if config.reward == "gold":
         world = world_of(experiment)

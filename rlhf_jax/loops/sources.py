@@ -133,8 +133,8 @@ def _world_demonstrations(experiment: Experiment) -> tuple[tuple[Demonstration, 
     return tuple(train), tuple(aside)
 
 
-def policy_prompts(run: Run) -> tuple[list[Prompt], list[Prompt]]:
-    """(training, held-out) prompts: of the experiment's mixture; else the world's, behind its demonstrations; else those of SFT.
+def policy_prompts(run: Run) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
+    """(training, held-out) prompts: of the experiment's mixture; else the world's, behind its demonstrations; else those of SFT, if any.
 
     Raises: ValueError where fewer prompts are held out than the evaluation asks for.
     """
@@ -146,7 +146,8 @@ def policy_prompts(run: Run) -> tuple[list[Prompt], list[Prompt]]:
         return train, world.prompts("held_out_prompts", count)
     name = "prompts"
     if mixture is None:
-        assert experiment.sft is not None, "called for experiments that train a policy: Experiment checks the rest"
+        if experiment.sft is None:
+            return [], []
         name, mixture = "sft.data", experiment.sft.data
     examples = load_examples(run, mixture, (Prompt, Demonstration, Comparison))
     train = _distinct(record for records, _ in examples.parts for record in records)

@@ -9,7 +9,7 @@ from rlhf_jax.data.encode import encode_comparison
 from rlhf_jax.loops import collect
 from rlhf_jax.loops.pipeline import sampled_comparisons
 from rlhf_jax.loops.run import open_run
-from rlhf_jax.loops.sources import open_texts
+from rlhf_jax.loops.sources import open_texts, policy_prompts
 from rlhf_jax.models import build_model
 from rlhf_jax.rollout.replies import Sampler
 
@@ -38,7 +38,8 @@ def test_what_the_template_writes_around_a_reply_is_not_written_twice(run):
 
 def test_no_prompt_of_a_held_out_pair_is_trained_on(run):
     model = build_model(run.experiment.policy)
-    train, held_out = sampled_comparisons(run, model, model.init(jax.random.key(0)), open_texts(run))
+    prompts, _ = policy_prompts(run)
+    train, held_out = sampled_comparisons(run, model, model.init(jax.random.key(0)), open_texts(run), prompts)
     asked = {comparison.prompt.turns for comparison in held_out.comparisons}
     assert asked and asked.isdisjoint(comparison.prompt.turns for comparison in train.comparisons)
 
