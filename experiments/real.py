@@ -83,7 +83,7 @@ def alpaca_sft(scale: str) -> Experiment:
         name="real/alpaca_sft",
         scale="cpu",
         policy=ModelConfig(
-            vocab=32_000, width=128, layers=4, heads=4, kv_heads=2, mlp=384, max_length=256, logit_chunk=64
+            vocab=32_000, width=128, layers=4, heads=4, kv_heads=2, mlp=384, max_length=256, logit_chunk=256
         ),
         text=Text(tokenizer="tokenizers/mistral-v1/tokenizer.model", template="alpaca", length=256, prompt_length=128),
         evaluation=Evaluation(prompts=64, rows=16, new_tokens=64),

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 from experiments.registry import register
-from rlhf_jax.config import PPO, SFT, Evaluation, Experiment, Mixture, ModelConfig, Optim, Reward, Text, World
+from rlhf_jax.config import (
+    PPO,
+    SFT,
+    Evaluation,
+    Experiment,
+    MeshConfig,
+    Mixture,
+    ModelConfig,
+    Optim,
+    Reward,
+    Text,
+    World,
+)
 
 COST = {"cpu": "20 s on 2 cores"}
 
 
-def _smoke(scale: str, name: str, **stages) -> Experiment:
+def _smoke(name: str, *, annotator_flip: float = 0.0, **stages) -> Experiment:
     return Experiment(
         name=name,
         scale="cpu",
         policy=ModelConfig(vocab=896, width=32, layers=2, heads=4, kv_heads=2, mlp=64, max_length=96),
         text=Text(tokenizer="train:896", template="plain", length=64, prompt_length=48),
         evaluation=Evaluation(prompts=32, rows=32, new_tokens=8, samples_shown=4),
-        world=World(demonstrations=512, prompts=128, flawed=0.2),
+        world=World(demonstrations=512, prompts=128, flawed=0.2, annotator_flip=annotator_flip),
         checkpoint_every=10,
         **stages,
     )
 
 
 def _sft(steps: int) -> SFT:
-    return SFT(data=Mixture((("world:instruct", 1.0),)), optim=Optim(lr=3e-3, steps=steps, rows=32, warmup=2))
+    optim = Optim(lr=3e-3, steps=steps, rows=32, microbatches=2, warmup=2)
+    return SFT(data=Mixture((("world:instruct", 1.0),)), optim=optim)
 
 
 def _reward(steps: int) -> Reward:
-    return Reward(data=None, pairs=128, optim=Optim(lr=1e-3, steps=steps, rows=16))
+    return Reward(data=None, pairs=128, temperature=0.7, optim=Optim(lr=1e-3, steps=steps, rows=16))
 
 
 @register(
@@ -37,7 +50,7 @@ def _reward(steps: int) -> Reward:
 )
 def smoke_sft(scale: str) -> Experiment:
     """SFT of a tiny decoder on the instruction world. Expect the held-out loss to fall; the answers are nonsense."""
-    return _smoke(scale, "smoke/sft", sft=_sft(30))
+    return _smoke("smoke/sft", sft=_sft(30))
 
 
 @register(
@@ -47,8 +60,8 @@ def smoke_sft(scale: str) -> Experiment:
     costs=COST,
 )
 def smoke_reward(scale: str) -> Experiment:
-    """A tiny reward model on comparisons of an untrained policy's samples. Expect an accuracy near one half."""
-    return _smoke(scale, "smoke/reward", reward=_reward(20))
+    """A tiny reward model on comparisons of an untrained policy's samples, a tenth mislabelled. Expect an accuracy near one half."""
+    return _smoke("smoke/reward", annotator_flip=0.1, reward=_reward(20))
 
 
 @register(
@@ -60,7 +73,6 @@ def smoke_reward(scale: str) -> Experiment:
 def smoke_ppo(scale: str) -> Experiment:
     """A few iterations of PPO on a tiny policy, rewarded by the world's own scorer. It exercises the options, and learns little."""
     return _smoke(
-        scale,
         "smoke/ppo",
         ppo=PPO(
             optim=Optim(lr=1e-3, rows=16, schedule="linear"),
@@ -70,6 +82,7 @@ def smoke_ppo(scale: str) -> Experiment:
             samples=2,
             new_tokens=8,
             epochs=2,
+            temperature=0.7,
             kl_coef=0.1,
             kl_target=1.0,
             kl_horizon=1000.0,
@@ -79,3 +92,17 @@ def smoke_ppo(scale: str) -> Experiment:
             reward="gold",
         ),
     )
+
+
+@register(
+    "smoke/mesh",
+    paper="-",
+    claim="SFT, reward model and PPO run sharded over 2 x 2 x 2 devices",
+    costs={"cpu": "1 min on 2 cores"},
+)
+def smoke_mesh(scale: str) -> Experiment:
+    """All stages on 8 devices (virtual ones on a CPU): rows over data and fsdp, weights over fsdp and tensor, heads over tensor."""
+    optim = Optim(lr=1e-3, rows=16)
+    ppo = PPO(optim=optim, value_optim=optim, value_init="policy", iterations=2, prompts=16, new_tokens=8)
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    return _smoke("smoke/mesh", sft=_sft(10), reward=_reward(10), ppo=ppo, mesh=mesh)
