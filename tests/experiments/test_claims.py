@@ -1,0 +1,45 @@
+"""What the experiments claim, judged on figures made for the purpose: each claim must be able to fail."""
+
+import pytest
+
+from experiments.instructgpt2022 import judge_ppo_ptx
+from experiments.quickstart import judge_quickstart
+from experiments.real import judge_stories
+
+QUICKSTART = {
+    "sft/held_out_prompts/exact": [0.9, 0.92, 0.94],
+    "reward/below_bayes": [0.03, 0.04, 0.05],
+    "ppo_minus_sft/gold": [0.1, 0.11, 0.12],
+}
+PTX = {
+    "ppo/demonstration_nll": [0.52, 0.54, 0.53],
+    "sft/held_out_nll_after": [0.5, 0.5, 0.5],
+    "ppo_minus_sft/gold": [0.1, 0.11, 0.12],
+}
+STORIES = {
+    "ppo_minus_sft/score": [1.0, 1.1, 1.2],
+    "ppo_minus_sft/positive_words": [5.0, 5.5, 6.0],
+    "ppo/kl": [6.0, 6.5, 7.0],
+}
+
+
+@pytest.mark.parametrize(("judge", "figures"), [
+    (judge_quickstart, QUICKSTART), (judge_ppo_ptx, PTX), (judge_stories, STORIES),
+])  # fmt: skip
+def test_good_figures_hold_every_claim(judge, figures):
+    claims = judge(figures)
+    assert claims and all(claim.holds for claim in claims)
+
+
+@pytest.mark.parametrize(("judge", "figures", "worse", "fails"), [
+    (judge_quickstart, QUICKSTART, {"sft/held_out_prompts/exact": [0.3, 0.5, 0.4]}, "SFT answers new prompts exactly"),
+    (judge_quickstart, QUICKSTART, {"reward/below_bayes": [0.04, 0.05, 0.07]}, "the reward model nears the ceiling"),
+    (judge_quickstart, QUICKSTART, {"ppo_minus_sft/gold": [0.0, 0.2, 0.1]}, "PPO beats SFT"),
+    (judge_ppo_ptx, PTX, {"ppo/demonstration_nll": [0.6, 0.54, 0.53]}, "PPO-ptx keeps the demonstrations"),
+    (judge_ppo_ptx, PTX, {"ppo_minus_sft/gold": [-0.1, -0.11, -0.12]}, "PPO beats SFT"),
+    (judge_stories, STORIES, {"ppo_minus_sft/score": [1.0, -1.0, 1.0]}, "happier by the reward model"),
+    (judge_stories, STORIES, {"ppo_minus_sft/positive_words": [-5.0, -5.1, -5.2]}, "happier by the word list"),
+    (judge_stories, STORIES, {"ppo/kl": [6.0, 12.0, 13.0]}, "near the pretrained model"),
+])  # fmt: skip
+def test_a_claim_fails_with_its_figure_alone(judge, figures, worse, fails):
+    assert [claim.signature for claim in judge(figures | worse) if not claim.holds] == [fails]
