@@ -15,8 +15,11 @@ def judge_stories(figures: Mapping[str, list[float]]) -> list[Claim]:
     """Happier by the reward model and by an independent word list, near the pretrained model."""
     claims = []
     for what, name in (("the reward model", "score"), ("the word list", "positive_words")):
+        gains, errors = figures[f"ppo_minus_sft/{name}"], figures[f"ppo_minus_sft/{name}_error"]
+        holds = all(gain > 4 * error for gain, error in zip(gains, errors, strict=True))
         mean, error = measured(figures, f"ppo_minus_sft/{name}")
-        claims.append(Claim(f"happier by {what}", "paired gain > 4 standard errors", mean, error, mean > 4 * error))
+        statistic = "gain > 4 standard errors over paired prompts, in every seed"
+        claims.append(Claim(f"happier by {what}", statistic, mean, error, holds))
     kl, error = measured(figures, "ppo/kl")
     claims.append(Claim("near the pretrained model", f"KL < {KL_BOUND} nats per reply", kl, error, kl < KL_BOUND))
     return claims
@@ -77,7 +80,7 @@ def alpaca_sft(scale: str) -> Experiment:
     """A small decoder trained from scratch on Stanford Alpaca, prompt masked, Mistral's tokenizer.
 
     Two thirds of its parameters are the embedding of 32,000 pieces. Expect a held-out loss well below the first one (ln 32000 = 10.4
-    nats per token); a model of this size does not follow instructions. 300 updates see 2,400 rows of 256 tokens, a part of an epoch.
+    nats per token); a model of this size does not follow instructions. 200 updates see 1,600 rows of 256 tokens, a part of an epoch.
     """
     return Experiment(
         name="real/alpaca_sft",
@@ -89,7 +92,7 @@ def alpaca_sft(scale: str) -> Experiment:
         evaluation=Evaluation(prompts=64, rows=16, new_tokens=64),
         sft=SFT(
             data=Mixture((("alpaca:instructions/alpaca-en/*.json.gz", 1.0),), held_out=0.01),
-            optim=Optim(lr=2e-3, steps=300, rows=8, warmup=30, weight_decay=0.01),
+            optim=Optim(lr=2e-3, steps=200, rows=8, warmup=20, weight_decay=0.01),
             pack_length=256,
             eval_every=100,
         ),
