@@ -1,0 +1,147 @@
+"""Exact quantities of distributions over all strings of a world: what algorithms estimate, and where they should end.
+
+Log-probabilities and rewards are [X, N]: prompts by strings. Expectations are over the strings, then a plain mean over prompts.
+KL is in nats per string, beta is its price in the objective E[r] - beta KL(policy || reference).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rlhf_jax.types import LogprobFn, Params, TokenBatch
+
+Table = Float[Array, "X N"]
+Scalar = Float[Array, ""]
+PerPrompt = Float[Array, "X"]
+
+HALVINGS = 60
+
+
+def string_logprobs(
+    params: Params, batch: TokenBatch, *, logprobs: LogprobFn, prompts: int, temperature: float = 1.0
+) -> Table:
+    """log pi(string | prompt) of every string behind every prompt, from a batch that lists them prompt by prompt."""
+    batch = jax.tree.map(jnp.asarray, batch)
+    per_token = logprobs(params, batch, temperature)
+    return jnp.sum(jnp.where(batch.loss_mask, per_token, 0.0), axis=1).reshape(prompts, -1)
+
+
+def total(logp: Table) -> PerPrompt:
+    """The probability of all strings together: 1 for every autoregressive policy whose log-probs are right."""
+    return jnp.sum(jnp.exp(logp), axis=1)
+
+
+def expected(logp: Table, values: Table) -> Scalar:
+    """E[values] under the policy."""
+    return jnp.mean(jnp.sum(jnp.exp(logp) * values, axis=1))
+
+
+def kl(logp: Table, logq: Table) -> Scalar:
+    """KL(p || q); strings that p never writes cost nothing."""
+    return jnp.mean(kl_per_prompt(logp, logq))
+
+
+def kl_per_prompt(logp: Table, logq: Table) -> PerPrompt:
+    """KL(p || q) of each prompt."""
+    written = logp > -jnp.inf
+    difference = jnp.where(written, logp, 0.0) - jnp.where(written, logq, 0.0)
+    return jnp.sum(jnp.exp(logp) * difference, axis=1)
+
+
+def entropy(logp: Table) -> Scalar:
+    """-E[log p], nats per string."""
+    return -jnp.mean(jnp.sum(jnp.exp(logp) * jnp.where(logp > -jnp.inf, logp, 0.0), axis=1))
+
+
+def objective(logp: Table, logref: Table, rewards: Table, beta: float) -> Scalar:
+    """J = E[r] - beta KL(policy || reference)."""
+    return expected(logp, rewards) - beta * kl(logp, logref)
+
+
+def optimum(logref: Table, rewards: Table, beta: float) -> tuple[Table, Scalar]:
+    """(log pi*, J*): the policy of highest J, pi* = pi_ref exp(r / beta) / Z, and its J* = beta mean log Z.
+
+    For every policy, J* - J(pi) = beta KL(pi || pi*). Source: Korbak et al. 2022 (arXiv:2205.11275); Rafailov et al. 2023, eq. 4.
+    """
+    tilted = logref + rewards / beta
+    log_z = jax.nn.logsumexp(tilted, axis=1, keepdims=True)
+    return tilted - log_z, beta * jnp.mean(log_z)
+
+
+def best_of_n(logref: Table, scores: Table, n: float) -> Table:
+    """log-probabilities of the best of n samples by these scores, for any real n >= 1; equal scores share their part as pi_ref does.
+
+    With c(s) the mass of the scores up to s, the group of score s is drawn with c(s)^n - c(before s)^n.
+    """
+
+    def one_prompt(logp, score):
+        order = jnp.argsort(score)
+        logp, score = logp[order], score[order]
+        p = jnp.exp(logp)
+        first = jnp.searchsorted(score, score, side="left")
+        mass = jax.ops.segment_sum(p, first, num_segments=p.shape[0])[first]
+        behind = jnp.searchsorted(score, score, side="right")
+        # The mass up to a group from below where it is small, as 1 - the rest where it is large: both keep their digits.
+        below = jnp.concatenate([jnp.zeros(1), jnp.cumsum(p)])[behind]
+        above = jnp.concatenate([jnp.cumsum(p[::-1])[::-1], jnp.zeros(1)])[behind]
+        log_c = jnp.where(below < 0.5, jnp.log(below), jnp.log1p(-above))
+        share = jnp.minimum(mass / jnp.exp(log_c), 1.0)
+        log_group = n * log_c + jnp.log(-jnp.expm1(n * jnp.log1p(-share)))
+        return (log_group + logp - jnp.log(mass))[jnp.argsort(order)]
+
+    return jax.vmap(one_prompt)(logref, scores)
+
+
+def wins(logmu: Table, prefers: Callable[[jax.Array, jax.Array], jax.Array], values: Table) -> Table:
+    """P(string > mu) of every string: E_{y' ~ mu} prefers(values, values of y'). `prefers(a, b)` is P(a > b) and broadcasts."""
+
+    def one_prompt(arrays):
+        mu, value = arrays
+        return jax.lax.map(lambda one: jnp.sum(mu * prefers(one, value)), value, batch_size=256)
+
+    return jax.lax.map(one_prompt, (jnp.exp(logmu), values))
+
+
+def ipo_optimum(logref: Table, preference: Table, tau: float) -> Table:
+    """log-probabilities of the optimum of IPO, pi_ref exp(P(y > mu) / tau) / Z, with `preference` = `wins(...)`.
+
+    Source: Azar et al. 2023 (arXiv:2310.12036), eq. 6 with the identity for Psi.
+    """
+    return optimum(logref, preference, tau)[0]
+
+
+def forward_kl_optimum(logref: Table, rewards: Table, beta: float) -> Table:
+    """log-probabilities of the policy of highest E[r] - beta KL(pi_ref || pi): pi = beta pi_ref / (lambda - r).
+
+    lambda, one per prompt, makes it sum to 1; it lies within [max r + beta pi_ref(best), max r + beta], where the bisection looks.
+    """
+    best = jnp.max(rewards, axis=1, keepdims=True)
+    behind = best - rewards
+    low = jnp.log(beta) + jnp.max(jnp.where(behind == 0, logref, -jnp.inf), axis=1, keepdims=True)
+    high = jnp.full_like(low, jnp.log(beta))
+
+    def policy(log_gap):
+        return jnp.log(beta) + logref - jnp.log(jnp.exp(log_gap) + behind)
+
+    def halve(_, ends):
+        low, high = ends
+        middle = 0.5 * (low + high)
+        too_much = jax.nn.logsumexp(policy(middle), axis=1, keepdims=True) > 0
+        return jnp.where(too_much, middle, low), jnp.where(too_much, high, middle)
+
+    low, high = jax.lax.fori_loop(0, HALVINGS, halve, (low, high))
+    return policy(0.5 * (low + high))
+
+
+def sqrt_kl_slope(logref: Table, rewards: Table) -> PerPrompt:
+    """dE[r] / d sqrt(KL) of each prompt along the optima, at the reference: sqrt(2 Var_ref(r)).
+
+    The linear law of Bai et al. 2022 (arXiv:2204.05862), section 4.3, near its start.
+    """
+    p = jnp.exp(logref)
+    mean = jnp.sum(p * rewards, axis=1, keepdims=True)
+    return jnp.sqrt(2 * jnp.sum(p * jnp.square(rewards - mean), axis=1))
