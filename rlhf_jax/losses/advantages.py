@@ -29,3 +29,57 @@ def gae(
     _, advantages = jax.lax.scan(backwards, jnp.zeros_like(deltas[:, 0]), (deltas.T, inside.T), reverse=True)
     advantages = advantages.T * inside
     return advantages, jnp.where(mask, advantages + values, 0.0)
+
+
+def rewards_to_go(rewards: Float[Array, "B T"], mask: Bool[Array, "B T"], *, gamma: float = 1.0) -> Float[Array, "B T"]:
+    """G_t = sum_{l >= 0} gamma^l r_{t+l} inside the mask, 0 outside: the advantages of plain REINFORCE. Source: Williams 1992."""
+    return gae(rewards, jnp.zeros_like(rewards), mask, gamma=gamma, lam=1.0)[0]
+
+
+def over_tokens(advantages: Float[Array, "B"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+    """The advantage of a whole response on each of its tokens, 0 outside the mask."""
+    return jnp.where(mask, advantages[:, None], 0.0)
+
+
+def minus_batch_mean(scores: Float[Array, "P K"]) -> Float[Array, "P K"]:
+    """r - mean over all responses. Each response is part of its own baseline: the gradient shrinks by 1 - 1 / (P K)."""
+    return scores - jnp.mean(scores)
+
+
+def minus_moving_average(
+    scores: Float[Array, "P K"], average: Float[Array, ""], *, decay: float
+) -> tuple[Float[Array, "P K"], Float[Array, ""]]:
+    """(r - average of the batches before, the average with this one in it: decay average + (1 - decay) mean r)."""
+    return scores - average, decay * average + (1 - decay) * jnp.mean(scores)
+
+
+def leave_one_out(scores: Float[Array, "P K"]) -> Float[Array, "P K"]:
+    """RLOO: r_i - mean of the other K - 1 responses to the same prompt; the policy gradient stays unbiased.
+
+    Source: Kool et al. 2019; Ahmadian et al. 2024 (arXiv:2402.14740), eq. 8.
+    Raises: ValueError for a single response per prompt, which has no others.
+    """
+    count = scores.shape[1]
+    if count < 2:
+        raise ValueError("leave-one-out needs at least 2 responses to each prompt; there is 1")
+    return minus_group_mean(scores) * (count / (count - 1))
+
+
+def minus_group_mean(scores: Float[Array, "P K"]) -> Float[Array, "P K"]:
+    """Dr. GRPO: r - mean over the responses to the same prompt, which is (K - 1) / K of RLOO.
+
+    Source: Liu et al. 2025 (arXiv:2503.20783), section 3.2.
+    """
+    return scores - jnp.mean(scores, axis=1, keepdims=True)
+
+
+def group_normalised(scores: Float[Array, "P K"], *, ddof: int, eps: float = 1e-4) -> Float[Array, "P K"]:
+    """GRPO: (r - mean) / (std + eps) over the responses to the same prompt; 0 where all responses score alike.
+
+    ddof 0 divides by K under the root, ddof 1 by K - 1, as torch's `std` does; the paper does not say. Weighs prompts by 1 / std, so
+    it is no gradient of the expected reward. Source: Shao et al. 2024 (arXiv:2402.03300), section 4.1.2.
+    Raises: ValueError where K - ddof is not positive.
+    """
+    if scores.shape[1] <= ddof:
+        raise ValueError(f"{scores.shape[1]} responses to a prompt have no standard deviation with ddof={ddof}")
+    return minus_group_mean(scores) / (jnp.std(scores, axis=1, keepdims=True, ddof=ddof) + eps)

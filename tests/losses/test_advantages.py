@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.losses.advantages import gae
+from rlhf_jax.losses.advantages import (
+    gae,
+    group_normalised,
+    leave_one_out,
+    minus_batch_mean,
+    minus_group_mean,
+    minus_moving_average,
+    over_tokens,
+    rewards_to_go,
+)
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -75,3 +84,56 @@ def test_gae_traces():
     run = jax.jit(lambda r, v, m: gae(r, v, m, gamma=1.0, lam=0.95))
     advantages, _ = run(jnp.array([REWARDS]), jnp.array([VALUES]), jnp.ones((1, 3), bool))
     np.testing.assert_allclose(advantages, [[0.45098, 0.3905, 0.19]], atol=1e-5)
+
+
+# --- scores of whole responses ---------------------------------------------------------------------------------------
+
+GROUP = jnp.array([[1.0, 2.0, 5.0, 8.0]])
+
+
+def test_rewards_to_go_by_hand_inside_the_response_alone():
+    rewards, mask = jnp.array([[7.0, 1.0, 2.0, 4.0, 9.0]]), jnp.array([[False, True, True, True, False]])
+    np.testing.assert_allclose(rewards_to_go(rewards, mask, gamma=0.5), [[0, 1 + 1 + 1, 2 + 2, 4, 0]])
+    np.testing.assert_allclose(rewards_to_go(rewards, mask), [[0, 7, 6, 4, 0]])
+
+
+def test_the_advantage_of_a_response_stands_on_its_tokens():
+    mask = jnp.array([[False, True, True], [True, False, False]])
+    np.testing.assert_array_equal(over_tokens(jnp.array([2.0, -1.0]), mask), [[0, 2, 2], [-1, 0, 0]])
+
+
+def test_baselines_of_one_group_by_hand():
+    np.testing.assert_allclose(leave_one_out(GROUP), [[1 - 5, 2 - 14 / 3, 5 - 11 / 3, 8 - 8 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(minus_group_mean(GROUP), [[-3, -2, 1, 4]])
+    np.testing.assert_allclose(minus_group_mean(GROUP), 0.75 * leave_one_out(GROUP), rtol=1e-6)
+    np.testing.assert_allclose(group_normalised(GROUP, ddof=0)[0, 0], -1.0954, atol=5e-5)
+    np.testing.assert_allclose(group_normalised(GROUP, ddof=1)[0, 0], -0.9487, atol=5e-5)
+
+
+def test_groups_do_not_see_each_other_and_the_batch_mean_sees_all():
+    scores = jnp.concatenate([GROUP, 100 + 2 * GROUP])
+    for baseline in (leave_one_out, minus_group_mean):
+        np.testing.assert_allclose(baseline(scores)[:1], baseline(GROUP), rtol=1e-5)
+        np.testing.assert_allclose(baseline(scores)[1:], 2 * baseline(GROUP), rtol=1e-5)
+    np.testing.assert_allclose(group_normalised(scores, ddof=0)[1:], group_normalised(GROUP, ddof=0), rtol=1e-5)
+    np.testing.assert_allclose(minus_batch_mean(scores), scores - 56)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_a_group_that_scores_alike_has_no_advantage_and_a_finite_gradient(ddof):
+    alike = jnp.full((2, 3), 0.1)
+    np.testing.assert_allclose(group_normalised(alike, ddof=ddof), 0, atol=1e-3)
+    np.testing.assert_array_equal(group_normalised(jnp.ones((2, 3)), ddof=ddof), 0)
+
+
+def test_the_moving_average_is_of_the_batches_before():
+    advantages, average = minus_moving_average(GROUP, jnp.float32(2.0), decay=0.9)
+    np.testing.assert_allclose(advantages, [[-1, 0, 3, 6]])
+    np.testing.assert_allclose(average, 0.9 * 2 + 0.1 * 4, rtol=1e-6)
+
+
+def test_groups_too_small_for_their_baseline_are_refused():
+    with pytest.raises(ValueError, match="at least 2 responses to each prompt; there is 1"):
+        leave_one_out(jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match="1 responses to a prompt have no standard deviation with ddof=1"):
+        group_normalised(jnp.ones((3, 1)), ddof=1)
