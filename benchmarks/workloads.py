@@ -19,7 +19,7 @@ from rlhf_jax.models import build_model
 from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.rollout.score import make_trajectory
-from rlhf_jax.sharding import compile_function, compile_step, make_mesh
+from rlhf_jax.sharding import compile_function, compile_step, make_mesh, place
 from rlhf_jax.train import init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import PPOState
@@ -55,7 +55,7 @@ def sft(config: ModelConfig) -> Workload:
     """One update on 8 rows of 256 tokens."""
     model, tx, mesh = build_model(config), make_optimizer(OPTIM), make_mesh(MeshConfig())
     step = compile_step(make_step(partial(sft_loss, logprobs=model.logprobs), tx), mesh)
-    values = {"state": init_state(model.init(jax.random.key(0)), tx), "batch": token_batch(config, 8, 256)}
+    values = {"state": place(init_state(model.init(jax.random.key(0)), tx), mesh), "batch": token_batch(config, 8, 256)}
 
     def update(v):
         return v | {"state": step(v["state"], v["batch"])[0]}
@@ -70,7 +70,7 @@ def reward(config: ModelConfig) -> Workload:
     step = compile_step(make_step(partial(comparison_loss, scores=model.scores), tx), mesh)
     chosen, rejected = (token_batch(config, 8, 256, seed) for seed in (0, 1))
     batch = PreferenceBatch(chosen, rejected, margin=jnp.zeros(8), weight=jnp.ones(8))
-    values = {"state": init_state(model.init(jax.random.key(0)), tx), "batch": batch}
+    values = {"state": place(init_state(model.init(jax.random.key(0)), tx), mesh), "batch": batch}
 
     def update(v):
         return v | {"state": step(v["state"], v["batch"])[0]}
@@ -82,7 +82,7 @@ def generation(config: ModelConfig) -> Workload:
     """128 new tokens to each of 16 prompts of 64; no stop token, so that every row is written to its end."""
     model, mesh = build_model(config), make_mesh(MeshConfig())
     write = compile_function(partial(generate, model=model, new_tokens=NEW_TOKENS), mesh)
-    values = _prompts(config) | {"params": model.init(jax.random.key(0))}
+    values = _prompts(config) | {"params": place(model.init(jax.random.key(0)), mesh)}
 
     def rollout(v):
         return v | {"rollout": write(v["params"], v["prompts"], v["keys"], jnp.float32(1.0))}
@@ -112,7 +112,8 @@ def ppo(config: ModelConfig) -> Workload:
         kl_coef=jnp.float32(0.05),
         iteration=jnp.int32(0),
     )
-    values = _prompts(config) | {"state": state, "reference": reference, "rewarder": rewarder}
+    roles = place({"state": state, "reference": reference, "rewarder": rewarder}, mesh)
+    values = _prompts(config) | roles
 
     def rollout(v):
         return v | {"rollout": write(v["state"].policy.params, v["prompts"], v["keys"], jnp.float32(1.0))}

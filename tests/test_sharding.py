@@ -186,3 +186,14 @@ def test_a_step_can_be_lowered_from_shapes_alone():
     shapes = jax.eval_shape(built(LLAMA).init, jax.random.key(0))
     lowered = compile_step(lambda state: (state, {}), mesh).lower(shapes)
     assert "stablehlo" in lowered.as_text()
+
+
+def test_a_step_is_compiled_once_whatever_layout_its_results_say_they_have(caplog):
+    mesh = make_mesh(MeshConfig(fsdp=2))
+    step = compile_step(lambda state, x: (jax.tree.map(lambda p: p + jnp.mean(x), state), {}), mesh)
+    state = place({"up": {"kernel": jnp.ones((4, 4))}, "count": jnp.zeros(())}, mesh)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        for _ in range(3):
+            state, _ = step(state, place_batch(np.ones((2, 3), np.float32), mesh))
+    compiled = [record for record in caplog.records if "XLA compilation of jit(laid_out)" in record.getMessage()]
+    assert len(compiled) == 1

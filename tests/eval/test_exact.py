@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from builders import lively
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.eval import exact
 from rlhf_jax.eval.best_of_n import best_of_n_kl
 from rlhf_jax.models import build_model
 from rlhf_jax.worlds.exact import ExactWorld
-from tests.builders import lively
 
 WORLD = ExactWorld(vocab=4, length=3, prompts=2, seed=3)
 CONFIG = ModelConfig(vocab=4, width=16, layers=2, heads=2, kv_heads=1, mlp=24, max_length=8)

@@ -115,7 +115,7 @@ def test_groups_do_not_see_each_other_and_the_batch_mean_sees_all():
     for baseline in (leave_one_out, minus_group_mean):
         np.testing.assert_allclose(baseline(scores)[:1], baseline(GROUP), rtol=1e-5)
         np.testing.assert_allclose(baseline(scores)[1:], 2 * baseline(GROUP), rtol=1e-5)
-    np.testing.assert_allclose(group_normalised(scores, ddof=0)[1:], group_normalised(GROUP, ddof=0), rtol=1e-5)
+    np.testing.assert_allclose(group_normalised(scores, ddof=0)[1:], group_normalised(GROUP, ddof=0), rtol=1e-4)
     np.testing.assert_allclose(minus_batch_mean(scores), scores - 56)
 
 
