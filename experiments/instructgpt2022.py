@@ -45,7 +45,7 @@ def ppo_ptx(scale: str) -> Experiment:
     """PPO-ptx, section 3.5 and appendix C: beta 0.02, clip 0.2, gamma 1, 8 minibatches, one inner epoch, ptx coefficient 27.8.
 
     `cpu`: the recipe on the instruction world; ptx coefficient 1 on one demonstration an episode, averaging over 50 updates, as the run
-    is of 320. `tpu`: the paper's 1.3B policy and 6B reward model (GPT-3 XL and 6.7B shapes) and hyper-parameters of appendix C: SFT lr
+    is of 240. `tpu`: the paper's 1.3B policy and 6B reward model (GPT-3 XL and 6.7B shapes) and hyper-parameters of appendix C: SFT lr
     9.65e-6, batch 32, as many updates as 16 epochs of its 13,000 prompts, cosine to 10 %; reward model lr 9e-6, batch 64, updates for its
     33,000 prompts; PPO 256k episodes, batch 512 = 8 x 64, policy lr within the paper's sweep, value lr 9e-6, 10 iterations of warm-up,
     EMA 0.992, 8 ptx examples an episode.
