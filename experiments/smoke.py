@@ -98,7 +98,7 @@ def smoke_ppo(scale: str) -> Experiment:
     "smoke/mesh",
     paper="-",
     claim="SFT, reward model and PPO run sharded over 2 x 2 x 2 devices",
-    costs={"cpu": "1 min on 2 cores"},
+    costs={"cpu": "40 s on 2 cores"},
 )
 def smoke_mesh(scale: str) -> Experiment:
     """All stages on 8 devices (virtual ones on a CPU): rows over data and fsdp, weights over fsdp and tensor, heads over tensor."""
