@@ -88,10 +88,13 @@ def best_of_n(logref: Table, scores: Table, n: float) -> Table:
         # The mass up to a group from below where it is small, as 1 - the rest where it is large: both keep their digits.
         below = jnp.concatenate([jnp.zeros(1), jnp.cumsum(p)])[behind]
         above = jnp.concatenate([jnp.cumsum(p[::-1])[::-1], jnp.zeros(1)])[behind]
-        log_c = jnp.where(below < 0.5, jnp.log(below), jnp.log1p(-above))
+        tiny = jnp.finfo(p.dtype).tiny
+        log_c = jnp.where(below < 0.5, jnp.log(jnp.maximum(below, tiny)), jnp.log1p(-above))
         share = jnp.minimum(mass / jnp.exp(log_c), 1.0)
-        log_group = n * log_c + jnp.log(-jnp.expm1(n * jnp.log1p(-share)))
-        return (log_group + logp - jnp.log(mass))[jnp.argsort(order)]
+        # (1 - (1 - share)^n) / share, which is n for a group too unlikely for a float.
+        seen = jnp.maximum(share, tiny)
+        gain = jnp.where(share > tiny, jnp.log(-jnp.expm1(n * jnp.log1p(-seen))) - jnp.log(seen), jnp.log(n))
+        return (logp + (n - 1) * log_c + gain)[jnp.argsort(order)]
 
     return jax.vmap(one_prompt)(logref, scores)
 

@@ -47,15 +47,13 @@ def bradley_terry_probability(gold_a: ArrayLike, gold_b: ArrayLike, temperature:
         return np.asarray(0.5 * (1 + np.tanh(0.5 * (a - b) / temperature)))
 
 
-def bayes_accuracy(probability: ArrayLike) -> float:
-    """mean max(p, 1 - p): the share of labels given with these probabilities that no reward model can exceed in expectation.
+def bayes_agreement(probability: ArrayLike) -> np.ndarray:
+    """max(p, 1 - p) of each pair: how probably the best possible order is the labelled one.
 
-    Raises: ValueError without any pair.
+    Its mean is the Bayes accuracy, which no reward model can exceed in expectation.
     """
     p = np.asarray(probability, np.float64)
-    if p.size == 0:
-        raise ValueError("no pairs: the accuracy of nothing is not defined")
-    return float(np.maximum(p, 1 - p).mean())
+    return np.maximum(p, 1 - p)
 
 
 def _mix(z: np.ndarray) -> np.ndarray:

@@ -30,10 +30,6 @@ class Judged:
         agrees = np.where(chosen > rejected, self.probability, 1 - self.probability)
         return np.where(chosen == rejected, 0.5, agrees)
 
-    def ceiling(self) -> np.ndarray:
-        """The agreement of the best possible scores, [N]; its mean is the Bayes accuracy."""
-        return np.maximum(self.probability, 1 - self.probability)
-
 
 def annotator_of(run: Run) -> SimulatedAnnotator:
     """The annotator of a run's world."""

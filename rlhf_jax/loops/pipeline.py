@@ -15,7 +15,7 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.batches import Mixture, pad_labels, pad_pairs, token_batches
 from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
 from rlhf_jax.eval.preference import mean_and_error, wilson_interval
-from rlhf_jax.feedback.simulated import bayes_accuracy
+from rlhf_jax.feedback.simulated import bayes_agreement
 from rlhf_jax.loops.collect import Judged, sample_pairs, write_comparisons
 from rlhf_jax.loops.evaluate import (
     Figures,
@@ -137,7 +137,7 @@ def reward_stage(
         train, judged = sampled_comparisons(run, policy, tuned, texts, prompts)
         parts, kind = Mixture(((texts.encode(train.comparisons), 1.0),)), Comparison
         records = judged.comparisons
-        outcome.figures["reward/bayes_accuracy"] = bayes_accuracy(judged.probability)
+        outcome.figures["reward/bayes_accuracy"] = float(bayes_agreement(judged.probability).mean())
         write_comparisons(run.directory / "comparisons.jsonl", train.comparisons)
     else:
         examples = load_examples(run, config.data, (Comparison, Labelled))
@@ -173,7 +173,7 @@ def reward_stage(
     outcome.figures |= figures | {"reward/longer_wins": longer_wins(comparisons)}
     if judged is not None:
         agreement = judged.agreement(chosen, rejected)
-        below, error = mean_and_error(judged.ceiling() - agreement)
+        below, error = mean_and_error(bayes_agreement(judged.probability) - agreement)
         outcome.figures |= {
             "reward/expected_accuracy": float(agreement.mean()),
             "reward/below_bayes": below,

@@ -94,6 +94,19 @@ def test_the_best_of_n_is_a_distribution_for_any_real_n_and_its_kl_stays_below_t
     assert last == pytest.approx(float(gold.max(axis=1).mean()), abs=1e-3)
 
 
+def test_the_best_of_n_of_strings_too_unlikely_for_a_float_is_still_a_distribution():
+    logp = jnp.array([[-200.0, -0.1, np.log(1 - np.exp(-0.1)), -300.0, -jnp.inf]])
+    for scores in ([5.0, 1.0, 2.0, 4.0, 3.0], [0.0, 1.0, 2.0, -1.0, -2.0]):
+        best = exact.best_of_n(logp, jnp.array([scores]), 3.0)
+        assert not jnp.isnan(best).any()
+        np.testing.assert_allclose(exact.total(best), 1, rtol=1e-6)
+        assert jnp.isfinite(exact.kl(best, logp))
+    # The best string of all, however unlikely, is drawn n times as often.
+    np.testing.assert_allclose(
+        exact.best_of_n(logp, jnp.array([[5.0, 1.0, 2.0, 4.0, 3.0]]), 3.0)[0, 0], -200 + np.log(3)
+    )
+
+
 def test_the_kl_of_the_best_of_n_meets_the_formula_where_no_string_stands_out():
     p = jnp.full((1, 20_000), -np.log(20_000.0))
     scores = jax.random.normal(jax.random.key(0), p.shape)

@@ -17,10 +17,8 @@ PTX = {
     "ppo_minus_sft/gold": [0.1, 0.11, 0.12],
 }
 STORIES = {
-    "ppo_minus_sft/score": [1.0, 0.5, 1.2],
-    "ppo_minus_sft/score_error": [0.1, 0.1, 0.1],
-    "ppo_minus_sft/positive_words": [5.0, 2.5, 6.0],
-    "ppo_minus_sft/positive_words_error": [0.5, 0.5, 0.5],
+    "ppo_minus_sft/score": [1.0, 1.1, 1.2],
+    "ppo_minus_sft/positive_words": [5.0, 5.5, 6.0],
     "ppo/kl": [6.0, 6.5, 7.0],
 }
 
@@ -37,9 +35,9 @@ def test_good_figures_hold_every_claim(judge, figures):
     (judge_quickstart, QUICKSTART, {"sft/held_out_prompts/exact": [0.3, 0.5, 0.4]}, "SFT answers new prompts exactly"),
     (judge_quickstart, QUICKSTART, {"reward/below_bayes": [0.04, 0.05, 0.07]}, "the reward model nears the ceiling"),
     (judge_quickstart, QUICKSTART, {"ppo_minus_sft/gold": [0.0, 0.2, 0.1]}, "PPO beats SFT"),
-    (judge_ppo_ptx, PTX, {"ppo/demonstration_nll": [0.66, 0.6, 0.62]}, "PPO-ptx keeps the demonstrations"),
+    (judge_ppo_ptx, PTX, {"ppo/demonstration_nll": [0.6, 0.54, 0.53]}, "PPO-ptx keeps the demonstrations"),
     (judge_ppo_ptx, PTX, {"ppo_minus_sft/gold": [-0.1, -0.11, -0.12]}, "PPO beats SFT"),
-    (judge_stories, STORIES, {"ppo_minus_sft/score": [1.0, 0.3, 1.0]}, "happier by the reward model"),
+    (judge_stories, STORIES, {"ppo_minus_sft/score": [1.5, 0.5, 1.5]}, "happier by the reward model"),
     (judge_stories, STORIES, {"ppo_minus_sft/positive_words": [-5.0, -5.1, -5.2]}, "happier by the word list"),
     (judge_stories, STORIES, {"ppo/kl": [6.0, 12.0, 13.0]}, "near the pretrained model"),
 ])  # fmt: skip

@@ -6,6 +6,7 @@ import pytest
 
 from experiments.smoke import smoke_reward
 from rlhf_jax.data.encode import encode_comparison
+from rlhf_jax.feedback.simulated import bayes_agreement
 from rlhf_jax.loops import collect
 from rlhf_jax.loops.pipeline import sampled_comparisons
 from rlhf_jax.loops.run import open_run
@@ -49,4 +50,4 @@ def test_agreement_is_the_probability_that_the_order_of_the_scores_is_labelled()
     # Right way round: .9; the wrong way round: 1 - .2; a tie: .5.
     scores = np.array([2.0, 0.0, 1.0]), np.array([1.0, 1.0, 1.0])
     np.testing.assert_allclose(judged.agreement(*scores), [0.9, 0.8, 0.5])
-    np.testing.assert_allclose(judged.ceiling(), [0.9, 0.8, 0.7])
+    np.testing.assert_allclose(bayes_agreement(judged.probability), [0.9, 0.8, 0.7])

@@ -1,18 +1,21 @@
 """The loop that every stage goes through: what it times, and how the replies of an experiment end."""
 
+import dataclasses
 import io
 import time
 
 import pytest
 import sentencepiece
 
-from experiments.smoke import smoke_sft
+from experiments.smoke import smoke_reward, smoke_sft
 from rlhf_jax.config import PPO, Optim
 from rlhf_jax.data.templates import get_template
 from rlhf_jax.data.tokenizer import SentencePieceTokenizer
+from rlhf_jax.loops import evaluate, pipeline
 from rlhf_jax.loops.rlhf import ending_of
 from rlhf_jax.loops.run import open_run, run_stage
-from rlhf_jax.loops.sources import Texts
+from rlhf_jax.loops.sources import Texts, open_texts, policy_prompts
+from rlhf_jax.models import build_model
 from rlhf_jax.rollout.generate import Ending
 
 SLOW = 0.3  # seconds
@@ -68,3 +71,25 @@ def test_a_stop_token_is_the_token_inside_a_text_not_the_one_at_its_start(llama_
 def test_a_stop_token_of_several_tokens_is_refused(llama_like):
     with pytest.raises(ValueError, match=r"ppo\.stop_token='\.\.' is 2 tokens .*; it must be one"):
         ending_of(Texts(llama_like, get_template("none")), ppo(".."))
+
+
+def test_comparisons_and_evaluation_sample_replies_that_end_as_those_of_ppo(tmp_path, monkeypatch):
+    config = dataclasses.replace(smoke_reward("cpu"), ppo=ppo("\n"))
+    run, asked = open_run(config, tmp_path), []
+    texts, model = open_texts(run), build_model(config.policy)
+
+    class Asked(Exception):
+        pass
+
+    def record(*args, ending, **how):
+        asked.append(ending)
+        raise Asked
+
+    for module in (evaluate, pipeline):
+        monkeypatch.setattr(module, "make_sampler", record)
+    with pytest.raises(Asked):
+        evaluate.make_judge(run, texts, model, {}, None)
+    with pytest.raises(Asked):
+        pipeline.sampled_comparisons(run, model, {}, texts, policy_prompts(run)[0])
+    newline = texts.tokenizer.encode("\n")
+    assert asked == [Ending(texts.tokenizer.eos, newline[0], 3)] * 2
