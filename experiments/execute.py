@@ -37,8 +37,6 @@ from rlhf_jax.report.runs import (
     seed_directories,
 )
 
-THREADS_PER_DEVICE = 4  # of XLA's pool, for virtual devices of a CPU
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -93,10 +91,6 @@ def start_jax(experiment: Experiment) -> None:
         settings.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     on_cpu = experiment.scale == "cpu" or cpu_is_asked_for()
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if on_cpu and experiment.mesh.devices > 1:
-        # A device that waits for the others in a collective holds a thread, and may wait in several at once: with a thread per device
-        # they can block each other, and XLA ends the process. JAX reads this when its first CPU device starts.
-        os.environ.setdefault("PJRT_NPROC", str(THREADS_PER_DEVICE * experiment.mesh.devices))
     if on_cpu and not forced and experiment.mesh.devices > max(settings.jax_num_cpu_devices, 1):
         # Where devices have been started already, the mesh is checked against those there are.
         with contextlib.suppress(RuntimeError):

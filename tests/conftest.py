@@ -11,9 +11,6 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RLHF_JAX_PROGRESS"] = "quiet"
-os.environ.setdefault(
-    "PJRT_NPROC", "32"
-)  # threads for eight devices that wait for each other, as `execute.start_jax` sets them
 
 import flax.struct
 import jax

@@ -42,9 +42,7 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, indices: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         table = self.param("embedding", nn.initializers.normal(self.scale), (self.rows, self.width))
-        # A lookup in a table split both ways would be replicated by XLA as a last resort; gathering the table first is a plain
-        # all-gather, as every other weight takes.
-        return jnp.take(constrain(jnp.asarray(table), None, None), indices, axis=0)
+        return jnp.take(table, indices, axis=0)
 
 
 class Unembed(nn.Module):
