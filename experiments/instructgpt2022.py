@@ -99,7 +99,11 @@ def _paper() -> Experiment:
         sft=SFT(data=ALPACA, optim=Optim(lr=9.65e-6, steps=6500, rows=32, final_lr=0.1), eval_every=500),
         # 33,000 prompts, 64 a batch.
         reward=Reward(
-            data=HELPFUL, optim=Optim(lr=9e-6, steps=516, rows=64, final_lr=0.1), init="random", eval_every=100
+            data=HELPFUL,
+            optim=Optim(lr=9e-6, steps=516, rows=64, final_lr=0.1),
+            init="random",
+            scores="centred",
+            eval_every=100,
         ),
         ppo=PPO(
             optim=Optim(lr=9e-6, rows=64, warmup=80, schedule="constant"),

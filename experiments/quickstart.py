@@ -75,7 +75,11 @@ def quickstart(scale: str) -> Experiment:
             eval_every=700,
         ),
         reward=Reward(
-            data=None, pairs=22_528, optim=Optim(lr=2e-3, steps=360, rows=40, warmup=20, b2=0.98), eval_every=90
+            data=None,
+            pairs=22_528,
+            optim=Optim(lr=2e-3, steps=360, rows=40, warmup=20, b2=0.98),
+            scores="centred",
+            eval_every=90,
         ),
         ppo=PPO(
             optim=Optim(lr=2e-4, rows=64, schedule="linear"),

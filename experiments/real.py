@@ -26,7 +26,7 @@ def judge_stories(figures: Mapping[str, list[float]]) -> list[Claim]:
     "real/stories_sentiment",
     paper="Ziegler et al. 2019",
     claim="PPO against a sentiment model makes a pretrained story writer more positive at a bounded KL",
-    costs={"cpu": "5 min a seed on 2 cores"},
+    costs={"cpu": "4 min 30 s a seed on 2 cores"},
     judge=judge_stories,
 )
 def stories_sentiment(scale: str) -> Experiment:
@@ -35,8 +35,8 @@ def stories_sentiment(scale: str) -> Experiment:
     The reward model is the checkpoint's trunk with a scalar head, trained on SST-2 phrases and IMDB reviews; its log-odds of
     "positive" are the reward. Sentiment is also counted by a word list that nothing is trained on. Task after Ziegler et al. 2019
     (arXiv:1909.08593), section 3.1: a reply is cut at the first full stop that has 24 tokens before it (16 there), one without any
-    scores -1, and the KL coefficient is steered to 6 nats a reply. How much the stories gain depends on the seed's sentiment model: over
-    three seeds the gains were 3.4 and 2.9 standard errors.
+    scores -1, and the KL coefficient is steered to 6 nats a reply. The scores are normalised on the checkpoint's own samples first, as
+    there: without a unit, what -1 costs would depend on the seed's sentiment model.
     """
     return Experiment(
         name="real/stories_sentiment",
@@ -48,7 +48,8 @@ def stories_sentiment(scale: str) -> Experiment:
         evaluation=Evaluation(prompts=512, rows=128, new_tokens=48, positive_words=True),
         reward=Reward(
             data=Mixture((("sst2:rl/sst2/train.tsv.gz", 0.9), ("imdb:rl/imdb/*.tar.gz", 0.1)), held_out=0.03),
-            optim=Optim(lr=2e-3, steps=1200, rows=32, warmup=50, weight_decay=0.01),
+            optim=Optim(lr=1e-3, steps=1200, rows=64, warmup=50, weight_decay=0.01),
+            scores="normalised",
             eval_every=300,
         ),
         ppo=PPO(
@@ -126,6 +127,7 @@ def hh_reward(scale: str) -> Experiment:
             # One epoch: more of them fit the training pairs and nothing else.
             optim=Optim(lr=1e-3, steps=128, rows=32, warmup=16, weight_decay=0.1),
             init="random",
+            scores="centred",
             eval_every=32,
         ),
     )

@@ -39,7 +39,7 @@ def _sft(steps: int) -> SFT:
 
 
 def _reward(steps: int) -> Reward:
-    return Reward(data=None, pairs=128, temperature=0.7, optim=Optim(lr=1e-3, steps=steps, rows=16))
+    return Reward(data=None, pairs=128, temperature=0.7, scores="centred", optim=Optim(lr=1e-3, steps=steps, rows=16))
 
 
 @register(

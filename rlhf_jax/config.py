@@ -199,12 +199,18 @@ class Reward:
     pairs: int | None = None  # how many comparisons are collected when they are sampled
     temperature: float = 1.0  # at which they are sampled
     init: Literal["policy", "random"] = "policy"
-    centre: bool = True  # of comparisons: shift the head's bias so that the held-out replies score 0 on average
+    # What a score of 0 means: whatever came out; the held-out texts' mean; or the mean of samples of the policy it starts from, with
+    # their standard deviation as the unit (Ziegler et al. 2019), so that kl_coef and missing_stop_score mean the same in every run.
+    scores: Literal["raw", "centred", "normalised"] = "raw"
     eval_every: int | None = None
 
     def __post_init__(self):
         positive(self, "pairs", "temperature", "eval_every")
-        one_of(self, "init")
+        one_of(self, "init", "scores")
+        require(
+            self.scores != "centred" or self.data is None or self.data.held_out > 0,
+            "reward.scores='centred' is the mean of held-out texts; give reward.data.held_out a share above 0",
+        )
         require(
             (self.data is None) == (self.pairs is not None),
             "a reward stage has either data, or a number of pairs to sample from the policy; set exactly one",
@@ -352,6 +358,8 @@ class Experiment:
             not sampled or self.world is None or self.world.prompts > self.evaluation.prompts,
             "world.prompts must exceed evaluation.prompts: the last of them are held out of the sampled comparisons",
         )
+        normalised = self.reward is not None and self.reward.scores == "normalised"
+        require(self.ppo is not None or not normalised, "reward.scores='normalised' is over PPO's samples; set ppo")
         by_gold = sampled or (self.ppo is not None and self.ppo.reward == "gold")
         require(self.prompts is None or not by_gold, "the world scores its own prompts only; leave prompts unset")
         needs_world = any((

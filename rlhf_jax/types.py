@@ -49,6 +49,52 @@ class LabelBatch:
 
 
 @pytree
+class ReferencedPairs:
+    """Pairs with what a frozen reference thinks of each reply: log-probabilities summed over its tokens, in nats."""
+
+    pairs: PreferenceBatch
+    ref_chosen: Float[Array, "B"]
+    ref_rejected: Float[Array, "B"]
+
+
+@pytree
+class ReferencedLabels:
+    """Replies that are desirable (1) or not (0), and other prompts' replies behind the same prompts, with the reference's log-probs."""
+
+    labels: LabelBatch
+    mismatched: TokenBatch
+    ref: Float[Array, "B"]
+    ref_mismatched: Float[Array, "B"]
+
+
+@pytree
+class RankedBatch:
+    """K replies to each of B prompts as one batch of B * K rows, the replies of a prompt side by side."""
+
+    texts: TokenBatch
+    rank: Int[Array, "B K"]  # smaller is better; equal ranks are ties
+    weight: Float[Array, "B K"]  # 0 for rows that only fill the batch
+
+
+@pytree
+class StepBatch:
+    """Texts whose steps are labelled one by one, at the last token of each step."""
+
+    text: TokenBatch
+    label: Float[Array, "B T"]  # 0 or 1
+    mask: Bool[Array, "B T"]  # where a step ends and has a label
+
+
+@pytree
+class OfflineBatch:
+    """Texts with what each token earned, for learning values from them."""
+
+    text: TokenBatch
+    rewards: Float[Array, "B T"]
+    target_q: Float[Array, "B T"]  # min of the slow copies' Q of the token at t
+
+
+@pytree
 class Rollout:
     """What the sampler wrote: left-padded prompt + response; `batch.loss_mask` marks the response tokens, eos included."""
 

@@ -67,6 +67,13 @@ LEARNED = dataclasses.replace(MODEL, position="learned")
         (BASE.reward, {"data": WORLD}, "set exactly one"),
         (BASE.reward, {"pairs": None}, "set exactly one"),
         (BASE.reward, {"init": "reward"}, "'policy' or 'random'"),
+        (BASE.reward, {"scores": "unit"}, "'raw' or 'centred' or 'normalised'"),
+        (BASE.reward, {"pairs": None, "data": Mixture(WORLD.sources, 0.0), "scores": "centred"}, r"a share above 0"),
+        (
+            BASE,
+            {"ppo": None, "reward": dataclasses.replace(BASE.reward, scores="normalised")},
+            "PPO's samples; set ppo",
+        ),
         (BASE.ppo, {"prompts": 9}, "9 prompts x 2 samples do not split into minibatches of 16 rows"),
         (BASE.ppo, {"optim": Optim(lr=1.0, rows=16, steps=3)}, "leave it unset"),
         (BASE.ppo, {"value_optim": Optim(lr=1.0, rows=32)}, "ppo.value_optim.* rows and microbatches must be the same"),

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 PROGRAM = """
-import json, resource
+import json, re
+from pathlib import Path
 import jax
 jax.config.update("jax_num_cpu_devices", 16)
 from experiments.registry import find
@@ -18,7 +19,8 @@ print(json.dumps({
     "stages": sorted(texts),
     "devices": {stage: "mhlo.num_partitions = 16" in text for stage, text in texts.items()},
     "sharded": {stage: text.count("sdy.sharding") + text.count("mhlo.sharding") for stage, text in texts.items()},
-    "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    # Not getrusage: what it says includes the process that this one was forked from.
+    "mib": int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024,
 }))
 """
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.batches import Mixture, pad_labels, pad_pairs, token_batches
+from rlhf_jax.data.encode import EncodedLabel, EncodedPair
 from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
 from rlhf_jax.eval.preference import mean_and_error, wilson_interval
 from rlhf_jax.feedback.simulated import bayes_agreement
@@ -24,17 +25,18 @@ from rlhf_jax.loops.evaluate import (
     make_judge,
     preference_figures,
 )
-from rlhf_jax.loops.reward import centred, run_reward, score_all
+from rlhf_jax.loops.reward import rescaled, run_reward, score_all
 from rlhf_jax.loops.rlhf import Scorer, ending_of, model_scorer, run_ppo, text_scorer
 from rlhf_jax.loops.run import Run
 from rlhf_jax.loops.sft import run_sft
 from rlhf_jax.loops.sources import Texts, load_examples, open_texts, policy_prompts, world_of
+from rlhf_jax.losses.reward import gain_and_bias
 from rlhf_jax.models import Model, build_model
 from rlhf_jax.models.convert.llama2c import load_llama2c
 from rlhf_jax.models.params import carry_over, count_parameters
 from rlhf_jax.report.files import write_atomic
 from rlhf_jax.report.metrics import read_metrics
-from rlhf_jax.rollout.replies import make_sampler, response_texts
+from rlhf_jax.rollout.replies import Sampler, make_sampler, response_texts
 from rlhf_jax.sharding import initialise, place
 from rlhf_jax.types import Params, Rollout
 
@@ -149,39 +151,89 @@ def reward_stage(
     if config.init == "policy":
         params = carry_over(tuned, params)
     encoded = texts.encode(records)
+    if config.scores == "centred" and not encoded:
+        raise ValueError(
+            "reward.scores='centred' is the mean of held-out texts, and none are held out: raise reward.data.held_out"
+        )
     params = run_reward(run, model, params, texts, parts, kind, encoded)
-    if not encoded:
-        return RewardModel(model, params)
-    length, pad = experiment.text.length, texts.tokenizer.pad
-    if kind is Labelled:
-        scores = score_all(run, model, params, pad_labels(encoded, length, pad).text)
-        labels = np.array([e.label for e in encoded])
-        right = float(np.mean((scores > 0) == (labels == 1)))
-        low, high = wilson_interval(right, len(labels))
-        outcome.figures |= {"reward/accuracy": right, "reward/accuracy_low": low, "reward/accuracy_high": high}
-        confidence = 1 / (1 + np.exp(-np.abs(scores)))
-        outcome.calibration = {
-            "confidence": confidence.tolist(),
-            "right": ((scores > 0) == (labels == 1)).astype(float).tolist(),
-        }
-        return RewardModel(model, params)
-    pairs = pad_pairs(encoded, length, pad)
-    both = jax.tree.map(lambda a, b: np.concatenate([a, b]), pairs.chosen, pairs.rejected)
-    chosen, rejected = np.split(score_all(run, model, params, both), 2)
-    figures, outcome.calibration = preference_figures(chosen, rejected)
-    comparisons = [record for record in records if isinstance(record, Comparison)]
-    outcome.figures |= figures | {"reward/longer_wins": longer_wins(comparisons)}
+    reward = RewardModel(model, params)
+    scores = np.zeros(0)
+    if encoded:
+        scores = (label_figures if kind is Labelled else pair_figures)(run, reward, texts, encoded, outcome)
+    pairs = [record for record in records if isinstance(record, Comparison)]
+    if pairs:
+        outcome.figures["reward/longer_wins"] = longer_wins(pairs)
     if judged is not None:
-        agreement = judged.agreement(chosen, rejected)
+        agreement = judged.agreement(*np.split(scores, 2))
         below, error = mean_and_error(bayes_agreement(judged.probability) - agreement)
         outcome.figures |= {
             "reward/expected_accuracy": float(agreement.mean()),
             "reward/below_bayes": below,
             "reward/below_bayes_error": error,
         }
-    if config.centre:
-        params = centred(params, float(np.mean([chosen, rejected])))
+    if config.scores == "centred":
+        params = rescaled(params, 1.0, -float(np.mean(scores)))
+    elif config.scores == "normalised":
+        gain, bias = gain_and_bias(sample_scores(run, policy, tuned, reward, texts, prompts))
+        params = rescaled(params, gain, bias)
+        outcome.figures |= {"reward/gain": gain, "reward/bias": bias}
     return RewardModel(model, params)
+
+
+def label_figures(
+    run: Run, reward: RewardModel, texts: Texts, encoded: Sequence[EncodedLabel], outcome: Outcome
+) -> np.ndarray:
+    """The scores of held-out labelled texts, [N]; accuracy and calibration go to the outcome."""
+    padded = pad_labels(encoded, run.experiment.text.length, texts.tokenizer.pad)
+    scores = score_all(run, reward.model, reward.params, padded.text)
+    right = ((scores > 0) == (np.asarray(padded.label) == 1)).astype(float)
+    low, high = wilson_interval(float(right.mean()), len(right))
+    outcome.figures |= {
+        "reward/accuracy": float(right.mean()),
+        "reward/accuracy_low": low,
+        "reward/accuracy_high": high,
+    }
+    outcome.calibration = {"confidence": (1 / (1 + np.exp(-np.abs(scores)))).tolist(), "right": right.tolist()}
+    return scores
+
+
+def pair_figures(
+    run: Run, reward: RewardModel, texts: Texts, encoded: Sequence[EncodedPair], outcome: Outcome
+) -> np.ndarray:
+    """The scores of held-out pairs, [2 N], the chosen replies first; accuracy and calibration go to the outcome."""
+    pairs = pad_pairs(encoded, run.experiment.text.length, texts.tokenizer.pad)
+    both = jax.tree.map(lambda a, b: np.concatenate([a, b]), pairs.chosen, pairs.rejected)
+    scores = score_all(run, reward.model, reward.params, both)
+    figures, outcome.calibration = preference_figures(*np.split(scores, 2))
+    outcome.figures |= figures
+    return scores
+
+
+def sample_scores(
+    run: Run, policy: Model, tuned: Params, reward: RewardModel, texts: Texts, prompts: Sequence[Prompt]
+) -> np.ndarray:
+    """Scores of the tuned policy's samples, one to each of as many training prompts as the evaluation asks, [N]."""
+    config, size = run.experiment.ppo, run.experiment.evaluation
+    sampler = sampler_of(run, policy, texts)
+    score = model_scorer(run, reward.model, reward.params)
+    assert config is not None, "Experiment checks that normalised scores have PPO's samples"
+    asked = texts.encode(prompts[: size.prompts])
+    rollouts = sampler.rollouts(tuned, asked, run.key("normalise"), temperature=config.temperature)
+    return np.concatenate([np.asarray(score(rollout, counts))[counts] for rollout, counts in rollouts])
+
+
+def sampler_of(run: Run, policy: Model, texts: Texts) -> Sampler:
+    """A sampler of the experiment's replies, ended as in PPO."""
+    experiment, size = run.experiment, run.experiment.evaluation
+    return make_sampler(
+        policy,
+        texts.tokenizer,
+        run.mesh,
+        rows=size.rows,
+        prompt_length=experiment.text.prompt_length,
+        new_tokens=size.new_tokens,
+        ending=ending_of(texts, experiment.ppo),
+    )
 
 
 def sampled_comparisons(
@@ -195,15 +247,7 @@ def sampled_comparisons(
     held_out = prompts[-size.prompts :]
     asked = {prompt.turns for prompt in held_out}
     prompts = [prompt for prompt in prompts if prompt.turns not in asked]
-    sampler = make_sampler(
-        policy,
-        texts.tokenizer,
-        run.mesh,
-        rows=size.rows,
-        prompt_length=experiment.text.prompt_length,
-        new_tokens=size.new_tokens,
-        ending=ending_of(texts, experiment.ppo),
-    )
+    sampler = sampler_of(run, policy, texts)
     repeated = [prompts[n % len(prompts)] for n in range(config.pairs)]
     train = sample_pairs(run, sampler, tuned, texts, repeated, temperature=config.temperature, offset=0)
     aside = sample_pairs(run, sampler, tuned, texts, held_out, temperature=config.temperature, offset=config.pairs)

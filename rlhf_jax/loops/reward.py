@@ -77,9 +77,10 @@ def score_all(run: Run, model: Model, params: Params, data: TokenBatch) -> np.nd
     return np.concatenate(scores)[: len(data.tokens)]
 
 
-def centred(params: Params, mean: float) -> Params:
-    """The reward model with its bias shifted by -mean, so that what scored `mean` scores 0.
+def rescaled(params: Params, gain: float, bias: float) -> Params:
+    """The reward model whose every score s has become gain * s + bias.
 
-    Source: Ouyang et al. 2022, section 3.5: the demonstrations' mean is shifted to 0; here the mean of the held-out replies.
+    They are folded into the head, so that a second call adds to the first and cannot undo it unseen.
     """
-    return params | {"score": params["score"] | {"bias": params["score"]["bias"] - mean}}
+    head = params["score"]
+    return params | {"score": {"kernel": head["kernel"] * gain, "bias": head["bias"] * gain + bias}}

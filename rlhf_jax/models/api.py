@@ -40,6 +40,8 @@ class Model:
     logits(params, batch) -> [B, T, V]; `logits[:, t]` belongs to the token at t + 1
     logprobs(params, batch, temperature) -> [B, T] in nats, of the token at t; 0 for the first token of a segment and for padding
     token_stats(params, batch, temperature) -> the same with entropies
+    token_logits(params, batch) -> (logit of the token at t, logsumexp of all logits there), [B, T] each
+    token_scores(params, batch) -> [B, T], the scalar head after reading the token at t
     values(params, batch) -> [B, T], V just before the token at t
     scores(params, batch) -> [B], the scalar head at each row's last real token
     empty_cache(rows, length) -> Cache
@@ -54,6 +56,8 @@ class Model:
     logits: Callable[[Params, TokenBatch], jax.Array]
     logprobs: Callable[[Params, TokenBatch, Any], jax.Array]
     token_stats: Callable[[Params, TokenBatch, Any], TokenStats]
+    token_logits: Callable[[Params, TokenBatch], tuple[jax.Array, jax.Array]]
+    token_scores: Callable[[Params, TokenBatch], jax.Array]
     values: Callable[[Params, TokenBatch], jax.Array]
     scores: Callable[[Params, TokenBatch], jax.Array]
     empty_cache: Callable[[int, int], Cache]

@@ -11,7 +11,7 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.masking import last_index
 from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.models.decoder import Decoder, ScalarHead, Unembed
-from rlhf_jax.models.output import predicted, shift_right, token_stats
+from rlhf_jax.models.output import predicted, shift_right, token_logits, token_stats
 from rlhf_jax.sharding import constrain
 from rlhf_jax.types import Params, TokenBatch
 
@@ -106,6 +106,10 @@ def build_model(config: ModelConfig) -> Model:
         logits=lambda params, batch: unembed(params, hidden(params, batch)),
         logprobs=lambda params, batch, temperature=1.0: stats(params, batch, temperature).logprobs,
         token_stats=stats,
+        token_logits=lambda params, batch: token_logits(
+            lambda x: unembed(params, x), hidden(params, batch), batch, chunk=c.logit_chunk
+        ),
+        token_scores=per_token,
         values=values,
         scores=scores,
         empty_cache=empty_cache,

@@ -67,6 +67,20 @@ def token_stats(
     return TokenStats(jnp.where(known, logprobs, 0.0), jnp.where(known, entropy, 0.0))
 
 
+def token_logits(
+    unembed: Unembed, hidden: Float[Array, "B T D"], batch: TokenBatch, *, chunk: int
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """(the logit of the token at t, the logsumexp of all logits there): where logits are values of tokens, not log-probs."""
+
+    def pick(h, tokens: Int[Array, "B C"]):
+        logits = unembed(h)
+        return jnp.take_along_axis(logits, tokens[:, :, None], axis=-1)[:, :, 0], jax.nn.logsumexp(logits, axis=-1)
+
+    taken, norm = by_columns(pick, chunk, shift_right(hidden), batch.tokens)
+    known = predicted(batch)
+    return jnp.where(known, taken, 0.0), jnp.where(known, norm, 0.0)
+
+
 def token_kl(
     unembed_p: Unembed,
     hidden_p: Float[Array, "B T D"],

@@ -93,7 +93,7 @@ def experiment(**stages) -> Experiment:
 
 
 def everything(mesh: MeshConfig) -> Experiment:
-    reward = Reward(data=None, pairs=32, optim=dataclasses.replace(OPTIM, steps=4), eval_every=2)
+    reward = Reward(data=None, pairs=32, optim=dataclasses.replace(OPTIM, steps=4), scores="centred", eval_every=2)
     return experiment(sft=SFT_STAGE, reward=reward, ppo=AGAINST_MODEL, mesh=mesh)
 
 
@@ -144,7 +144,9 @@ def against_gold(tmp_path_factory) -> Result:
 def against_labels(tmp_path_factory, files) -> Result:
     prompts = Mixture((("lines:prompts.txt", 1.0),), held_out=0.3)
     labels = Mixture((("sst2:labels.tsv", 1.0),), held_out=0.2)
-    reward = Reward(data=labels, optim=dataclasses.replace(OPTIM, steps=30, lr=1e-2), init="random")
+    reward = Reward(
+        data=labels, optim=dataclasses.replace(OPTIM, steps=30, lr=1e-2), init="random", scores="normalised"
+    )
     shape = ModelConfig(vocab=768, width=24, layers=1, heads=2, kv_heads=2, mlp=32, max_length=64)
     config = experiment(world=None, prompts=prompts, reward=reward, reward_model=shape, ppo=AGAINST_LABELS)
     return run(config, tmp_path_factory.mktemp("labels"), files)
@@ -253,9 +255,23 @@ def test_too_few_held_out_prompts_are_named_by_their_field(tmp_path, files):
         run(experiment(world=None, sft=dataclasses.replace(SFT_STAGE, data=data)), tmp_path, files)
 
 
+def test_normalised_scores_have_mean_0_and_deviation_1_on_samples_of_the_starting_policy(against_labels):
+    # PPO's first rollouts are other samples of the same policy; all of them end early or are cut, none is replaced.
+    ppo = against_labels.metrics["ppo"]
+    assert abs(ppo["score"].values[0]) < 1.0
+    assert 0.4 < ppo["score_std"].values[0] < 2.5
+    assert against_labels.figures["reward/gain"] > 0
+    assert against_labels.figures["reward/gain"] != 1.0
+
+
+def test_centred_scores_average_0_on_held_out_pairs(one_device):
+    assert abs(one_device.metrics["ppo"]["score"].values[0]) < 1.0
+    assert "reward/gain" not in one_device.figures
+
+
 def test_comparisons_from_files_train_a_reward_model_beside_the_length_baseline(tmp_path, files):
     data = Mixture((("hh:comparisons.jsonl", 1.0),), held_out=0.2)
-    stage = Reward(data=data, optim=dataclasses.replace(OPTIM, steps=12, lr=5e-3), centre=False)
+    stage = Reward(data=data, optim=dataclasses.replace(OPTIM, steps=12, lr=5e-3))
     result = run(experiment(world=None, reward=stage), tmp_path, files)
     assert result.figures["reward/longer_wins"] == 1.0
     assert result.figures["reward/accuracy"] == 1.0

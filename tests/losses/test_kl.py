@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.losses.kl import adapt_kl_coef, k1, k2, k3
+from rlhf_jax.losses.kl import adapt_kl_coef, k1, k2, k3, kl_loss
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -52,3 +52,46 @@ def test_the_controller_is_a_pure_function_that_traces():
         jnp.float32(0.15), jnp.float32(9.0)
     )
     np.testing.assert_allclose(coef, 0.151536, rtol=1e-6)
+
+
+LOGPROBS, REFERENCE = jnp.array([[-1.0, -2.0, -0.5, 9.0]]), jnp.array([[-1.5, -1.8, -0.6, jnp.nan]])
+SOME = jnp.array([[True, True, True, False]])
+
+
+def value_and_slope(estimator, **how):
+    """(per token, d sum / d log pi)."""
+
+    def loss(logprobs):
+        values = kl_loss(logprobs, REFERENCE, SOME, estimator=estimator, **how)
+        return jnp.sum(values), values
+
+    (_, values), slope = jax.value_and_grad(loss, has_aux=True)(LOGPROBS)
+    return values, slope
+
+
+def test_k2_in_the_loss_lets_a_token_answer_for_what_follows():
+    values, slope = value_and_slope("k2")
+    np.testing.assert_allclose(values, [[0.5, -0.2, 0.1, 0.0]], atol=1e-6)
+    np.testing.assert_allclose(slope, [[0.4, -0.1, 0.1, 0.0]], atol=1e-6)
+
+
+def test_k3_in_the_loss_is_that_of_grpo():
+    values, slope = value_and_slope("k3")
+    ratio = np.exp([-0.5, 0.2, -0.1])
+    np.testing.assert_allclose(values[0, :3], ratio - 1 - np.log(ratio), atol=1e-6)
+    np.testing.assert_allclose(slope, [[*(1 - ratio), 0.0]], atol=1e-6)
+
+
+def test_the_exact_kl_in_the_loss_has_its_value_and_pays_for_the_states_it_leads_to():
+    token_kl = jnp.array([[0.3, 0.2, 0.1, jnp.nan]])
+    values, slope = value_and_slope("exact", token_kl=token_kl)
+    np.testing.assert_allclose(values, [[0.3, 0.2, 0.1, 0.0]], atol=1e-6)
+    np.testing.assert_allclose(slope, [[0.3, 0.1, 0.0, 0.0]], atol=1e-6)
+    with pytest.raises(ValueError, match="needs token_kl"):
+        value_and_slope("exact")
+
+
+def test_k1_in_the_loss_is_refused_with_the_reason():
+    # A caller without type checks, where a config or a notebook asks for it.
+    with pytest.raises(ValueError, match="k1 as a loss teaches nothing"):
+        kl_loss.__wrapped__(LOGPROBS, REFERENCE, SOME, estimator="k1")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from builders import LLAMA, built, lively, right_padded
 
-from rlhf_jax.losses.reward import bradley_terry, comparison_loss, label_loss, weighted_mean
+from rlhf_jax.loops.reward import rescaled
+from rlhf_jax.losses.reward import bradley_terry, comparison_loss, gain_and_bias, label_loss, weighted_mean
 from rlhf_jax.types import LabelBatch, PreferenceBatch, TokenBatch
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -52,6 +53,29 @@ def test_a_margin_must_be_won_by():
     np.testing.assert_allclose(loss, [0.69315], atol=1e-5)
     loss, _ = compare(jnp.float32(0.0), pairs([1.2], [0.4], margin=[0.8]))
     np.testing.assert_allclose(loss, 0.69315, atol=1e-5)
+
+
+def test_gain_and_bias_by_hand():
+    scores = np.array([-2.0, 6.0, -2.0, 6.0])  # mean 2, standard deviation 4
+    np.testing.assert_allclose(gain_and_bias(scores), (0.25, -0.5))
+    gain, bias = gain_and_bias(scores)
+    np.testing.assert_allclose(gain_and_bias(gain * scores + bias), (1.0, 0.0), atol=1e-12)
+
+
+@pytest.mark.parametrize("scores", [[3.0, 3.0], [1.0], [0.0, np.nan], [np.inf, 0.0]])
+def test_scores_without_a_spread_have_no_unit(scores):
+    with pytest.raises(ValueError, match="there is no unit in them"):
+        gain_and_bias(np.array(scores))
+
+
+def test_rescaling_twice_composes_and_leaves_the_trunk_alone():
+    config = dataclasses.replace(LLAMA, head="scalar")
+    params, scores = lively(config), jax.jit(built(config).scores)
+    batch = right_padded([4, 7, 5], 8)
+    raw = np.asarray(scores(params, batch))
+    twice = rescaled(rescaled(params, 0.25, -0.5), 2.0, 1.0)
+    np.testing.assert_allclose(scores(twice, batch), 2 * (0.25 * raw - 0.5) + 1, atol=1e-5)
+    assert twice["tokens"] is params["tokens"]
 
 
 def test_scores_far_apart_stay_finite_with_live_gradients():

@@ -1,0 +1,206 @@
+"""Learning from preferences without a reward model: one objective per paper, and the two losses that call the model for them.
+
+Every objective maps a `PairLogprobs` to a loss per pair [B], in nats unless said. Log-probabilities are sums over the reply, eos included;
+the objectives that average them over the reply's tokens say so. h is log(pi / ref) of the chosen reply minus that of the rejected one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rlhf_jax.losses.reward import accuracy_of, smoothed_logistic, weighted_mean
+from rlhf_jax.types import Aux, LogprobFn, Params, ReferencedLabels, ReferencedPairs, TokenBatch, pytree
+
+PerPair = Float[Array, "B"]
+
+
+@pytree
+class PairLogprobs:
+    """Log-probabilities of two replies to one prompt, summed over their tokens, in nats; and their lengths in tokens."""
+
+    chosen: PerPair
+    rejected: PerPair
+    ref_chosen: PerPair
+    ref_rejected: PerPair
+    chosen_length: PerPair
+    rejected_length: PerPair
+
+    @property
+    def chosen_ratio(self) -> PerPair:
+        return self.chosen - self.ref_chosen
+
+    @property
+    def rejected_ratio(self) -> PerPair:
+        return self.rejected - self.ref_rejected
+
+    @property
+    def h(self) -> PerPair:
+        return self.chosen_ratio - self.rejected_ratio
+
+
+Objective = Callable[[PairLogprobs], PerPair]
+
+
+def dpo(pair: PairLogprobs, *, beta: float, label_smoothing: float = 0.0) -> PerPair:
+    """-log sigmoid(beta h), summed log-probs; with label smoothing e, cDPO: (1 - e) of it and e of -log sigmoid(-beta h).
+
+    Source: Rafailov et al. 2023 (arXiv:2305.18290), eq. 7; Mitchell 2023, "A note on DPO with noisy preferences" for e.
+    """
+    return smoothed_logistic(beta * pair.h, label_smoothing)
+
+
+def reference_free_dpo(pair: PairLogprobs, *, beta: float, label_smoothing: float = 0.0) -> PerPair:
+    """DPO with a uniform reference: -log sigmoid(beta (log pi(chosen) - log pi(rejected))), summed log-probs. Source: DPO's code."""
+    return smoothed_logistic(beta * (pair.chosen - pair.rejected), label_smoothing)
+
+
+def robust_dpo(pair: PairLogprobs, *, beta: float, flip: float) -> PerPair:
+    """((1 - e) l(h) - e l(-h)) / (1 - 2 e), l the loss of DPO: unbiased where a share e = `flip` of the labels is wrong; may be negative.
+
+    Summed log-probs. Source: Chowdhury et al. 2024 (arXiv:2403.00409). Raises: ValueError unless 0 <= flip < 0.5.
+    """
+    if not 0 <= flip < 0.5:
+        raise ValueError(f"flip={flip}; labels of which half or more are wrong say nothing: it must lie in [0, 0.5)")
+    right, wrong = -jax.nn.log_sigmoid(beta * pair.h), -jax.nn.log_sigmoid(-beta * pair.h)
+    return ((1 - flip) * right - flip * wrong) / (1 - 2 * flip)
+
+
+def length_normalised_dpo(pair: PairLogprobs, *, beta: float) -> PerPair:
+    """DPO with every log-ratio averaged over the tokens of its reply. Source: Lambert et al. 2024, Tulu 3 (arXiv:2411.15124)."""
+    h = pair.chosen_ratio / pair.chosen_length - pair.rejected_ratio / pair.rejected_length
+    return -jax.nn.log_sigmoid(beta * h)
+
+
+def ipo(pair: PairLogprobs, *, tau: float) -> PerPair:
+    """(h - 1 / (2 tau))^2 in nats squared, summed log-probs: h has an optimum, where DPO's goes to infinity on labels without noise.
+
+    Source: Azar et al. 2023 (arXiv:2310.12036), eq. 17.
+    """
+    return jnp.square(pair.h - 1 / (2 * tau))
+
+
+def slic(pair: PairLogprobs, *, margin: float, nll_coef: float = 0.0) -> PerPair:
+    """max(0, margin - log pi(chosen) + log pi(rejected)) - nll_coef log pi(chosen), summed log-probs, without a reference.
+
+    The paper regularises on the best of the model's own samples, or on the demonstration; here that is the chosen reply.
+    Source: Zhao et al. 2023 (arXiv:2305.10425), eq. 1.
+    """
+    return jnp.maximum(0.0, margin - pair.chosen + pair.rejected) - nll_coef * pair.chosen
+
+
+def rso_hinge(pair: PairLogprobs, *, gamma: float) -> PerPair:
+    """max(0, 1 - gamma h), summed log-probs: SLiC with a reference. Source: Liu et al. 2023 (arXiv:2309.06657), "hinge-norm"."""
+    return jnp.maximum(0.0, 1 - gamma * pair.h)
+
+
+def simpo(pair: PairLogprobs, *, beta: float, margin: float) -> PerPair:
+    """-log sigmoid(beta (mean log pi(chosen) - mean log pi(rejected)) - margin), means over the tokens of each reply, no reference.
+
+    Source: Meng et al. 2024 (arXiv:2405.14734), eq. 6.
+    """
+    difference = pair.chosen / pair.chosen_length - pair.rejected / pair.rejected_length
+    return -jax.nn.log_sigmoid(beta * difference - margin)
+
+
+def orpo(pair: PairLogprobs, *, odds_coef: float) -> PerPair:
+    """Mean NLL of the chosen reply - odds_coef log sigmoid(log odds ratio), odds = p / (1 - p) of the mean token probability; no reference.
+
+    Log-probs are means over the tokens of each reply. Source: Hong et al. 2024 (arXiv:2403.07691), eq. 6 and 7.
+    """
+    chosen, rejected = pair.chosen / pair.chosen_length, pair.rejected / pair.rejected_length
+    return -chosen - odds_coef * jax.nn.log_sigmoid(log_odds(chosen) - log_odds(rejected))
+
+
+def kto(
+    log_ratio: PerPair,
+    desirable: Float[Array, "B"],
+    baseline: Float[Array, ""],
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> PerPair:
+    """w (1 - sigmoid(+-beta (log(pi / ref) - z0))), + where the reply is desirable (1) and - where it is not (0); summed log-probs.
+
+    z0 = max(0, `baseline`), an estimate of KL(pi || ref), has no gradient. Source: Ethayarajh et al. 2024 (arXiv:2402.01306), eq. 8.
+    """
+    z0 = jax.lax.stop_gradient(jnp.maximum(baseline, 0.0))
+    gain = beta * (log_ratio - z0)
+    wanted = desirable > 0.5
+    value = jax.nn.sigmoid(jnp.where(wanted, gain, -gain))
+    return jnp.where(wanted, desirable_weight, undesirable_weight) * (1 - value)
+
+
+def log_odds(logp: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """log(p / (1 - p)) of log p < 0, without losing the digits of p near 1 (bounded there, so that gradients stay finite)."""
+    logp = jnp.minimum(logp, -1e-6)
+    return logp - jnp.log(-jnp.expm1(logp))
+
+
+def reply_logprobs(
+    params: Params, batch: TokenBatch, *, logprobs: LogprobFn, temperature: float = 1.0
+) -> tuple[PerPair, PerPair]:
+    """(log pi of each reply, summed over its tokens; its length in tokens). The reply is where the batch's loss mask is True."""
+    per_token = logprobs(params, batch, temperature)
+    return (
+        jnp.sum(jnp.where(batch.loss_mask, per_token, 0.0), axis=1),
+        jnp.sum(batch.loss_mask, axis=1, dtype=jnp.float32),
+    )
+
+
+def preference_loss(
+    params: Params, batch: ReferencedPairs, *, logprobs: LogprobFn, objective: Objective
+) -> tuple[jax.Array, Aux]:
+    """The objective's mean over pairs by their weights. Both replies go through the model as one batch of 2 B rows.
+
+    Metrics: `accuracy` of the implicit reward log(pi / ref) (ties count one half), its `margin` h in nats, and the mean log-ratios.
+    """
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch.pairs.chosen, batch.pairs.rejected)
+    logp, length = reply_logprobs(params, both, logprobs=logprobs)
+    (chosen, rejected), lengths = jnp.split(logp, 2), jnp.split(length, 2)
+    pair = PairLogprobs(chosen, rejected, batch.ref_chosen, batch.ref_rejected, *lengths)
+    weight = batch.pairs.weight
+    loss = weighted_mean(objective(pair), weight)
+    metrics = {
+        "loss": loss,
+        "accuracy": weighted_mean(accuracy_of(pair.chosen_ratio, pair.rejected_ratio), weight),
+        "margin": weighted_mean(pair.h, weight),
+        "chosen_ratio": weighted_mean(pair.chosen_ratio, weight),
+        "rejected_ratio": weighted_mean(pair.rejected_ratio, weight),
+    }
+    return loss, Aux(weight=jnp.sum(weight), metrics=metrics)
+
+
+def kto_loss(
+    params: Params,
+    batch: ReferencedLabels,
+    *,
+    logprobs: LogprobFn,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> tuple[jax.Array, Aux]:
+    """KTO's mean over labelled replies. z0 is the mean log(pi / ref) of `batch.mismatched`: other prompts' replies behind these prompts.
+
+    z0 is of the rows of one call, as in the paper: with microbatches, of each microbatch.
+    """
+    logp, _ = reply_logprobs(params, batch.labels.text, logprobs=logprobs)
+    mismatched, _ = reply_logprobs(params, batch.mismatched, logprobs=logprobs)
+    weight, label = batch.labels.weight, batch.labels.label
+    baseline = weighted_mean(mismatched - batch.ref_mismatched, weight)
+    ratio = logp - batch.ref
+    losses = kto(
+        ratio,
+        label,
+        baseline,
+        beta=beta,
+        desirable_weight=desirable_weight,
+        undesirable_weight=undesirable_weight,
+    )
+    loss = weighted_mean(losses, weight)
+    metrics = {"loss": loss, "baseline": baseline, "log_ratio": weighted_mean(ratio, weight)}
+    return loss, Aux(weight=jnp.sum(weight), metrics=metrics)

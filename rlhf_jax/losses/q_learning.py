@@ -1,0 +1,91 @@
+"""Value-based learning from fixed texts: a token is an action, the text before it the state, and the logits of a decoder are Q(s, .)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from rlhf_jax.masking import mask_weight, masked_mean
+from rlhf_jax.types import Aux, OfflineBatch, Params, TokenBatch
+
+Tokens = Float[Array, "B T"]
+
+
+def following(values: Tokens, mask: Bool[Array, "B T"]) -> Tokens:
+    """V of the state behind each token, [:, t] = V_{t+1}; 0 behind the last token of the mask."""
+    return jnp.pad(jnp.where(mask, values, 0.0)[:, 1:], ((0, 0), (0, 1)))
+
+
+def q_learning_targets(rewards: Tokens, q: Float[Array, "B T A"], mask: Bool[Array, "B T"], *, gamma: float) -> Tokens:
+    """r_t + gamma max_a Q(s_{t+1}, a), and r_t on the last token of the mask; 0 outside. q[:, t] are the values just before token t.
+
+    Source: Watkins & Dayan 1992.
+    """
+    best = following(jnp.max(q, axis=-1), mask)
+    return jnp.where(mask, rewards + gamma * best, 0.0)
+
+
+def expectile(u: Float[Array, "*S"], *, tau: float) -> Float[Array, "*S"]:
+    """|tau - 1(u < 0)| u^2: its mean is least at the tau-expectile of u; tau = 0.5 is half the squared error, tau -> 1 the maximum.
+
+    Source: Kostrikov et al. 2021 (arXiv:2110.06169), eq. 5.
+    """
+    return jnp.where(u < 0, 1 - tau, tau) * jnp.square(u)
+
+
+def polyak(target: Params, online: Params, *, rate: float) -> Params:
+    """(1 - rate) target + rate online: the slow copy that the targets come from."""
+    return optax.incremental_update(online, target, rate)
+
+
+def ilql_loss(
+    params: dict[str, Params],
+    batch: OfflineBatch,
+    *,
+    token_logits: Callable[[Params, TokenBatch], tuple[jax.Array, jax.Array]],
+    values: Callable[[Params, TokenBatch], jax.Array],
+    gamma: float,
+    tau: float,
+    cql_coef: float,
+) -> tuple[jax.Array, Aux]:
+    """Implicit language Q-learning, per token of the loss mask; `params` holds q1, q2 and v.
+
+    Q: (r + gamma V(s') - Q_i)^2 / 2 of both, with no gradient into V(s')
+    V: expectile_tau(min_i target Q_i(s, a) - V(s)), the min in `batch.target_q`
+    CQL: - cql_coef log softmax(Q_i(s, .))[a], which keeps the Q of tokens that the texts never show from floating up
+
+    `token_logits` gives the Q of the token at t, and the logsumexp over all tokens there. Source: Snell et al. 2022
+    (arXiv:2206.11871), section 4.
+    """
+    mask = batch.text.loss_mask
+    v = jnp.where(mask, values(params["v"], batch.text), 0.0)
+    target = batch.rewards + gamma * following(jax.lax.stop_gradient(v), mask)
+    value_loss = masked_mean(expectile(batch.target_q - v, tau=tau), mask)
+    q_loss, cql_loss, taken = jnp.zeros(()), jnp.zeros(()), jnp.zeros(())
+    for name in ("q1", "q2"):
+        q, norm = token_logits(params[name], batch.text)
+        q_loss += 0.5 * masked_mean(jnp.square(target - q), mask)
+        cql_loss += masked_mean(norm - q, mask)
+        taken += 0.5 * masked_mean(q, mask)
+    loss = q_loss + value_loss + cql_coef * cql_loss
+    metrics = {
+        "loss": loss,
+        "q_loss": q_loss,
+        "value_loss": value_loss,
+        "cql_loss": cql_loss,
+        "q": taken,
+        "v": masked_mean(v, mask),
+    }
+    return loss, Aux(weight=mask_weight(mask), metrics=metrics)
+
+
+def advantage_weighted_logits(
+    logits: Float[Array, "*B V"], q1: Any, q2: Any, v: Float[Array, "*B"], *, beta: float
+) -> Float[Array, "*B V"]:
+    """log pi_b + beta (min(Q1, Q2) - V): what ILQL samples from; beta = 0 is the cloned policy. Source: Snell et al. 2022, section 4.3."""
+    return logits + beta * (jnp.minimum(q1, q2) - v[..., None])

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.losses.q_learning import (
+    advantage_weighted_logits,
+    expectile,
+    following,
+    ilql_loss,
+    polyak,
+    q_learning_targets,
+)
+from rlhf_jax.types import OfflineBatch, TokenBatch
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+MASK = jnp.array([[False, True, True, True, False]])
+
+
+@pytest.mark.parametrize(
+    ("u", "tau", "expected"), [(1.0, 0.7, 0.7), (-1.0, 0.7, 0.3), (2.0, 0.5, 2.0), (0.0, 0.9, 0.0)]
+)
+def test_expectile_by_hand(u, tau, expected):
+    np.testing.assert_allclose(expectile(jnp.float32(u), tau=tau), expected, rtol=1e-6)
+
+
+def test_the_minimum_of_the_expectile_loss_lies_above_the_mean():
+    values = jnp.array([0.0, 0.0, 0.0, 4.0])
+    grid = jnp.linspace(0, 4, 401)
+    best = [
+        float(grid[jnp.argmin(jnp.mean(expectile(values[None] - grid[:, None], tau=tau), axis=1))])
+        for tau in (0.5, 0.9)
+    ]
+    # .9 * (4 - m) = .1 * 3 m
+    np.testing.assert_allclose(best, [1.0, 3.0], atol=0.011)
+
+
+def test_values_behind_the_last_token_are_0():
+    values = jnp.array([[9.0, 1.0, 2.0, 3.0, jnp.nan]])
+    np.testing.assert_allclose(following(values, MASK), [[1.0, 2.0, 3.0, 0.0, 0.0]])
+
+
+def test_one_step_q_learning_by_hand():
+    # r + gamma max_a Q(s', a), from the Q before each token
+    q = jnp.array([[[7.0, 7.0], [0.0, 1.0], [2.0, -1.0], [0.5, 0.75], [9.0, 9.0]]])
+    rewards = jnp.array([[5.0, 0.1, 0.0, 1.0, 5.0]])
+    found = q_learning_targets(rewards, q, MASK, gamma=0.9)
+    np.testing.assert_allclose(found, [[0.0, 0.1 + 0.9 * 2.0, 0.9 * 0.75, 1.0, 0.0]], rtol=1e-6)
+
+
+def test_polyak_by_hand():
+    found = polyak({"w": jnp.array([1.0])}, {"w": jnp.array([3.0])}, rate=0.25)
+    np.testing.assert_allclose(found["w"], [1.5])
+
+
+def batch() -> OfflineBatch:
+    tokens = jnp.array([[3, 1, 2]], jnp.int32)
+    mask = jnp.array([[False, True, True]])
+    text = TokenBatch(tokens, tokens, jnp.ones_like(tokens), mask)
+    return OfflineBatch(text, jnp.array([[9.0, 0.0, 1.0]]), jnp.array([[9.0, 0.5, 2.0]]))
+
+
+def token_logits(params, text):
+    return jnp.array([[9.0, 0.6, 0.8]]) + params, jnp.array([[9.0, 1.0, 1.5]]) + params
+
+
+def values(params, text):
+    return jnp.array([[9.0, 0.2, 0.4]]) + params
+
+
+def loss_at(q1, q2, v):
+    params = {"q1": jnp.float32(q1), "q2": jnp.float32(q2), "v": jnp.float32(v)}
+    return ilql_loss(params, batch(), token_logits=token_logits, values=values, gamma=0.9, tau=0.7, cql_coef=0.1)
+
+
+def test_ilql_by_hand():
+    loss, aux = loss_at(0.0, 0.1, 0.0)
+    # targets .36 and 1; Q1 .6 and .8, Q2 .7 and .9; half squares, mean over two tokens
+    q_loss = 0.5 * ((0.24**2 + 0.2**2) / 2 + (0.34**2 + 0.1**2) / 2)
+    value_loss = 0.7 * (0.3**2 + 1.6**2) / 2
+    cql = 2 * (0.4 + 0.7) / 2
+    found = [float(aux.metrics[name]) for name in ("q_loss", "value_loss", "cql_loss")]
+    np.testing.assert_allclose(found, [q_loss, value_loss, cql], rtol=1e-5)
+    np.testing.assert_allclose(loss, q_loss + value_loss + 0.1 * cql, rtol=1e-5)
+    assert float(aux.weight) == 2.0
+
+
+def test_the_value_learns_from_the_target_q_alone():
+    gradient = jax.grad(lambda v: loss_at(0.0, 0.1, v)[0])(0.0)
+    np.testing.assert_allclose(gradient, -0.7 * 2 * (0.3 + 1.6) / 2, rtol=1e-5)
+
+
+def test_decoding_by_hand():
+    logits, q1, q2 = jnp.array([[0.0, 1.0]]), jnp.array([[1.0, 2.0]]), jnp.array([[0.5, 3.0]])
+    found = advantage_weighted_logits(logits, q1, q2, jnp.array([1.0]), beta=2.0)
+    np.testing.assert_allclose(found, [[-1.0, 3.0]])
+    np.testing.assert_allclose(advantage_weighted_logits(logits, q1, q2, jnp.array([1.0]), beta=0.0), logits)
