@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config import PPO, MeshConfig, ModelConfig, Optim
-from rlhf_jax.loops.rlhf import make_update, scoring_of
+from rlhf_jax.loops.rlhf import make_update
 from rlhf_jax.losses.reward import comparison_loss
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import build_model
@@ -100,9 +100,7 @@ def ppo(config: ModelConfig) -> Workload:
     mesh = make_mesh(MeshConfig())
     write = compile_function(partial(generate, model=policy, new_tokens=NEW_TOKENS), mesh)
     score = compile_function(scalar.scores, mesh)
-    judge = compile_function(
-        partial(make_trajectory, policy=policy, values=scalar.values, config=scoring_of(recipe)), mesh
-    )
+    judge = compile_function(partial(make_trajectory, policy=policy, values=scalar.values, config=recipe), mesh)
     learn = compile_step(make_update(policy, scalar, recipe), mesh)
     tx = make_optimizer(recipe.with_steps(optim))
     reference, rewarder = policy.init(jax.random.key(0)), scalar.init(jax.random.key(1))
@@ -110,6 +108,7 @@ def ppo(config: ModelConfig) -> Workload:
         policy=init_state(reference, tx),
         value=init_state(rewarder, tx),
         kl_coef=jnp.float32(0.05),
+        average=jnp.float32(0.0),
         iteration=jnp.int32(0),
     )
     roles = place({"state": state, "reference": reference, "rewarder": rewarder}, mesh)

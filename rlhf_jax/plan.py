@@ -18,7 +18,7 @@ from rlhf_jax.sharding import batch_shardings, compile_step, tree_shardings
 from rlhf_jax.train import TrainState, init_state
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import PPOState
-from rlhf_jax.types import PreferenceBatch, Rollout, TokenBatch, Trajectory
+from rlhf_jax.types import PreferenceBatch, Rollout, TokenBatch, TokenWeights, Trajectory
 
 
 def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
@@ -50,15 +50,19 @@ def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
     """The lowered update of one PPO iteration."""
     config = experiment.ppo
     assert config is not None
-    shared, value_optim = config.value_optim is None, config.value_optim or config.optim
+    shared = config.baseline == "value" and config.value_optim is None
     policy = build_model(dataclasses.replace(experiment.policy, head="lm+scalar" if shared else "lm"))
     from_reward = config.value_init == "reward" and experiment.reward is not None
     value_shape = experiment.reward_shape if from_reward else experiment.policy
-    value = None if shared else build_model(dataclasses.replace(value_shape, head="scalar"))
-    scalars = on_mesh({"kl_coef": _shape((), jnp.float32), "iteration": _shape((), jnp.int32)}, mesh)
+    value, value_state = None, None
+    if config.value_optim is not None:
+        value = build_model(dataclasses.replace(value_shape, head="scalar"))
+        value_state = state_shapes(value, config.with_steps(config.value_optim), mesh)
+    number = _shape((), jnp.float32)
+    scalars = on_mesh({"kl_coef": number, "average": number, "iteration": _shape((), jnp.int32)}, mesh)
     state = PPOState(
         policy=state_shapes(policy, config.with_steps(config.optim), mesh, ema=config.ema is not None),
-        value=None if value is None else state_shapes(value, config.with_steps(value_optim), mesh),
+        value=value_state,
         **scalars,
     )
     rows, length = config.prompts * config.samples, experiment.text.prompt_length + config.new_tokens
@@ -72,6 +76,9 @@ def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
         advantages=per_token,
         returns=per_token,
         scores=per_row,
+        weights=TokenWeights(per_token, per_row),
+        loss_kl_coef=number,
+        average=number,
     )
     demonstrations = None
     if config.ptx_rows is not None:
@@ -80,7 +87,9 @@ def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
         demonstrations = on_mesh_rows(jax.tree.map(lambda x: _shape((count, *x.shape), x.dtype), one), mesh, axis=1)
     update = compile_step(make_update(policy, value, config), mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return update.lower(state, on_mesh_rows(trajectory, mesh), _shape((), jnp.float32), key, demonstrations)
+    args = (state, on_mesh_rows(trajectory, mesh), number, key, demonstrations)
+    reference = on_mesh(jax.eval_shape(policy.init, key), mesh) if config.kl_estimator == "exact" else None
+    return update.lower(*args, reference)
 
 
 def state_shapes(model: Model, optim: Optim, mesh: Mesh, *, ema: bool = False) -> TrainState:

@@ -105,17 +105,28 @@ class Rollout:
 
 
 @pytree
+class TokenWeights:
+    """What each token weighs in the sum, and each row in the divisor: loss = sum(token * l) / sum(row)."""
+
+    token: Float[Array, "B T"]
+    row: Float[Array, "B"]
+
+
+@pytree
 class Trajectory:
-    """A rollout with everything PPO learns from."""
+    """A rollout with everything that policy gradients learn from."""
 
     rollout: Rollout
     old_logprobs: Float[Array, "B T"]  # of the policy that sampled, recomputed by the training graph
     ref_logprobs: Float[Array, "B T"]
-    values: Float[Array, "B T"]
+    values: Float[Array, "B T"]  # 0 without a critic
     rewards: Float[Array, "B T"]  # per token: KL penalty, and the score on the last response token
     advantages: Float[Array, "B T"]
     returns: Float[Array, "B T"]
-    scores: Float[Array, "B"]  # what the reward said, after the missing-stop penalty
+    scores: Float[Array, "B"]  # what the reward said, after the penalties
+    weights: TokenWeights  # of the policy loss, over the whole batch
+    loss_kl_coef: Float[Array, ""]  # of a KL term in the loss; 0 where KL is in the reward
+    average: Float[Array, ""]  # moving average of the rewards per response, this batch included
 
 
 @pytree

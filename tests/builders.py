@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.config import ModelConfig
+from rlhf_jax.config import ModelConfig, PolicyGradient
 from rlhf_jax.models import Model, build_model
 from rlhf_jax.rollout.generate import generate
-from rlhf_jax.rollout.score import Scoring, make_trajectory
+from rlhf_jax.rollout.score import make_trajectory
 from rlhf_jax.types import Params, Rollout, TokenBatch, Trajectory
 
 VOCAB = 32
@@ -89,7 +89,7 @@ def moved_left(batch: TokenBatch) -> TokenBatch:
 
 
 STOPS = (0, 1, 2, 3, 4, 5)  # so many, that responses end at different lengths
-SCORING = Scoring(gamma=1.0, lam=0.95, whiten_rewards=False, whiten_advantages=True, missing_stop_score=None)
+SCORING = PolicyGradient(new_tokens=6)
 VALUE = dataclasses.replace(LLAMA, head="scalar")
 
 

@@ -271,10 +271,10 @@ def ppo_stage(
         scorer = model_scorer(run, reward.model, reward.params)
 
     value, value_params, model, params = None, None, policy, tuned
-    if config.value_optim is None:
+    if config.baseline == "value" and config.value_optim is None:
         model = build_model(dataclasses.replace(experiment.policy, head="lm+scalar"))
         params = carry_over(tuned, initialise(model.init, run.key("value"), run.mesh))
-    else:
+    elif config.value_optim is not None:
         shape = experiment.reward_shape if config.value_init == "reward" and reward else experiment.policy
         value = build_model(dataclasses.replace(shape, head="scalar"))
         source = reward.params if config.value_init == "reward" and reward else tuned

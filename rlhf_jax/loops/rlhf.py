@@ -18,13 +18,14 @@ from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import fresh_state
 from rlhf_jax.loops.sources import Texts
 from rlhf_jax.losses.kl import adapt_kl_coef
-from rlhf_jax.losses.ppo import ppo_policy_loss, ppo_value_loss
+from rlhf_jax.losses.policy import policy_loss
+from rlhf_jax.losses.ppo import ppo_value_loss
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import Model
 from rlhf_jax.rollout.generate import Ending, responses
 from rlhf_jax.rollout.replies import response_texts
 from rlhf_jax.rollout.sampling import row_keys
-from rlhf_jax.rollout.score import Scoring, make_trajectory
+from rlhf_jax.rollout.score import make_trajectory, token_kl_to
 from rlhf_jax.sharding import compile_function, compile_step, place, place_batch
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import PPOState, Term, combined, make_ppo_update
@@ -60,16 +61,6 @@ def text_scorer(run: Run, texts: Texts, score: Callable[[int, str], float]) -> S
     return scorer
 
 
-def scoring_of(config: PPO) -> Scoring:
-    return Scoring(
-        gamma=config.gamma,
-        lam=config.lam,
-        whiten_rewards=config.whiten_rewards,
-        whiten_advantages=config.whiten_advantages,
-        missing_stop_score=config.missing_stop_score,
-    )
-
-
 def ending_of(texts: Texts, config: PPO | None) -> Ending:
     """How the replies of an experiment end, in its comparisons, in PPO and in its evaluation.
 
@@ -92,16 +83,16 @@ def make_update(
     policy: Model, value: Model | None, config: PPO
 ) -> Callable[..., tuple[PPOState, dict[str, jax.Array]]]:
     """The pure update of one iteration, KL controller included."""
-    policy_loss = partial(ppo_policy_loss, token_stats=policy.token_stats, clip=config.clip)
+    objective = partial(policy_loss, token_stats=policy.token_stats, config=config, token_kl=token_kl_to(policy))
     value_loss = partial(ppo_value_loss, values=(value or policy).values, clip=config.value_clip)
     ptx = None
     if config.ptx_coef:
         ptx = Term(partial(sft_loss, logprobs=policy.logprobs), config.ptx_coef)
-    shared = value is None
+    shared = value is None and config.baseline == "value"
     update = make_ppo_update(
-        combined(policy_loss, value_loss, config.value_coef) if shared else policy_loss,
+        combined(objective, value_loss, config.value_coef) if shared else objective,
         make_optimizer(config.with_steps(config.optim)),
-        None if shared else value_loss,
+        None if value is None else value_loss,
         None if config.value_optim is None else make_optimizer(config.with_steps(config.value_optim)),
         epochs=config.epochs,
         minibatch=config.optim.rows,
@@ -110,8 +101,10 @@ def make_update(
         ema=config.ema,
     )
 
-    def with_controller(state: PPOState, trajectory, kl: jax.Array, key: jax.Array, demonstrations=None):
-        state, metrics = update(state, trajectory, key, demonstrations)
+    def with_controller(
+        state: PPOState, trajectory, kl: jax.Array, key: jax.Array, demonstrations=None, reference=None
+    ):
+        state, metrics = update(state, trajectory, key, demonstrations, reference)
         metrics["kl_coef"] = state.kl_coef
         kl_coef = state.kl_coef
         if config.kl_target is not None:
@@ -128,7 +121,7 @@ def init_ppo_state(run: Run, config: PPO, policy_params: Params, value_params: P
     if config.value_optim is not None:
         assert value_params is not None
         value = fresh_state(run, value_params, config.with_steps(config.value_optim))
-    scalars = {"kl_coef": jnp.float32(config.kl_coef), "iteration": jnp.int32(0)}
+    scalars = {"kl_coef": jnp.float32(config.kl_coef), "average": jnp.float32(0.0), "iteration": jnp.int32(0)}
     return PPOState(
         policy=fresh_state(run, policy_params, config.with_steps(config.optim), ema=config.ema is not None),
         value=value,
@@ -157,9 +150,10 @@ def run_ppo(
     batches = prompt_batches(
         prompts, config.prompts, experiment.text.prompt_length, texts.tokenizer.pad, experiment.seed
     )
+    critic = (value or policy).values if config.baseline == "value" else None
     rollout_program = compile_function(responses(policy, ending_of(texts, config), config.new_tokens), run.mesh)
     trajectory_program = compile_function(
-        partial(make_trajectory, policy=policy, values=(value or policy).values, config=scoring_of(config)), run.mesh
+        partial(make_trajectory, policy=policy, values=critic, config=config), run.mesh
     )
     update = compile_step(make_update(policy, value, config), run.mesh)
     reference, key = policy_params, run.key("ppo")
@@ -175,10 +169,15 @@ def run_ppo(
         scores = scorer(rollout, index)
         value_params = state.policy.params if state.value is None else state.value.params
         trajectory, seen = trajectory_program(
-            state.policy.params, reference, value_params, rollout, scores, state.kl_coef
+            state.policy.params, reference, value_params, rollout, scores, state.kl_coef, state.average
         )
         state, metrics = update(
-            state, trajectory, seen["kl_sequence"], jax.random.fold_in(order_key, iteration), ptx_batch(iteration)
+            state,
+            trajectory,
+            seen["kl_sequence"],
+            jax.random.fold_in(order_key, iteration),
+            ptx_batch(iteration),
+            reference if config.kl_estimator == "exact" else None,
         )
         return state, {**seen, **metrics}, None if watch is None else partial(watch, rollout, index)
 

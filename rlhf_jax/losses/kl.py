@@ -41,7 +41,7 @@ def kl_loss(
     ref_logprobs: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
-    estimator: Literal["k2", "k3", "exact"],
+    estimator: Literal["k1", "k2", "k3", "exact"],
     token_kl: Float[Array, "B T"] | None = None,
 ) -> Float[Array, "B T"]:
     """A KL term of the loss, per token, for responses that the policy itself sampled; 0 outside the mask.

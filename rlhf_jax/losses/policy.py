@@ -5,13 +5,17 @@ An algorithm is an advantage (`advantages.py`), one of these objectives, a norma
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.types import pytree
+from rlhf_jax.config import PolicyGradient
+from rlhf_jax.losses.kl import k3, kl_loss
+from rlhf_jax.models.api import TokenStats
+from rlhf_jax.types import Aux, Params, Rollout, TokenBatch, TokenWeights, Trajectory
 
 Level = Literal["token", "sequence"]
 Normaliser = Literal["token", "sequence", "constant", "group"]
@@ -59,14 +63,6 @@ def truncated_importance(logprobs: Values, ratio: Values, advantages: Values, *,
     Source: Ionides 2008, "Truncated importance sampling"; Espeholt et al. 2018 (arXiv:1802.01561), section 4.1.
     """
     return jax.lax.stop_gradient(jnp.minimum(ratio, cap)) * advantages * logprobs
-
-
-@pytree
-class TokenWeights:
-    """What each token weighs in the sum, and each row in the divisor: loss = sum(token * l) / sum(row)."""
-
-    token: Float[Array, "B T"]
-    row: Float[Array, "B"]
 
 
 def token_weights(
@@ -126,3 +122,66 @@ def overlong_penalty(length: Float[Array, "*S"], *, longest: int, cache: int) ->
     Source: Yu et al. 2025, DAPO, eq. 13.
     """
     return jnp.clip((longest - cache - length) / cache, -1.0, 0.0)
+
+
+def policy_objective(
+    logprobs: Tokens, old_logprobs: Tokens, advantages: Tokens, mask: Bool[Array, "B T"], *, config: PolicyGradient
+) -> tuple[Tokens, dict[str, Tokens]]:
+    """(what to maximise per token, what to report per token) of the objective that the config names; 0 outside the mask."""
+    logprobs, old_logprobs = (jnp.where(mask, x, 0.0) for x in (logprobs, old_logprobs))
+    advantages = jnp.where(mask, advantages, 0.0)
+    ratio = importance_ratio(logprobs, old_logprobs, mask, level=config.ratio)
+    match config.objective:
+        case "score":
+            objective = score_function(logprobs, advantages)
+        case "truncated":
+            objective = truncated_importance(logprobs, ratio, advantages, cap=config.importance_cap)
+        case "clip":
+            objective = clipped_surrogate(
+                ratio, advantages, clip=config.clip, clip_high=config.clip_high, dual_clip=config.dual_clip
+            )
+    without = ratio * advantages
+    report = {
+        "clip_fraction": ((objective < without) | (objective > without)).astype(jnp.float32),
+        "approx_kl": k3(old_logprobs, logprobs),
+        "ratio": ratio,
+    }
+    if config.objective != "clip":
+        report.pop("clip_fraction")
+    return objective, report
+
+
+def policy_loss(
+    params: Params,
+    trajectory: Trajectory,
+    reference: Params | None = None,
+    *,
+    token_stats: Callable[[Params, TokenBatch, jax.Array], TokenStats],
+    config: PolicyGradient,
+    token_kl: Callable[[Params, Params, Rollout], jax.Array] | None = None,
+) -> tuple[jax.Array, Aux]:
+    """The loss of a policy gradient on a minibatch, its tokens weighed by `trajectory.weights`; entropy is reported, not rewarded.
+
+    With KL in the loss, `trajectory.loss_kl_coef` times `kl_loss` is added under the same weights; the estimator "exact" needs
+    `token_kl(params, reference, rollout)` and the reference's parameters.
+    """
+    rollout, weights = trajectory.rollout, trajectory.weights
+    mask = rollout.batch.loss_mask
+    stats = token_stats(params, rollout.batch, rollout.temperature)
+    objective, report = policy_objective(
+        stats.logprobs, trajectory.old_logprobs, trajectory.advantages, mask, config=config
+    )
+    losses = -objective
+    if config.kl_in == "loss":
+        exact = None
+        if config.kl_estimator == "exact":
+            if token_kl is None or reference is None:
+                raise ValueError("kl_estimator='exact' in the loss needs token_kl and the reference's parameters")
+            exact = token_kl(params, reference, rollout)
+        penalty = kl_loss(stats.logprobs, trajectory.ref_logprobs, mask, estimator=config.kl_estimator, token_kl=exact)
+        losses = losses + trajectory.loss_kl_coef * penalty
+    loss = weighted_loss(losses, weights)
+    share = jnp.maximum(jnp.sum(weights.token), 1e-9)
+    report["entropy"] = stats.entropy
+    metrics = {name: jnp.sum(jnp.where(mask, weights.token * x, 0.0)) / share for name, x in report.items()}
+    return loss, Aux(weight=jnp.sum(weights.row), metrics={"policy_loss": loss, **metrics})

@@ -1,4 +1,4 @@
-"""PPO: the rewards it sees, its clipped objectives, and the two losses as functions of (params, trajectory)."""
+"""What PPO adds to a policy objective: rewards per token, and a critic with its clipped loss."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rlhf_jax.losses.kl import k1, k3
+from rlhf_jax.losses.kl import k1
 from rlhf_jax.masking import last_index, mask_weight, masked_mean
-from rlhf_jax.models.api import TokenStats
 from rlhf_jax.types import Aux, Params, TokenBatch, Trajectory
 
 Metrics = dict[str, Float[Array, ""]]
@@ -32,29 +31,6 @@ def token_rewards(
     columns = jnp.arange(mask.shape[1])
     last = (columns[None, :] == last_index(mask)[:, None]) & mask
     return penalty + jnp.where(last, scores[:, None], 0.0)
-
-
-def clipped_policy_loss(
-    logprobs: Float[Array, "B T"],
-    old_logprobs: Float[Array, "B T"],
-    advantages: Float[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    *,
-    clip: float,
-) -> tuple[Float[Array, ""], Metrics]:
-    """-mean min(r A, clip(r, 1 - clip, 1 + clip) A),  r = pi / pi_old.
-
-    Source: Schulman et al. 2017 (arXiv:1707.06347), eq. 7.
-    """
-    log_ratio = jnp.where(mask, logprobs - old_logprobs, 0.0)
-    ratio = jnp.exp(log_ratio)
-    unclipped, clipped = ratio * advantages, jnp.clip(ratio, 1 - clip, 1 + clip) * advantages
-    metrics = {
-        "clip_fraction": masked_mean((clipped < unclipped).astype(jnp.float32), mask),
-        "approx_kl": masked_mean(k3(jnp.where(mask, old_logprobs, 0.0), jnp.where(mask, logprobs, 0.0)), mask),
-        "ratio": masked_mean(ratio, mask),
-    }
-    return -masked_mean(jnp.minimum(unclipped, clipped), mask), metrics
 
 
 def clipped_value_loss(
@@ -88,22 +64,6 @@ def explained_variance(
     rest = masked_mean(jnp.square(residual - masked_mean(residual, mask)), mask)
     whole = masked_mean(jnp.square(returns - masked_mean(returns, mask)), mask)
     return 1.0 - rest / jnp.maximum(whole, 1e-12)
-
-
-def ppo_policy_loss(
-    params: Params,
-    trajectory: Trajectory,
-    *,
-    token_stats: Callable[[Params, TokenBatch, jax.Array], TokenStats],
-    clip: float,
-) -> tuple[jax.Array, Aux]:
-    """The clipped objective of a minibatch, per response token; entropy is reported, not rewarded."""
-    rollout = trajectory.rollout
-    mask = rollout.batch.loss_mask
-    stats = token_stats(params, rollout.batch, rollout.temperature)
-    loss, metrics = clipped_policy_loss(stats.logprobs, trajectory.old_logprobs, trajectory.advantages, mask, clip=clip)
-    metrics = {"policy_loss": loss, "entropy": masked_mean(stats.entropy, mask), **metrics}
-    return loss, Aux(weight=mask_weight(mask), metrics=metrics)
 
 
 def ppo_value_loss(

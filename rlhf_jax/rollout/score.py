@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from rlhf_jax.losses.advantages import gae
+from rlhf_jax.config import PolicyGradient
+from rlhf_jax.losses.advantages import (
+    gae,
+    group_normalised,
+    leave_one_out,
+    minus_batch_mean,
+    minus_group_mean,
+    minus_moving_average,
+    over_tokens,
+    rewards_to_go,
+)
 from rlhf_jax.losses.kl import k1
+from rlhf_jax.losses.policy import only_finished, overlong_penalty, token_weights
 from rlhf_jax.losses.ppo import explained_variance, token_rewards
 from rlhf_jax.masking import masked_mean, whiten
 from rlhf_jax.models.api import Model, TokenStats
@@ -18,17 +28,6 @@ from rlhf_jax.models.output import token_kl, token_stats
 from rlhf_jax.types import Params, Rollout, TokenBatch, Trajectory
 
 Metrics = dict[str, Float[Array, ""]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Scoring:
-    """The numbers of PPO that turn scores into advantages."""
-
-    gamma: float
-    lam: float
-    whiten_rewards: bool
-    whiten_advantages: bool
-    missing_stop_score: float | None
 
 
 def compare_policies(
@@ -67,38 +66,88 @@ def describe_rows(
     }
 
 
-def final_scores(scores: Float[Array, "B"], rollout: Rollout, missing_stop_score: float | None) -> Float[Array, "B"]:
-    """The scores, with those of responses without a stop token replaced by a fixed one (Stiennon et al. 2020: -1)."""
-    if missing_stop_score is None:
-        return scores
-    return jnp.where(rollout.finished, scores, missing_stop_score)
+def token_kl_to(policy: Model) -> Callable[[Params, Params, Rollout], Float[Array, "B T"]]:
+    """The function (params, reference, rollout) -> exact KL per token, for a KL term in the loss."""
+    return lambda params, reference, rollout: compare_policies(params, reference, rollout, policy=policy)[2]
+
+
+def final_scores(scores: Float[Array, "B"], rollout: Rollout, config: PolicyGradient) -> Float[Array, "B"]:
+    """The scores, with what the config has for responses that do not end in time: a penalty, a fixed score (Stiennon et al. 2020: -1)."""
+    if config.overlong_cache is not None:
+        length = jnp.sum(rollout.batch.loss_mask, axis=1, dtype=jnp.float32)
+        scores = scores + overlong_penalty(length, longest=config.new_tokens, cache=config.overlong_cache)
+    if config.missing_stop_score is not None:
+        scores = jnp.where(rollout.finished, scores, config.missing_stop_score)
+    return scores
+
+
+def advantages_of(
+    rewards: Float[Array, "B T"],
+    values: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    average: Float[Array, ""],
+    *,
+    config: PolicyGradient,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Float[Array, ""]]:
+    """(advantages, value targets, moving average of the rewards per response) by the config's baseline and credit.
+
+    Responses to one prompt stand side by side, `config.samples` of them.
+    """
+    if config.baseline == "value":
+        return (*gae(rewards, values, mask, gamma=config.gamma, lam=config.lam), average)
+    totals = jnp.sum(jnp.where(mask, rewards, 0.0), axis=1)
+    table = totals.reshape(-1, config.samples)
+    match config.baseline:
+        case "none":
+            relative = table
+        case "moving_average":
+            relative, average = minus_moving_average(table, average, decay=config.decay)
+        case "batch_mean":
+            relative = minus_batch_mean(table)
+        case "leave_one_out":
+            relative = leave_one_out(table)
+        case "group_mean":
+            relative = minus_group_mean(table)
+        case "group_normalised":
+            relative = group_normalised(table, ddof=1)
+    relative = relative.reshape(-1)
+    advantages = over_tokens(relative, mask)
+    if config.credit == "token":
+        to_go = rewards_to_go(rewards, mask, gamma=config.gamma)
+        advantages = jnp.where(mask, to_go + (relative - totals)[:, None], 0.0)
+    return advantages, jnp.zeros_like(advantages), average
 
 
 def make_trajectory(
     policy_params: Params,
     reference_params: Params,
-    value_params: Params,
+    value_params: Params | None,
     rollout: Rollout,
     scores: Float[Array, "B"],
     kl_coef: Float[Array, ""],
+    average: Float[Array, ""] | float = 0.0,
     *,
     policy: Model,
-    values: Callable[[Params, TokenBatch], jax.Array],
-    config: Scoring,
+    values: Callable[[Params, TokenBatch], jax.Array] | None,
+    config: PolicyGradient,
 ) -> tuple[Trajectory, Metrics]:
-    """Everything PPO learns from, and what one wants to see of a rollout.
+    """Everything that policy gradients learn from, and what one wants to see of a rollout; without `values` there is no critic.
 
     Old log-probs are recomputed by the training graph at the rollout's temperature, so that the first ratio is 1. `kl` is exact over the
-    vocabulary; `kl_sequence` sums it over the response; `kl_sampled` is the estimate that enters the reward.
+    vocabulary; `kl_sequence` sums it over the response; `kl_sampled` is the estimate that enters the reward. `average` is the moving
+    average of the batches before, which a baseline may use.
     """
     batch, mask = rollout.batch, rollout.batch.loss_mask
     old, ref, kl = compare_policies(policy_params, reference_params, rollout, policy=policy)
-    predictions = jnp.where(mask, values(value_params, batch), 0.0)
+    predictions = jnp.zeros_like(old.logprobs)
+    if values is not None:
+        predictions = jnp.where(mask, values(value_params, batch), 0.0)
 
-    scores = final_scores(scores, rollout, config.missing_stop_score)
-    rewards = token_rewards(scores, old.logprobs, ref.logprobs, mask, kl_coef=kl_coef)
+    scores = final_scores(scores, rollout, config)
+    in_reward = config.kl_in == "reward"
+    rewards = token_rewards(scores, old.logprobs, ref.logprobs, mask, kl_coef=kl_coef if in_reward else 0.0)
     learned_from = whiten(rewards, mask, shift_mean=False) if config.whiten_rewards else rewards
-    advantages, returns = gae(learned_from, predictions, mask, gamma=config.gamma, lam=config.lam)
+    advantages, returns, average = advantages_of(learned_from, predictions, mask, jnp.asarray(average), config=config)
     metrics = {
         "score": jnp.mean(scores),
         "score_std": jnp.std(scores),
@@ -109,10 +158,14 @@ def make_trajectory(
         "rollout_entropy": masked_mean(old.entropy, mask),
         "length": jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
         "finished": jnp.mean(rollout.finished.astype(jnp.float32)),
-        "explained_variance": explained_variance(predictions, returns, mask),
-        "value": masked_mean(predictions, mask),
         "sampler_gap": jnp.max(jnp.where(mask, jnp.abs(rollout.logprobs - old.logprobs), 0.0)),
     }
+    if values is not None:
+        metrics |= {
+            "explained_variance": explained_variance(predictions, returns, mask),
+            "value": masked_mean(predictions, mask),
+        }
+    rows = mask.shape[0]
     trajectory = Trajectory(
         rollout=rollout,
         old_logprobs=old.logprobs,
@@ -122,5 +175,14 @@ def make_trajectory(
         advantages=whiten(advantages, mask) if config.whiten_advantages else advantages,
         returns=returns,
         scores=scores,
+        weights=token_weights(
+            only_finished(mask, rollout.finished) if config.overlong_filter else mask,
+            config.normaliser,
+            constant=float(config.new_tokens),
+            group=jnp.arange(rows) // config.samples,
+            groups=rows // config.samples,
+        ),
+        loss_kl_coef=jnp.asarray(0.0 if in_reward else kl_coef, jnp.float32),
+        average=average,
     )
     return trajectory, metrics

@@ -12,7 +12,7 @@ import optax
 
 from rlhf_jax.sharding import constrain
 from rlhf_jax.train.step import TrainState, apply_gradients, gradients
-from rlhf_jax.types import Aux, LossFn, TokenBatch, Trajectory, pytree
+from rlhf_jax.types import Aux, LossFn, Params, TokenBatch, Trajectory, pytree
 
 
 @pytree
@@ -22,6 +22,7 @@ class PPOState:
     policy: TrainState
     value: TrainState | None  # None: the value is a head on the policy
     kl_coef: jax.Array
+    average: jax.Array  # moving average of the rewards per response, which a baseline may use
     iteration: jax.Array
 
 
@@ -72,17 +73,20 @@ def make_ppo_update(
     ptx: Term | None = None,
     ema: float | None = None,
 ) -> Callable[..., tuple[PPOState, dict[str, jax.Array]]]:
-    """(state, trajectory, key, ptx batch or None) -> (state, mean metrics over the minibatches).
+    """(state, trajectory, key, ptx batch or None, reference or None) -> (state, mean metrics over the minibatches).
 
     The ptx batch holds [epochs * minibatches, rows, T] demonstrations; its gradient is added before the one clipping and update,
     as in Ouyang et al. 2022, section 3.5 and appendix C.4. Advantages come whitened over the whole batch.
+    With `reference` the policy loss is called as (params, minibatch, reference).
     """
 
-    def one_minibatch(trajectory: Trajectory):
+    def one_minibatch(trajectory: Trajectory, reference: Params | None):
+        loss = policy_loss if reference is None else lambda params, batch: policy_loss(params, batch, reference)  # pyright: ignore[reportCallIssue]
+
         def body(state: PPOState, item):
             rows, demonstrations = item
             batch = select_rows(trajectory, rows)
-            grads, metrics, _ = gradients(policy_loss, state.policy.params, batch, microbatches)
+            grads, metrics, _ = gradients(loss, state.policy.params, batch, microbatches)
             if ptx is not None:
                 extra, extra_metrics, _ = gradients(ptx.loss, state.policy.params, demonstrations, microbatches)
                 grads = jax.tree.map(lambda g, e, coef=ptx.coef: g + coef * e, grads, extra)
@@ -99,10 +103,17 @@ def make_ppo_update(
 
         return body
 
-    def update(state: PPOState, trajectory: Trajectory, key: jax.Array, demonstrations: TokenBatch | None = None):
+    def update(
+        state: PPOState,
+        trajectory: Trajectory,
+        key: jax.Array,
+        demonstrations: TokenBatch | None = None,
+        reference: Params | None = None,
+    ):
         rows = minibatch_rows(key, trajectory.scores.shape[0], epochs, minibatch)
-        state, metrics = jax.lax.scan(one_minibatch(trajectory), state, (rows, demonstrations))
-        first = {f"first_{name}": metrics[name][0] for name in ("ratio", "clip_fraction", "approx_kl")}
-        return state, jax.tree.map(jnp.mean, metrics) | first
+        state, metrics = jax.lax.scan(one_minibatch(trajectory, reference), state, (rows, demonstrations))
+        first = ("ratio", "clip_fraction", "approx_kl")
+        seen = {f"first_{name}": metrics[name][0] for name in first if name in metrics}
+        return dataclasses.replace(state, average=trajectory.average), jax.tree.map(jnp.mean, metrics) | seen
 
     return update

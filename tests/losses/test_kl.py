@@ -92,6 +92,5 @@ def test_the_exact_kl_in_the_loss_has_its_value_and_pays_for_the_states_it_leads
 
 
 def test_k1_in_the_loss_is_refused_with_the_reason():
-    # A caller without type checks, where a config or a notebook asks for it.
     with pytest.raises(ValueError, match="k1 as a loss teaches nothing"):
-        kl_loss.__wrapped__(LOGPROBS, REFERENCE, SOME, estimator="k1")
+        kl_loss(LOGPROBS, REFERENCE, SOME, estimator="k1")

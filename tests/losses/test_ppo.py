@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.config import PolicyGradient
+from rlhf_jax.losses.policy import policy_loss, policy_objective, token_weights, weighted_loss
 from rlhf_jax.losses.ppo import (
-    clipped_policy_loss,
     clipped_value_loss,
     explained_variance,
-    ppo_policy_loss,
     ppo_value_loss,
     token_rewards,
 )
@@ -21,6 +21,16 @@ from rlhf_jax.types import Rollout, TokenBatch, Trajectory
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 ONE = jnp.ones((1, 1), bool)
+
+
+CONFIG = PolicyGradient(new_tokens=2, clip=0.2)
+
+
+def clipped_policy_loss(logprobs, old_logprobs, advantages, mask):
+    """(loss, metrics) of PPO with its defaults, each the mean over the mask."""
+    objective, report = policy_objective(logprobs, old_logprobs, advantages, mask, config=CONFIG)
+    weights = token_weights(mask, "token")
+    return -weighted_loss(objective, weights), {name: weighted_loss(x, weights) for name, x in report.items()}
 
 
 def one(value) -> jax.Array:
@@ -60,7 +70,7 @@ def test_log_probs_beside_the_response_cost_nothing():
 )
 def test_the_clipped_objective_and_its_gradient_by_hand(advantage, ratio, loss, gradient, clipped):
     def of(logprob):
-        return clipped_policy_loss(one(logprob), one(-1.0), one(advantage), ONE, clip=0.2)
+        return clipped_policy_loss(one(logprob), one(-1.0), one(advantage), ONE)
 
     (value, metrics), slope = jax.value_and_grad(of, has_aux=True)(jnp.float32(np.log(ratio) - 1.0))
     np.testing.assert_allclose(value, loss, rtol=1e-5)
@@ -71,7 +81,7 @@ def test_the_clipped_objective_and_its_gradient_by_hand(advantage, ratio, loss, 
 
 def test_the_approximate_kl_is_that_of_the_old_policy_to_the_new_by_hand():
     def kl(new, old):
-        return clipped_policy_loss(one(new), one(old), one(1.0), ONE, clip=0.2)[1]["approx_kl"]
+        return clipped_policy_loss(one(new), one(old), one(1.0), ONE)[1]["approx_kl"]
 
     np.testing.assert_allclose(kl(-1.5, -1.0), 0.10653, atol=1e-5)
     np.testing.assert_allclose(kl(-0.5, -1.0), 0.14872, atol=1e-5)
@@ -82,9 +92,7 @@ def test_objective_and_gradient_run_over_the_response_only():
     logprobs = jnp.array([[jnp.nan, -1.0, -1.0], [500.0, -1.0, -700.0]])
     old = jnp.array([[-1.0, -1.0, -1.0], [-1.0, -1.0, 500.0]])
     advantages = jnp.array([[9.0, 1.0, 2.0], [9.0, 6.0, 9.0]])
-    (loss, metrics), gradient = jax.value_and_grad(clipped_policy_loss, has_aux=True)(
-        logprobs, old, advantages, mask, clip=0.2
-    )
+    (loss, metrics), gradient = jax.value_and_grad(clipped_policy_loss, has_aux=True)(logprobs, old, advantages, mask)
     assert float(loss) == -3.0
     np.testing.assert_allclose(gradient, [[0, -1 / 3, -2 / 3], [0, -2, 0]], rtol=1e-6)
     assert (float(metrics["approx_kl"]), float(metrics["ratio"]), float(metrics["clip_fraction"])) == (0.0, 1.0, 0.0)
@@ -93,7 +101,7 @@ def test_objective_and_gradient_run_over_the_response_only():
 def test_an_empty_mask_gives_zero_and_finite_gradients():
     nothing, x = jnp.zeros((2, 2), bool), jnp.full((2, 2), -400.0)
     for function in (
-        lambda x: clipped_policy_loss(x, -x, x, nothing, clip=0.2)[0],
+        lambda x: clipped_policy_loss(x, -x, x, nothing)[0],
         lambda x: clipped_value_loss(x, -x, x, nothing, clip=0.2)[0],
     ):
         value, gradient = jax.value_and_grad(function)(x)
@@ -107,7 +115,7 @@ def test_on_the_policy_that_sampled_the_gradient_is_the_policy_gradient():
 
     def loss(logits):
         logprob = jax.nn.log_softmax(logits)[1]
-        return clipped_policy_loss(one(logprob), one(old), one(advantage), ONE, clip=0.2)[0]
+        return clipped_policy_loss(one(logprob), one(old), one(advantage), ONE)[0]
 
     np.testing.assert_allclose(jax.grad(loss)(logits), [0.1749, -0.5246, 0.1749, 0.1749], atol=1e-4)
 
@@ -169,6 +177,9 @@ def small_trajectory() -> Trajectory:
         advantages=jnp.array([[0, 0, 1.0, 2.0], [0, 0, -3.0, 0]]),
         returns=jnp.where(mask, 0.9, 0.0),
         scores=jnp.zeros(2),
+        weights=token_weights(mask, "token"),
+        loss_kl_coef=jnp.float32(0.0),
+        average=jnp.float32(0.0),
     )
 
 
@@ -179,7 +190,7 @@ def test_the_policy_loss_uses_the_temperature_of_the_rollout_and_reports_without
         seen.append(float(temperature))
         return TokenStats(logprobs=jnp.full((2, 4), -1.0), entropy=params * jnp.ones((2, 4)))
 
-    run = jax.value_and_grad(partial(ppo_policy_loss, token_stats=token_stats, clip=0.2), has_aux=True)
+    run = jax.value_and_grad(partial(policy_loss, token_stats=token_stats, config=CONFIG), has_aux=True)
     (loss, aux), gradient = run(jnp.float32(0.4), small_trajectory())
     assert seen == [pytest.approx(0.7)]
     np.testing.assert_allclose(loss, -(1 + 2 - 3) / 3, atol=1e-6)

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from builders import LLAMA, STOPS, VALUE, assert_trees_close, built, left_padded, lively, played, right_padded
+from builders import LLAMA, SCORING, STOPS, VALUE, assert_trees_close, built, left_padded, lively, played, right_padded
 
 from rlhf_jax.config import MeshConfig, Optim
-from rlhf_jax.losses.ppo import ppo_policy_loss, ppo_value_loss
+from rlhf_jax.losses.policy import policy_loss
+from rlhf_jax.losses.ppo import ppo_value_loss
 from rlhf_jax.losses.reward import comparison_loss
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.rollout.generate import generate
@@ -71,11 +72,11 @@ def reward(mesh):
 def ppo(mesh):
     """Two minibatches of a policy with a value head, whose average is kept."""
     model = built(BOTH_HEADS)
-    policy = partial(ppo_policy_loss, token_stats=model.token_stats, clip=0.2)
+    policy = partial(policy_loss, token_stats=model.token_stats, config=SCORING)
     value = partial(ppo_value_loss, values=model.values, clip=0.2)
     update = make_ppo_update(combined(policy, value, 0.1), TX, None, None, epochs=1, minibatch=8, ema=0.9)
     start = init_state(lively(BOTH_HEADS), TX, ema=True)
-    state = PPOState(policy=start, value=None, kl_coef=jnp.float32(0.1), iteration=jnp.int32(0))
+    state = PPOState(policy=start, value=None, kl_coef=jnp.float32(0.1), average=jnp.float32(0), iteration=jnp.int32(0))
     there = make_mesh(mesh)
     return compile_step(update, there)(place(state, there), place_batch(played(0.7, 16), there), jax.random.key(0))
 

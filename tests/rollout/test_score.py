@@ -161,9 +161,9 @@ def test_a_missing_stop_token_replaces_the_score():
     assert 0 < int(rollout.finished.sum()) < 8
     expected = np.where(rollout.finished, SCORES, -1.0)
     scores, zero_is_a_score = jnp.asarray(SCORES), np.where(rollout.finished, SCORES, 0.0)
-    np.testing.assert_array_equal(final_scores(scores, rollout, -1.0), expected)
-    np.testing.assert_array_equal(final_scores(scores, rollout, None), SCORES)
-    np.testing.assert_array_equal(final_scores(scores, rollout, 0.0), zero_is_a_score)
+    for missing, wanted in ((-1.0, expected), (None, SCORES), (0.0, zero_is_a_score)):
+        config = dataclasses.replace(SCORING, missing_stop_score=missing)
+        np.testing.assert_array_equal(final_scores(scores, rollout, config), wanted)
     trajectory, metrics = trajectory_of(dataclasses.replace(SCORING, missing_stop_score=-1.0), reference=lively(LLAMA))
     np.testing.assert_array_equal(trajectory.scores, expected)
     np.testing.assert_array_equal(np.asarray(trajectory.rewards)[np.arange(8), last_columns(trajectory)], expected)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from builders import LLAMA, assert_trees_close, built, lively, played, right_padded
+from builders import LLAMA, SCORING, assert_trees_close, built, lively, played, right_padded
 
 from rlhf_jax.config import Optim
-from rlhf_jax.losses.ppo import ppo_policy_loss, ppo_value_loss
+from rlhf_jax.losses.policy import policy_loss
+from rlhf_jax.losses.ppo import ppo_value_loss
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.masking import masked_mean
 from rlhf_jax.models.api import TokenStats
@@ -38,7 +39,7 @@ def table_values(params, batch):
     return shift_right(params["values"][batch.tokens])
 
 
-POLICY_LOSS = partial(ppo_policy_loss, token_stats=table_stats, clip=0.2)
+POLICY_LOSS = partial(policy_loss, token_stats=table_stats, config=SCORING)
 VALUE_LOSS = partial(ppo_value_loss, values=table_values, clip=0.2)
 PTX_LOSS = partial(sft_loss, logprobs=lambda *of: table_stats(*of).logprobs)
 
@@ -68,6 +69,7 @@ def fresh(tx=SGD, params=None, *, value=False, ema=False) -> PPOState:
         policy=init_state(table() if params is None else params, tx, ema=ema),
         value=init_state(critic(), tx) if value else None,
         kl_coef=jnp.float32(0.1),
+        average=jnp.float32(0.0),
         iteration=jnp.int32(0),
     )
 
@@ -81,7 +83,7 @@ def gradient_of(loss, params, batch):
 
 
 def llama_loss():
-    return partial(ppo_policy_loss, token_stats=built(LLAMA).token_stats, clip=0.2)
+    return partial(policy_loss, token_stats=built(LLAMA).token_stats, config=SCORING)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
@@ -234,7 +236,7 @@ def test_a_value_model_of_its_own_learns_its_own_loss_and_leaves_the_policy_alon
 def test_a_value_head_on_the_policy_adds_its_loss_times_the_coefficient():
     config = dataclasses.replace(LLAMA, head="lm+scalar")
     model, trajectory, params = built(config), played(), lively(config)
-    policy = partial(ppo_policy_loss, token_stats=model.token_stats, clip=0.2)
+    policy = partial(policy_loss, token_stats=model.token_stats, config=SCORING)
     value = partial(ppo_value_loss, values=model.values, clip=0.2)
 
     def run(loss):

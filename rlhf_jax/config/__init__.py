@@ -1,0 +1,25 @@
+"""Frozen configs that validate themselves: what an experiment is made of.
+
+A config says what to do, never how; the functions that use it take plain arguments. Unset is `None`, so that 0.0 stays a setting.
+"""
+
+from rlhf_jax.config.data import Mixture, Text, World
+from rlhf_jax.config.experiment import Evaluation, Experiment
+from rlhf_jax.config.model import MeshConfig, ModelConfig
+from rlhf_jax.config.ppo import PPO, PolicyGradient
+from rlhf_jax.config.stages import SFT, Optim, Reward
+
+__all__ = [
+    "PPO",
+    "SFT",
+    "Evaluation",
+    "Experiment",
+    "MeshConfig",
+    "Mixture",
+    "ModelConfig",
+    "Optim",
+    "PolicyGradient",
+    "Reward",
+    "Text",
+    "World",
+]

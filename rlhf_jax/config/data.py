@@ -1,0 +1,62 @@
+"""Where text comes from and how it becomes tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rlhf_jax.checks import fraction, not_negative, positive, require
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The embedded instruction world: how many records are drawn from it, and how its annotator errs."""
+
+    demonstrations: int
+    prompts: int  # for sampling, by the comparisons and by PPO
+    families: tuple[str, ...] = ()  # of tasks that are trained; none: all
+    flawed: float = 0.0  # share of demonstrations with a mistake
+    chatty: float = 0.75  # share of these that is right but for talk around the answer
+    annotator_temperature: float = 0.25
+    annotator_flip: float = 0.0
+
+    def __post_init__(self):
+        positive(self, "demonstrations", "prompts")
+        fraction(self, "flawed", "chatty", "annotator_flip")
+        not_negative(self, "annotator_temperature")
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """How text becomes tokens."""
+
+    tokenizer: str  # "train:VOCAB" trains one on the world's corpus; else a path below the data root
+    template: str
+    length: int  # prompt + reply, tokens
+    prompt_length: int  # longer prompts lose their start
+
+    def __post_init__(self):
+        positive(self, "length", "prompt_length")
+        kind, colon, size = self.tokenizer.partition(":")
+        require(
+            not colon or kind != "train" or (size.isdecimal() and int(size) > 0),
+            f"text.tokenizer={self.tokenizer!r} must be train:VOCAB with a number of pieces, or a path below the data root",
+        )
+        require(
+            self.prompt_length < self.length,
+            f"prompt_length={self.prompt_length} leaves no room for a reply in length={self.length}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Sources and their weights, and the share of prompts held out of training. A source is `ADAPTER:GLOB` or `world:instruct`."""
+
+    sources: tuple[tuple[str, float], ...]
+    held_out: float = 0.05
+
+    def __post_init__(self):
+        require(bool(self.sources), "a mixture needs at least one source")
+        for name, weight in self.sources:
+            require(weight > 0, f"weight {weight} of source {name!r} must be above 0")
+        fraction(self, "held_out")
+        require(self.held_out < 1, f"held_out={self.held_out} leaves nothing to train on; it must be below 1")

@@ -1,0 +1,121 @@
+"""One run, complete in itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from rlhf_jax.checks import positive, require
+from rlhf_jax.config.data import Mixture, Text, World
+from rlhf_jax.config.model import ONE_DEVICE, MeshConfig, ModelConfig
+from rlhf_jax.config.ppo import PPO
+from rlhf_jax.config.stages import SFT, Reward
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What the policies are compared on: greedy and sampled replies to held-out prompts."""
+
+    prompts: int
+    rows: int
+    new_tokens: int
+    samples_shown: int = 24
+    positive_words: bool = False  # count the sentiment words of English replies
+
+    def __post_init__(self):
+        positive(self, "prompts", "rows", "new_tokens", "samples_shown")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run: which model, which text, which stages. Complete in itself; made by a registered function."""
+
+    name: str
+    scale: Literal["cpu", "gpu", "tpu"]
+    policy: ModelConfig
+    text: Text
+    evaluation: Evaluation
+    world: World | None = None
+    checkpoint: str | None = None  # a pretrained model below the data root that the policy starts from
+    sft: SFT | None = None
+    reward: Reward | None = None
+    reward_model: ModelConfig | None = None  # None: the policy's shape with a scalar head
+    ppo: PPO | None = None
+    prompts: Mixture | None = None  # what PPO asks; None: the world's prompts
+    mesh: MeshConfig = ONE_DEVICE
+    seed: int = 0
+    checkpoint_every: int = 100  # updates (PPO: iterations) between two checkpoints
+
+    def __post_init__(self):
+        positive(self, "checkpoint_every")
+        require(
+            self.policy.heads % self.mesh.tensor == 0,
+            f"policy.heads={self.policy.heads} is not a multiple of mesh.tensor={self.mesh.tensor}",
+        )
+        for name, model in (("policy", self.policy), ("reward_model", self.reward_shape)):
+            require(
+                self._longest <= model.max_length or model.position == "rope",
+                f"sequences of {self._longest} tokens (text.length, or text.prompt_length + new_tokens) exceed "
+                f"{name}.max_length={model.max_length}",
+            )
+            require(
+                model.vocab == self.policy.vocab,
+                f"{name}.vocab={model.vocab} is not policy.vocab={self.policy.vocab}; both read the same tokens",
+            )
+        for name, rows in self._row_counts():
+            require(
+                rows % self.mesh.row_shards == 0,
+                f"{name}={rows} does not split over mesh data x fsdp = {self.mesh.row_shards} devices",
+            )
+        require(
+            self.policy.head == "lm", f"policy.head={self.policy.head!r}: the stages add the heads they need; leave it"
+        )
+        require(self.ppo is None or self.ppo.reward == "gold" or self.reward is not None, "PPO needs a reward stage")
+        require(
+            self.ppo is None or not self.ppo.ptx_coef or self.ppo.ptx_data is not None or self.sft is not None,
+            "ppo.ptx_coef needs demonstrations: set ppo.ptx_data, or an SFT stage",
+        )
+        sampled = self.reward is not None and self.reward.data is None
+        require(
+            not sampled or self.world is None or self.world.prompts > self.evaluation.prompts,
+            "world.prompts must exceed evaluation.prompts: the last of them are held out of the sampled comparisons",
+        )
+        normalised = self.reward is not None and self.reward.scores == "normalised"
+        require(self.ppo is not None or not normalised, "reward.scores='normalised' is over PPO's samples; set ppo")
+        by_gold = sampled or (self.ppo is not None and self.ppo.reward == "gold")
+        require(self.prompts is None or not by_gold, "the world scores its own prompts only; leave prompts unset")
+        needs_world = any((
+            self.reward is not None and self.reward.data is None,
+            self.ppo is not None and (self.prompts is None or self.ppo.reward == "gold"),
+        ))  # fmt: skip
+        require(self.world is not None or not needs_world, f"{self.name} samples from a world but sets none")
+
+        pack = self.sft.pack_length if self.sft is not None else None
+        require(
+            pack is None or pack >= self.text.length,
+            f"sft.pack_length={pack} is shorter than text.length={self.text.length}; a row holds at least one example",
+        )
+
+    @property
+    def _longest(self) -> int:
+        """Tokens of the longest sequence that a model may read."""
+        new_tokens = max(self.evaluation.new_tokens, 0 if self.ppo is None else self.ppo.new_tokens)
+        return max(self.text.length, self.text.prompt_length + new_tokens)
+
+    def _row_counts(self):
+        for name, stage in (("sft", self.sft), ("reward", self.reward), ("ppo", self.ppo)):
+            if stage is not None:
+                optim = stage.optim
+                require(name == "ppo" or optim.steps is not None, f"{name}.optim.steps is not set")
+                yield f"{name}.optim.rows / microbatches", optim.rows // optim.microbatches
+        if self.ppo is not None:
+            yield "ppo.prompts x samples", self.ppo.prompts * self.ppo.samples
+            if self.ppo.ptx_rows is not None:
+                yield "ppo.ptx_rows / microbatches", self.ppo.ptx_rows // self.ppo.optim.microbatches
+        yield "evaluation.rows", self.evaluation.rows
+
+    @property
+    def reward_shape(self) -> ModelConfig:
+        """The reward model's config: its own, or the policy's with a scalar head."""
+        shape = self.policy if self.reward_model is None else self.reward_model
+        return dataclasses.replace(shape, head="scalar")

@@ -1,0 +1,161 @@
+"""Policy gradients: an algorithm as a combination of parts, and the stage that runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from rlhf_jax.checks import fraction, not_negative, one_of, positive, require
+from rlhf_jax.config.data import Mixture
+from rlhf_jax.config.stages import Optim
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyGradient:
+    """A policy-gradient algorithm as a combination of parts. The defaults are PPO.
+
+    Where the parts come from: losses/advantages.py (baseline), losses/policy.py (objective, normaliser), losses/kl.py (KL).
+    """
+
+    samples: int = 1  # responses per prompt
+    new_tokens: int  # per response
+    temperature: float = 1.0
+    # Advantages: rewards to go, or the sum of rewards on every token, minus a baseline. "value" is a critic with GAE.
+    baseline: Literal[
+        "value", "none", "moving_average", "batch_mean", "leave_one_out", "group_mean", "group_normalised"
+    ] = "value"
+    credit: Literal["token", "sequence"] = "token"
+    gamma: float = 1.0
+    lam: float = 0.95  # of GAE
+    decay: float = 0.9  # of the moving average
+    whiten_rewards: bool = False
+    whiten_advantages: bool = True
+    # The objective of a token, and how tokens are averaged.
+    objective: Literal["clip", "score", "truncated"] = "clip"
+    ratio: Literal["token", "sequence"] = "token"
+    clip: float = 0.2
+    clip_high: float | None = None  # None: as clip
+    dual_clip: float | None = None
+    importance_cap: float = 2.0  # of the objective "truncated"
+    normaliser: Literal["token", "sequence", "constant", "group"] = "token"  # constant: new_tokens
+    epochs: int = 1
+    # KL to the reference: k1 in the reward, or k2, k3 or exact in the loss.
+    kl_in: Literal["reward", "loss"] = "reward"
+    kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
+    kl_coef: float = 0.05
+    kl_target: float | None = None  # nats per sequence; None: the coefficient is fixed
+    kl_horizon: float = 10_000.0  # episodes
+    # Responses that do not end in time.
+    missing_stop_score: float | None = None  # replaces the score of responses without a stop token
+    overlong_filter: bool = False  # they teach the policy nothing
+    overlong_cache: int | None = None  # tokens before new_tokens over which the score falls by 1
+
+    def __post_init__(self):
+        positive(self, "samples", "new_tokens", "temperature", "clip", "clip_high", "importance_cap", "epochs")
+        positive(self, "kl_target", "kl_horizon", "overlong_cache")
+        one_of(self, "baseline", "credit", "objective", "ratio", "normaliser", "kl_in", "kl_estimator")
+        fraction(self, "gamma", "lam", "decay")
+        not_negative(self, "kl_coef")
+        require(self.kl_target is None or self.kl_coef > 0, "an adaptive kl_coef must start above 0")
+        require(
+            self.baseline not in ("leave_one_out", "group_mean", "group_normalised") or self.samples > 1,
+            f"baseline={self.baseline!r} compares the responses to one prompt: set samples to 2 or more",
+        )
+        require(
+            self.credit == "token" or self.baseline != "value",
+            "baseline='value' has a value for every token: leave credit='token'",
+        )
+        require(
+            self.credit == "token" or self.gamma == 1,
+            f"gamma={self.gamma} discounts tokens, but credit='sequence' gives all of them the same advantage",
+        )
+        require(
+            self.baseline != "group_normalised" or self.credit == "sequence",
+            "baseline='group_normalised' divides whole responses' rewards: set credit='sequence'",
+        )
+        require(
+            self.dual_clip is None or self.dual_clip > 1,
+            f"dual_clip={self.dual_clip} bounds ratios above 1; it must be above 1",
+        )
+        require(
+            self.overlong_cache is None or self.overlong_cache <= self.new_tokens,
+            f"overlong_cache={self.overlong_cache} exceeds new_tokens={self.new_tokens}",
+        )
+        require(
+            self.kl_in == "loss" or self.kl_estimator == "k1",
+            f"kl_estimator={self.kl_estimator!r} in the reward has another gradient than the KL's: its own dependence on the policy is "
+            "lost there; only k1 has none. Set kl_in='loss', or kl_estimator='k1'",
+        )
+        require(
+            self.kl_in == "reward" or self.kl_estimator != "k1",
+            "kl_estimator='k1' in the loss teaches nothing: its gradient is 0 on average whatever the reference; take k2 or exact",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPO(PolicyGradient):
+    """Policy gradients on prompts, PPO unless its parts say otherwise.
+
+    Source: Ziegler et al. 2019; Stiennon et al. 2020; Ouyang et al. 2022.
+    """
+
+    optim: Optim  # rows: per minibatch; steps stay unset
+    value_optim: Optim | None  # None: the value is a head on the policy, or there is none
+    iterations: int
+    prompts: int  # per iteration
+    value_clip: float | None = 0.2
+    value_coef: float = 0.1  # weight of the value loss where the value is a head on the policy
+    value_init: Literal["reward", "policy"] = "reward"
+    # Text of the token that must end a response, Ziegler's truncation; eos alone is a missing stop.
+    stop_token: str | None = None
+    stop_after: int = 0  # tokens that must stand before it
+    reward: Literal["model", "gold"] = "model"  # gold: the world's own scorer, a Python callable on text
+    ptx_coef: float = 0.0  # weight of the mean NLL of a demonstration batch in the same gradient
+    ptx_rows: int | None = None  # per minibatch
+    ptx_data: Mixture | None = None  # None: the demonstrations of the SFT stage
+    ema: float | None = None  # decay of the averaged policy that is evaluated and kept
+
+    def __post_init__(self):
+        super().__post_init__()
+        positive(self, "iterations", "prompts", "value_clip", "ptx_rows")
+        one_of(self, "value_init", "reward")
+        fraction(self, "ema")
+        require(
+            self.baseline == "value" or self.value_optim is None,
+            f"baseline={self.baseline!r} has no value model to train: set value_optim to none",
+        )
+        require(
+            self.baseline != "value" or self.value_optim is not None or self.normaliser == "token",
+            f"normaliser={self.normaliser!r}: a value head on the policy shares its mean over tokens; give the value a value_optim",
+        )
+        not_negative(self, "value_coef", "ptx_coef", "stop_after")
+        episodes = self.prompts * self.samples
+        require(
+            episodes % self.optim.rows == 0,
+            f"{self.prompts} prompts x {self.samples} samples do not split into minibatches of {self.optim.rows} rows",
+        )
+        split = (self.optim.rows, self.optim.microbatches)
+        for name, optim in (("optim", self.optim), ("value_optim", self.value_optim)):
+            require(
+                optim is None or (optim.steps, optim.rows, optim.microbatches) == (None, *split),
+                f"ppo.{name}.steps follows from iterations x epochs x minibatches: leave it unset; and rows and microbatches must "
+                f"be the same for policy and value, here {split[0]} and {split[1]}",
+            )
+        require(
+            (self.ptx_coef > 0) == (self.ptx_rows is not None), "ptx_coef and ptx_rows go together: set both or neither"
+        )
+        require(
+            self.ptx_rows is None or self.ptx_rows % self.optim.microbatches == 0,
+            f"ptx_rows={self.ptx_rows} do not split into optim.microbatches={self.optim.microbatches}",
+        )
+        for optim in (self.optim, self.value_optim):
+            if optim is not None:
+                self.with_steps(optim)  # checks the warm-up against the number of updates
+
+    @property
+    def minibatches(self) -> int:
+        return self.prompts * self.samples // self.optim.rows
+
+    def with_steps(self, optim: Optim) -> Optim:
+        """The optimiser config with the number of updates of the whole run."""
+        return dataclasses.replace(optim, steps=self.iterations * self.epochs * self.minibatches)

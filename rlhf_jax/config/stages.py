@@ -1,0 +1,86 @@
+"""The stages of training before reinforcement learning, and the optimiser that all of them share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from rlhf_jax.checks import fraction, not_negative, one_of, positive, require
+from rlhf_jax.config.data import Mixture
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """AdamW with a learning-rate schedule. `steps` are optimiser updates, `rows` the batch over all devices."""
+
+    lr: float
+    rows: int
+    steps: int | None = None  # None: PPO, which derives it from iterations x epochs x minibatches
+    microbatches: int = 1
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    final_lr: float = 0.0  # as a share of lr, reached after `steps`
+    warmup: int = 0  # updates from lr / warmup to lr
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # on matrices only
+    max_grad_norm: float | None = 1.0  # None: no clipping
+
+    def __post_init__(self):
+        positive(self, "lr", "steps", "rows", "microbatches", "eps", "max_grad_norm")
+        one_of(self, "schedule")
+        fraction(self, "final_lr", "b1", "b2")
+        not_negative(self, "warmup", "weight_decay")
+        require(
+            self.rows % self.microbatches == 0, f"{self.rows} rows do not split into {self.microbatches} microbatches"
+        )
+        require(
+            self.steps is None or self.warmup <= self.steps, f"warmup={self.warmup} is longer than steps={self.steps}"
+        )
+
+    @property
+    def total(self) -> int:
+        """How many updates there are. Raises: ValueError where that is not said."""
+        if self.steps is None:
+            raise ValueError("optim.steps is not set; say how many updates there are")
+        return self.steps
+
+
+@dataclasses.dataclass(frozen=True)
+class SFT:
+    """Supervised fine-tuning on demonstrations, loss on the reply."""
+
+    data: Mixture
+    optim: Optim
+    pack_length: int | None = None  # rows of so many tokens hold several examples; None: one example to a row
+    eval_every: int | None = None
+
+    def __post_init__(self):
+        positive(self, "pack_length", "eval_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """A reward model: trained on comparisons (Bradley-Terry), or on binary labels (logistic)."""
+
+    data: Mixture | None  # None: pairs are sampled from the policy and labelled by the world's annotator
+    optim: Optim
+    pairs: int | None = None  # how many comparisons are collected when they are sampled
+    temperature: float = 1.0  # at which they are sampled
+    init: Literal["policy", "random"] = "policy"
+    # What a score of 0 means: whatever came out; the held-out texts' mean; or the mean of samples of the policy it starts from, with
+    # their standard deviation as the unit (Ziegler et al. 2019), so that kl_coef and missing_stop_score mean the same in every run.
+    scores: Literal["raw", "centred", "normalised"] = "raw"
+    eval_every: int | None = None
+
+    def __post_init__(self):
+        positive(self, "pairs", "temperature", "eval_every")
+        one_of(self, "init", "scores")
+        require(
+            self.scores != "centred" or self.data is None or self.data.held_out > 0,
+            "reward.scores='centred' is the mean of held-out texts; give reward.data.held_out a share above 0",
+        )
+        require(
+            (self.data is None) == (self.pairs is not None),
+            "a reward stage has either data, or a number of pairs to sample from the policy; set exactly one",
+        )
