@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -19,11 +20,13 @@ from typing import Any
 
 from experiments.registry import Claim, Entry
 from rlhf_jax.config import Experiment, Mixture
+from rlhf_jax.config.study import Study
 from rlhf_jax.overrides import difference, to_dict
 from rlhf_jax.report.files import write_atomic
 from rlhf_jax.report.html import write_report
 from rlhf_jax.report.run_report import run_report
 from rlhf_jax.report.runs import (
+    ABOUT,
     CONFIG,
     ENVIRONMENT,
     REPORT,
@@ -36,6 +39,7 @@ from rlhf_jax.report.runs import (
     read_run,
     seed_directories,
 )
+from rlhf_jax.report.study import write_study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Plan:
     """What to run and where. `seeds` is how many, from the experiment's own seed on."""
 
     entry: Entry
-    experiment: Experiment
+    experiment: Experiment | Study
     directory: Path
     seeds: int
     resume: bool
@@ -58,9 +62,13 @@ def execute(plan: Plan) -> RunFiles:
     start_jax(plan.experiment)
     check_directory(plan)
     check_devices(plan.experiment)
-    check_data(plan.experiment, plan.data_root)
+    if isinstance(plan.experiment, Experiment):
+        check_data(plan.experiment, plan.data_root)
     record(plan)
     first = plan.experiment.seed
+    if isinstance(plan.experiment, Study):
+        run_study(plan, plan.experiment)
+        return summarise(plan.directory, plan.entry)
     for seed in range(first, first + plan.seeds):
         directory = plan.directory / f"{SEED}{seed}"
         if (directory / SUMMARY).is_file():
@@ -75,7 +83,7 @@ def seeds_to_run(directory: Path, asked: int | None, resume: bool) -> int:
     return asked or (resume and len(seed_directories(directory))) or 1
 
 
-def start_jax(experiment: Experiment) -> None:
+def start_jax(experiment: Experiment | Study) -> None:
     """What must stand before JAX starts: as many devices of the CPU as the mesh asks for, and the cache of programs."""
     import logging
 
@@ -120,7 +128,7 @@ def check_directory(plan: Plan) -> None:
         )
 
 
-def check_devices(experiment: Experiment) -> None:
+def check_devices(experiment: Experiment | Study) -> None:
     """Raises: ValueError where the devices are not those that the scale and the mesh are meant for."""
     import jax
 
@@ -178,8 +186,19 @@ def record(plan: Plan) -> None:
     path = plan.directory / ENVIRONMENT
     first, now = read_json(path, None), environment()
     written = now if first is None else {**first, "resumed": [*first.get("resumed", []), now]}
+    entry = plan.entry
+    about = {"paper": entry.paper, "claim": entry.claim, "description": inspect.cleandoc(entry.doc)}
     _write_json(plan.directory / CONFIG, _config(plan.experiment))
+    _write_json(plan.directory / ABOUT, about)
     _write_json(path, written)
+
+
+def run_study(plan: Plan, study: Study) -> None:
+    """All seeds of a study together, unless they have finished."""
+    seeds = range(study.seed, study.seed + plan.seeds)
+    if all((plan.directory / f"{SEED}{seed}" / SUMMARY).is_file() for seed in seeds):
+        return
+    write_study(plan.directory, study.seed, plan.seeds, plan.entry.study_program()(study, plan.seeds))
 
 
 def run_seed(experiment: Experiment, directory: Path, data_root: Path | None) -> None:
@@ -231,7 +250,7 @@ def verdict(claim: Claim, seeds: int) -> dict[str, Any]:
     }
 
 
-def _config(experiment: Experiment) -> dict[str, Any]:
+def _config(experiment: Experiment | Study) -> dict[str, Any]:
     # As it comes back from the file, so that the two can be compared.
     return json.loads(json.dumps(to_dict(experiment)))
 

@@ -6,15 +6,23 @@ import dataclasses
 import importlib
 import math
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf_jax.config import Experiment
+from rlhf_jax.config.study import Study
 from rlhf_jax.eval.preference import mean_and_error
 from rlhf_jax.overrides import unknown_name
 
-MODULES = ("quickstart", "smoke", "real", "instructgpt2022")
+if TYPE_CHECKING:
+    from rlhf_jax.report.study import StudyResult
+
+MODULES = ("quickstart", "smoke", "real", "instructgpt2022", "exact.entries")
 SCALES = ("cpu", "gpu", "tpu")
 
-Make = Callable[[str], Experiment]
+Make = Callable[[str], Experiment | Study]
+Made = TypeVar("Made", bound=Make)
+RunStudy = Callable[[Any, int], "StudyResult"]
+"""(study, number of seeds) -> what came out, of all seeds from the study's own on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +56,19 @@ class Entry:
     costs: Mapping[str, str]
     make: Make
     judge: Judge | None
+    run_study: str | None = None  # of a study: "module:function", imported when it runs; None: the pipeline of stages
 
     @property
     def doc(self) -> str:
         return (self.make.__doc__ or "").strip()
 
-    def experiment(self, scale: str) -> Experiment:
+    def study_program(self) -> RunStudy:
+        """The function that runs a study."""
+        assert self.run_study is not None, "a study is registered with what runs it"
+        module, _, function = self.run_study.partition(":")
+        return getattr(importlib.import_module(module), function)
+
+    def experiment(self, scale: str) -> Any:
         """The config at a scale. Raises: ValueError for a scale that the experiment does not have."""
         if scale not in self.costs:
             raise ValueError(f"{self.name} has no scale {scale!r}; it has {', '.join(self.costs)}")
@@ -63,13 +78,23 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {}
 
 
-def register(name: str, *, paper: str, claim: str, costs: Mapping[str, str], judge: Judge | None = None):
-    """Enters `make(scale) -> Experiment` under a name. Its docstring states source, expected cost and expected outcome."""
+def register(
+    name: str,
+    *,
+    paper: str,
+    claim: str,
+    costs: Mapping[str, str],
+    judge: Judge | None = None,
+    run_study: str | None = None,
+):
+    """Enters `make(scale) -> Experiment` under a name, or with `run_study` a `Study`.
 
-    def enter(make: Make) -> Make:
+    Its docstring states source, expected cost and expected outcome."""
+
+    def enter(make: Made) -> Made:
         if name in _ENTRIES:
             raise ValueError(f"experiment {name!r} is registered twice")
-        _ENTRIES[name] = Entry(name, paper, claim, costs, make, judge)
+        _ENTRIES[name] = Entry(name, paper, claim, costs, make, judge, run_study)
         return make
 
     return enter

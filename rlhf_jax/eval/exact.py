@@ -57,12 +57,12 @@ def entropy(logp: Table) -> Scalar:
     return -jnp.mean(jnp.sum(jnp.exp(logp) * jnp.where(logp > -jnp.inf, logp, 0.0), axis=1))
 
 
-def objective(logp: Table, logref: Table, rewards: Table, beta: float) -> Scalar:
+def objective(logp: Table, logref: Table, rewards: Table, beta: Scalar | float) -> Scalar:
     """J = E[r] - beta KL(policy || reference)."""
     return expected(logp, rewards) - beta * kl(logp, logref)
 
 
-def optimum(logref: Table, rewards: Table, beta: float) -> tuple[Table, Scalar]:
+def optimum(logref: Table, rewards: Table, beta: Scalar | float) -> tuple[Table, Scalar]:
     """(log pi*, J*): the policy of highest J, pi* = pi_ref exp(r / beta) / Z, and its J* = beta mean log Z.
 
     For every policy, J* - J(pi) = beta KL(pi || pi*). Source: Korbak et al. 2022 (arXiv:2205.11275); Rafailov et al. 2023, eq. 4.
@@ -72,7 +72,7 @@ def optimum(logref: Table, rewards: Table, beta: float) -> tuple[Table, Scalar]:
     return tilted - log_z, beta * jnp.mean(log_z)
 
 
-def best_of_n(logref: Table, scores: Table, n: float) -> Table:
+def best_of_n(logref: Table, scores: Table, n: Scalar | float) -> Table:
     """log-probabilities of the best of n samples by these scores, for any real n >= 1; equal scores share their part as pi_ref does.
 
     With c(s) the mass of the scores up to s, the group of score s is drawn with c(s)^n - c(before s)^n.
@@ -148,3 +148,22 @@ def sqrt_kl_slope(logref: Table, rewards: Table) -> PerPrompt:
     p = jnp.exp(logref)
     mean = jnp.sum(p * rewards, axis=1, keepdims=True)
     return jnp.sqrt(2 * jnp.sum(p * jnp.square(rewards - mean), axis=1))
+
+
+def frontier(logref: Table, rewards: Table, betas: Float[Array, "B"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    """(KL, E[r]) of the optimum at each price of KL: no policy has more reward at its KL. Source: Rafailov et al. 2023, eq. 4."""
+
+    def point(beta):
+        best, _ = optimum(logref, rewards, beta)
+        return kl(best, logref), expected(best, rewards)
+
+    return jax.lax.map(point, betas)
+
+
+def most_reward_at(logref: Table, rewards: Table, betas: Float[Array, "B"], kl: Float[Array, "P"]) -> Float[Array, "P"]:
+    """The most E[r] that any policy can have at each KL: min over beta of J*(beta) + beta KL, the frontier if beta ran over all prices.
+
+    For any set of prices it is an upper bound, since E[r] - beta KL <= J*(beta) for every policy and every beta.
+    """
+    best = jax.lax.map(lambda beta: optimum(logref, rewards, beta)[1], betas)
+    return jnp.min(best[:, None] + betas[:, None] * kl[None, :], axis=0)

@@ -39,12 +39,36 @@ def figure_tables(figures: Mapping[str, Figure]) -> list[FigureTable]:
         (rest, *(shown(figures, found[policy]) if policy in found else "–" for policy in present))
         for rest, found in compared.items()
     ]
+    matrices = alike(figures, [name for name in names if name not in taken])
+    taken |= {f"{row[0]}/{column}" for table in matrices for row in table.rows for column in table.columns[1:]}
     others = [(name, shown(figures, name)) for name in names if name not in taken]
     tables = [
         FigureTable("Policies", ("figure", *present), tuple(policies)),
+        *matrices,
         FigureTable("Figures", ("figure", "value"), tuple(others)),
     ]
     return [table for table in tables if table.rows]
+
+
+def alike(figures: Mapping[str, Figure], names: Sequence[str]) -> list[FigureTable]:
+    """Tables of figures called ROW/COLUMN, for every set of two columns or more that at least two rows have."""
+    columns: dict[str, list[str]] = {}
+    for name in names:
+        row, slash, column = name.partition("/")
+        if slash:
+            columns.setdefault(row, []).append(column)
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for row, found in columns.items():
+        rows.setdefault(tuple(found), []).append(row)
+    return [
+        FigureTable(
+            "Side by side",
+            ("", *found),
+            tuple((row, *(shown(figures, f"{row}/{column}") for column in found)) for row in there),
+        )
+        for found, there in rows.items()
+        if len(found) > 1 and len(there) > 1
+    ]
 
 
 def side_by_side(runs: Mapping[str, Mapping[str, Figure]]) -> FigureTable:

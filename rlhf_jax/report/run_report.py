@@ -96,7 +96,9 @@ def run_report(run: RunFiles) -> str:
     """The page of one run with all its seeds; what a run has no data for does not appear."""
     figures, runs = run.figures, {"": run}
     sections = [
+        _what(run),
         _verdicts(run),
+        Section("Curves", [Plot(line_plot(**plot)) for plot in run.plots]),
         _figures(run),
         *(Section(title, _stage(runs, title)) for title in STAGES),
         _samples(run),
@@ -166,6 +168,13 @@ def _verdicts(run: RunFiles) -> Section:
 
 def _badge(verdict: str) -> Badge:
     return Badge(verdict, TONES.get(verdict, "open"))
+
+
+def _what(run: RunFiles) -> Section:
+    """What the experiment is and what is expected of it, as its registry says."""
+    parts = [run.about.get("description", ""), f"Paper: {run.about['paper']}" if "paper" in run.about else ""]
+    text = "\n\n".join(part for part in parts if part)
+    return Section("What this is", [Text(text)] if text else [])
 
 
 def _figures(run: RunFiles) -> Section:

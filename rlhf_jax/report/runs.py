@@ -15,11 +15,13 @@ import numpy as np
 from rlhf_jax.eval.preference import mean_and_error
 from rlhf_jax.report.metrics import FILE, Series, read_metrics
 
-CONFIG, ENVIRONMENT, SUMMARY, VERDICTS, REPORT = (
+ABOUT, CONFIG, ENVIRONMENT, SUMMARY, VERDICTS, PLOTS, REPORT = (
+    "experiment.json",
     "config.json",
     "environment.json",
     "summary.json",
     "verdicts.json",
+    "plots.json",
     "report.html",
 )
 SEED = "seed_"
@@ -55,6 +57,8 @@ class RunFiles:
     environment: Mapping[str, Any]
     verdicts: Sequence[Mapping[str, Any]]
     seeds: tuple[SeedFiles, ...]
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)  # the experiment's paper, claim and description
+    plots: Sequence[Mapping[str, Any]] = ()  # of a study: the arguments of `line_plot`
 
     @property
     def finished(self) -> int:
@@ -90,6 +94,8 @@ def read_run(directory: Path) -> RunFiles:
         read_json(directory / ENVIRONMENT, {}),
         read_json(directory / VERDICTS, []),
         tuple(map(_read_seed, seed_directories(directory))),
+        read_json(directory / ABOUT, {}),
+        [_plot(plot) for plot in read_json(directory / PLOTS, [])],
     )
 
 
@@ -138,6 +144,10 @@ def _read_seed(directory: Path) -> SeedFiles:
         [json.loads(line) for line in lines if line],
         read_json(directory / "calibration.json", {}),
     )
+
+
+def _plot(plot: Mapping[str, Any]) -> dict[str, Any]:
+    return {**plot, "series": {label: (x, y) for label, (x, y) in plot["series"].items()}}
 
 
 def _seed_of(directory: Path) -> int:

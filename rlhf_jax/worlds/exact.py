@@ -10,7 +10,9 @@ import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
 from rlhf_jax.types import TokenBatch
 
@@ -75,6 +77,23 @@ class ExactWorld:
         real = columns < sizes
         loss_mask = real & (columns >= self.prompt_length)
         return TokenBatch(tokens, np.where(real, columns, 0), real.astype(np.int32), loss_mask)  # pyright: ignore[reportArgumentType]
+
+    def numbers_of(self, responses: Int[Array, "B L"], written: Bool[Array, "B L"]) -> Int[Array, "B"]:
+        """The place in `strings` of each response, whose tokens stand where `written` is True, from the first column on."""
+        words = written & (responses != EOS)
+        count = jnp.sum(words, axis=1)
+        starts = np.cumsum([0] + [self.words**n for n in range(self.length)])  # of the strings of n words
+        value = jnp.zeros(responses.shape[0], jnp.int32)
+        for column in range(responses.shape[1]):
+            digit = responses[:, column] - 1
+            value = jnp.where(words[:, column], value * self.words + digit, value)
+        return jnp.asarray(starts, jnp.int32)[count] + value
+
+    def prompt_batch(self, prompts: np.ndarray) -> TokenBatch:
+        """These prompts alone, by number, [B, prompt_length]; nothing in them is to be learned."""
+        tokens = np.array([self.prompt(int(number)) for number in prompts], np.int32)
+        columns = np.broadcast_to(np.arange(self.prompt_length, dtype=np.int32), tokens.shape)
+        return TokenBatch(tokens, columns, np.ones_like(tokens), np.zeros_like(tokens, bool))  # pyright: ignore[reportArgumentType]
 
     @cached_property
     def word_values(self) -> np.ndarray:

@@ -40,8 +40,11 @@ def test_every_experiment_says_what_it_is_what_it_claims_and_what_it_costs(name)
 
 
 def test_every_file_of_experiments_that_registers_something_is_listed():
+    folder = ROOT / "experiments"
     files = [
-        path.stem for path in (ROOT / "experiments").glob("*.py") if re.search(r"^@register\(", path.read_text(), re.M)
+        ".".join(path.relative_to(folder).with_suffix("").parts)
+        for path in folder.rglob("*.py")
+        if re.search(r"^@register\(", path.read_text(), re.M)
     ]
     assert sorted(files) == sorted(registry.MODULES)
 

@@ -55,7 +55,8 @@ def error_of(capsys, arguments) -> str:
 
 def test_a_run_leaves_its_files_and_a_folder_per_seed(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "config.json", "environment.json", "summary.json", "verdicts.json", "report.html", "seed_5", "seed_6",
+        "config.json", "environment.json", "experiment.json", "summary.json", "verdicts.json", "report.html",
+        "seed_5", "seed_6",
     }  # fmt: skip
     for seed in ("seed_5", "seed_6"):
         names = {path.name for path in (finished / seed).iterdir()}

@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -88,3 +89,18 @@ def test_demonstrations_never_repeat_a_word_and_their_probabilities_are_those_by
 def test_impossible_sizes_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         ExactWorld(**sizes)
+
+
+@pytest.mark.parametrize("world", [WORLD, TINY, ExactWorld(vocab=4, length=3, prompts=5)])
+def test_numbers_of_finds_every_string_in_the_list(world):
+    batch, start, count = world.batch, world.prompt_length, len(world.strings)
+    tokens, written = (np.asarray(x)[:, start:] for x in (batch.tokens, batch.loss_mask))
+    numbers = world.numbers_of(jnp.asarray(tokens), jnp.asarray(written))
+    np.testing.assert_array_equal(numbers, np.tile(np.arange(count), world.prompts))
+
+
+def test_a_prompt_batch_is_the_prompts_alone():
+    batch = TINY.prompt_batch(np.array([2, 0]))
+    assert [tuple(row) for row in batch.tokens] == [TINY.prompt(2), TINY.prompt(0)]
+    assert not batch.loss_mask.any()
+    assert batch.segments.all()

@@ -1,0 +1,1 @@
+"""The exact world: every algorithm measured against an optimum that is known."""

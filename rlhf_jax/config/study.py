@@ -1,0 +1,141 @@
+"""Experiments that are not a pipeline of stages: small programs over all seeds at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from rlhf_jax.checks import fraction, not_negative, positive, require
+from rlhf_jax.config.model import ONE_DEVICE, MeshConfig, ModelConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """What every study has. Its seeds run together, in one compiled program."""
+
+    name: str
+    scale: Literal["cpu", "gpu", "tpu"] = "cpu"
+    seed: int = 0
+
+    @property
+    def mesh(self) -> MeshConfig:
+        """A study runs on one device."""
+        return ONE_DEVICE
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactWorldConfig:
+    """The world whose strings are all listed (`worlds/exact.py`)."""
+
+    vocab: int = 6  # words, and the end of a string
+    length: int = 5  # tokens of a string, at most
+    prompts: int = 4
+    stop: float = 0.3
+    repeat_penalty: float = 0.6
+    seed: int = 0
+
+    def __post_init__(self):
+        positive(self, "vocab", "length", "prompts")
+        fraction(self, "stop")
+        not_negative(self, "repeat_penalty")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExactStudy(Study):
+    """A study in the exact world: its policy, how the reference is fine-tuned, and the price of KL."""
+
+    world: ExactWorldConfig = ExactWorldConfig()
+    width: int = 32
+    layers: int = 1
+    heads: int = 2
+    reference_steps: int = 600
+    reference_rows: int = 256
+    reference_lr: float = 3e-3  # of Adam, cosine to 0
+    beta: float = 0.3  # nats^-1: reward given up for a nat of KL to the reference
+
+    def __post_init__(self):
+        positive(self, "width", "layers", "heads", "reference_steps", "reference_rows", "reference_lr", "beta")
+        require(
+            self.width % (2 * self.heads) == 0,
+            f"width={self.width} does not divide into heads={self.heads} of even size",
+        )
+
+    @property
+    def policy(self) -> ModelConfig:
+        """The ordinary decoder, small."""
+        return ModelConfig(
+            vocab=self.world.vocab,
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.heads,
+            mlp=3 * self.width,
+            max_length=self.world.length + 8,
+            tied=False,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnPolicyStudy(ExactStudy):
+    """Algorithms that learn from their own samples, from one reference, for as many steps."""
+
+    algorithms: tuple[str, ...]  # names in experiments/algorithms.py
+    steps: int = 300  # rollouts
+    rows: int = 256  # responses per rollout
+    lr: float = 3e-3  # of Adam, constant
+    reuse_lr: float = 1e-3  # of algorithms that learn from a rollout more than once
+    value_lr: float = 3e-3
+    every: int = 25  # steps between two exact measurements
+
+    def __post_init__(self):
+        super().__post_init__()
+        positive(self, "steps", "rows", "lr", "reuse_lr", "value_lr", "every")
+        require(bool(self.algorithms), "algorithms is empty; name at least one")
+        require(self.steps % self.every == 0, f"every={self.every} does not divide steps={self.steps}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EstimatorStudy(ExactStudy):
+    """Gradients from samples beside the enumerated ones, at a policy some way from the reference."""
+
+    batches: int = 400
+    rows: int = 256  # responses per batch
+    samples: int = 4  # per prompt
+    ascent_steps: int = 10  # of Adam on the exact objective, from the reference to that policy
+    ascent_lr: float = 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
+        positive(self, "batches", "rows", "samples", "ascent_steps", "ascent_lr")
+        require(self.samples > 1, f"samples={self.samples}: leave-one-out needs 2 or more")
+        groups = self.samples * self.world.prompts
+        require(self.rows % groups == 0, f"rows={self.rows} do not split into samples x prompts = {groups}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrontierStudy(ExactStudy):
+    """The most reward at every KL, and where policies that are not optimal lie beside it."""
+
+    betas: tuple[float, ...]  # from high to low
+    policies: int = 64  # of random parameters around the reference
+
+    def __post_init__(self):
+        super().__post_init__()
+        positive(self, "policies")
+        require(
+            len(self.betas) > 2 and all(a > b > 0 for a, b in zip(self.betas, self.betas[1:], strict=False)),
+            f"betas={self.betas} must be three or more prices above 0, from high to low",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestOfNStudy(ExactStudy):
+    """Best-of-n by the gold reward: its KL beside the formula."""
+
+    counts: tuple[int, ...]  # n
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            bool(self.counts) and min(self.counts) >= 1, f"counts={self.counts} must be numbers of samples, 1 or more"
+        )
