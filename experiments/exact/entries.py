@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 
 from experiments.registry import Claim, measured, register
-from rlhf_jax.config.study import BestOfNStudy, EstimatorStudy, FrontierStudy, OnPolicyStudy
+from rlhf_jax.config.study import BestOfNStudy, EstimatorStudy, FrontierStudy, OnPolicyStudy, PreferenceStudy
 from rlhf_jax.eval.preference import mean_and_error
 
 NEAR, FAR = 0.03, 0.1
@@ -241,3 +241,44 @@ def bon_kl(scale: str) -> BestOfNStudy:
     Strings of the same words tie, and each tie lowers the KL. It ends where the best strings are all that is drawn.
     """
     return BestOfNStudy(name="exact/bon_kl", counts=(1, 2, 4, 16, 64, 256, 1024, 4096))
+
+
+def judge_preference(figures: Mapping[str, list[float]]) -> list[Claim]:
+    """How DPO's error falls with the data, and that nothing beats the frontier."""
+    exponent, error = measured(figures, "dpo/exponent")
+    falls = "gap ~ pairs^a with a in [-0.75, -0.25]"
+    above = {name: values for name, values in figures.items() if name.endswith("/above")}
+    most = max(above, key=lambda name: max(above[name]))
+    highest, spread = measured(figures, most)
+    return [
+        Claim("DPO's gap falls about as 1 / sqrt(pairs)", falls, exponent, error, -0.75 <= exponent <= -0.25),
+        Claim(
+            "no objective lies above the frontier",
+            f"excess of {most} < {ABOVE}",
+            highest,
+            spread,
+            max(above[most]) < ABOVE,
+        ),
+    ]
+
+
+@register(
+    "exact/preference",
+    paper="Rafailov et al. 2023; Azar et al. 2023; Ethayarajh et al. 2024",
+    claim="DPO approaches the optimum of E[r] - beta KL as 1 / sqrt(pairs); no objective lies above the frontier of reward and KL",
+    costs={"cpu": "8 min for 5 seeds on 2 cores"},
+    judge=judge_preference,
+    run_study="experiments.exact.preference:run",
+)
+def preference(scale: str) -> PreferenceStudy:
+    """Seven objectives on pairs of the reference's samples with Bradley-Terry labels, over three betas; DPO over four numbers of pairs.
+
+    Expected: DPO's gap falls by half and more for four times the pairs; the log-probability of chosen strings falls while the margin grows;
+    objectives without a reference (SimPO, ORPO, SLiC) lie further below the frontier, and nothing lies above it.
+    """
+    return PreferenceStudy(
+        name="exact/preference",
+        objectives=("dpo", "cdpo", "ipo", "kto", "simpo", "orpo", "slic"),
+        betas=(0.1, 0.3, 1.0),
+        pairs=(500, 2_000, 8_000, 32_000),
+    )

@@ -34,11 +34,15 @@ def run(study: EstimatorStudy, seeds: int) -> StudyResult:
     """Mean gradient over batches of every estimator, its scale on and cosine with the enumerated one, and its variance."""
     setting = open_setting(study)
     init, noise = jnp.swapaxes(jax.vmap(jax.random.split)(seed_keys(study, seeds)), 0, 1)
-    with progress(2, study.name) as bar:
+    with progress(1 + study.parts, study.name) as bar:
         pair = over_seeds(partial(two_policies, setting, study))(init)
         bar.advance("policies")
-        found = jax.tree.map(np.asarray, over_seeds(partial(compare_gradients, setting, study))(noise, *pair))
-        bar.advance("gradients")
+        add_up, sums = over_seeds(partial(sum_gradients, setting, study)), None
+        for part in range(study.parts):
+            more = jax.block_until_ready(add_up(jnp.full(seeds, part), noise, *pair))
+            sums = more if sums is None else jax.tree.map(jnp.add, sums, more)
+            bar.advance("gradients")
+        found = jax.tree.map(np.asarray, over_seeds(partial(compare_gradients, setting, study))(sums, *pair))
     figures = {f"{name}/{what}": values for name, each in found.items() for what, values in each.items()}
     rows = np.arange(len(OBJECTIVES))
     names = ", ".join(f"{n} {name}" for n, name in enumerate(OBJECTIVES))
@@ -133,10 +137,14 @@ TRUTH = {
 }
 
 
-def compare_gradients(
-    setting: Setting, study: EstimatorStudy, key: jax.Array, reference: Params, params: Params
-) -> dict[str, dict[str, jax.Array]]:
-    """By estimator: `scale` on the truth, `cosine`, relative `error` with its Monte-Carlo `noise`, and total `variance` of a batch."""
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+"""By estimator: the sum of the gradients of all batches, and of their squared norms."""
+
+
+def sum_gradients(
+    setting: Setting, study: EstimatorStudy, part: jax.Array, key: jax.Array, reference: Params, params: Params
+) -> Sums:
+    """The sums over one part of the batches."""
     groups = study.rows // study.samples
     group, sample = np.repeat(np.arange(groups), study.samples), np.tile(np.arange(study.samples), groups)
     prompt = group % study.world.prompts
@@ -145,15 +153,19 @@ def compare_gradients(
     def one(batch: jax.Array):
         keys = row_keys(key, batch, group, sample)
         rollout = generate(params, prompts, keys, 1.0, model=setting.policy, new_tokens=study.world.length, stop=(EOS,))
-        return sampled_gradients(setting, study, reference, params, rollout, jnp.asarray(prompt))
+        gradients = sampled_gradients(setting, study, reference, params, rollout, jnp.asarray(prompt))
+        return {name: (gradient, jnp.sum(gradient * gradient)) for name, gradient in gradients.items()}
 
-    def add(sums, batch):
-        gradients = one(batch)
-        return jax.tree.map(lambda s, g: (s[0] + g, s[1] + jnp.sum(g * g)), sums, gradients, is_leaf=_is_pair), None
+    batches = study.batches // study.parts
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, jnp.int32(0)))
+    numbers = part * batches + jnp.arange(batches)
+    return jax.lax.scan(lambda sums, batch: (jax.tree.map(jnp.add, sums, one(batch)), None), zeros, numbers)[0]
 
-    shapes = jax.eval_shape(one, jnp.int32(0))
-    zeros = jax.tree.map(lambda s: (jnp.zeros(s.shape), jnp.float32(0)), shapes)
-    sums, _ = jax.lax.scan(add, zeros, jnp.arange(study.batches))
+
+def compare_gradients(
+    setting: Setting, study: EstimatorStudy, sums: Sums, reference: Params, params: Params
+) -> dict[str, dict[str, jax.Array]]:
+    """By estimator: `scale` on the truth, `cosine`, relative `error` with its Monte-Carlo `noise`, and total `variance` of a batch."""
     truths = enumerated(setting, study, reference, params)
     found = {}
     for name, (total, squares) in sums.items():
@@ -174,7 +186,3 @@ def compare_gradients(
         "samples": jnp.float32(study.samples),
     }
     return found
-
-
-def _is_pair(node) -> bool:
-    return isinstance(node, tuple)

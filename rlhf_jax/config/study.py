@@ -99,6 +99,7 @@ class EstimatorStudy(ExactStudy):
     """Gradients from samples beside the enumerated ones, at a policy some way from the reference."""
 
     batches: int = 400
+    parts: int = 8  # in which they are worked through; progress is shown after each
     rows: int = 256  # responses per batch
     samples: int = 4  # per prompt
     ascent_steps: int = 10  # of Adam on the exact objective, from the reference to that policy
@@ -106,8 +107,9 @@ class EstimatorStudy(ExactStudy):
 
     def __post_init__(self):
         super().__post_init__()
-        positive(self, "batches", "rows", "samples", "ascent_steps", "ascent_lr")
+        positive(self, "batches", "parts", "rows", "samples", "ascent_steps", "ascent_lr")
         require(self.samples > 1, f"samples={self.samples}: leave-one-out needs 2 or more")
+        require(self.batches % self.parts == 0, f"parts={self.parts} does not divide batches={self.batches}")
         groups = self.samples * self.world.prompts
         require(self.rows % groups == 0, f"rows={self.rows} do not split into samples x prompts = {groups}")
 
@@ -139,3 +141,26 @@ class BestOfNStudy(ExactStudy):
         require(
             bool(self.counts) and min(self.counts) >= 1, f"counts={self.counts} must be numbers of samples, 1 or more"
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreferenceStudy(ExactStudy):
+    """Objectives that learn from pairs of the reference's own samples, labelled on the gold reward."""
+
+    objectives: tuple[str, ...]  # names in experiments/algorithms.py
+    betas: tuple[float, ...]  # of every objective, with all pairs; tau of IPO, the weight of the odds ratio of ORPO
+    pairs: tuple[int, ...]  # from few to many, of DPO at the study's beta
+    deterministic: bool = False  # the better reply always wins; else with the probability of Bradley and Terry
+    steps: int = 1500
+    rows: int = 128  # pairs per step
+    lr: float = 1e-3  # of Adam, cosine to 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        positive(self, "steps", "rows", "lr")
+        require(
+            bool(self.objectives and self.betas and self.pairs), "objectives, betas and pairs need one entry or more"
+        )
+        require(all(beta > 0 for beta in self.betas), f"betas={self.betas} must be above 0")
+        rising = all(a < b for a, b in zip(self.pairs, self.pairs[1:], strict=False))
+        require(rising and self.pairs[0] > 0, f"pairs={self.pairs} must be numbers above 0 that rise")

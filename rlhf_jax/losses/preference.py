@@ -16,6 +16,7 @@ from rlhf_jax.losses.reward import accuracy_of, smoothed_logistic, weighted_mean
 from rlhf_jax.types import Aux, LogprobFn, Params, ReferencedLabels, ReferencedPairs, TokenBatch, pytree
 
 PerPair = Float[Array, "B"]
+Number = Float[Array, ""] | float
 
 
 @pytree
@@ -45,7 +46,7 @@ class PairLogprobs:
 Objective = Callable[[PairLogprobs], PerPair]
 
 
-def dpo(pair: PairLogprobs, *, beta: float, label_smoothing: float = 0.0) -> PerPair:
+def dpo(pair: PairLogprobs, *, beta: Number, label_smoothing: Number = 0.0) -> PerPair:
     """-log sigmoid(beta h), summed log-probs; with label smoothing e, cDPO: (1 - e) of it and e of -log sigmoid(-beta h).
 
     Source: Rafailov et al. 2023 (arXiv:2305.18290), eq. 7; Mitchell 2023, "A note on DPO with noisy preferences" for e.
@@ -53,12 +54,12 @@ def dpo(pair: PairLogprobs, *, beta: float, label_smoothing: float = 0.0) -> Per
     return smoothed_logistic(beta * pair.h, label_smoothing)
 
 
-def reference_free_dpo(pair: PairLogprobs, *, beta: float, label_smoothing: float = 0.0) -> PerPair:
+def reference_free_dpo(pair: PairLogprobs, *, beta: Number, label_smoothing: Number = 0.0) -> PerPair:
     """DPO with a uniform reference: -log sigmoid(beta (log pi(chosen) - log pi(rejected))), summed log-probs. Source: DPO's code."""
     return smoothed_logistic(beta * (pair.chosen - pair.rejected), label_smoothing)
 
 
-def robust_dpo(pair: PairLogprobs, *, beta: float, flip: float) -> PerPair:
+def robust_dpo(pair: PairLogprobs, *, beta: Number, flip: float) -> PerPair:
     """((1 - e) l(h) - e l(-h)) / (1 - 2 e), l the loss of DPO: unbiased where a share e = `flip` of the labels is wrong; may be negative.
 
     Summed log-probs. Source: Chowdhury et al. 2024 (arXiv:2403.00409). Raises: ValueError unless 0 <= flip < 0.5.
@@ -69,13 +70,13 @@ def robust_dpo(pair: PairLogprobs, *, beta: float, flip: float) -> PerPair:
     return ((1 - flip) * right - flip * wrong) / (1 - 2 * flip)
 
 
-def length_normalised_dpo(pair: PairLogprobs, *, beta: float) -> PerPair:
+def length_normalised_dpo(pair: PairLogprobs, *, beta: Number) -> PerPair:
     """DPO with every log-ratio averaged over the tokens of its reply. Source: Lambert et al. 2024, Tulu 3 (arXiv:2411.15124)."""
     h = pair.chosen_ratio / pair.chosen_length - pair.rejected_ratio / pair.rejected_length
     return -jax.nn.log_sigmoid(beta * h)
 
 
-def ipo(pair: PairLogprobs, *, tau: float) -> PerPair:
+def ipo(pair: PairLogprobs, *, tau: Number) -> PerPair:
     """(h - 1 / (2 tau))^2 in nats squared, summed log-probs: h has an optimum, where DPO's goes to infinity on labels without noise.
 
     Source: Azar et al. 2023 (arXiv:2310.12036), eq. 17.
@@ -83,7 +84,7 @@ def ipo(pair: PairLogprobs, *, tau: float) -> PerPair:
     return jnp.square(pair.h - 1 / (2 * tau))
 
 
-def slic(pair: PairLogprobs, *, margin: float, nll_coef: float = 0.0) -> PerPair:
+def slic(pair: PairLogprobs, *, margin: Number, nll_coef: Number = 0.0) -> PerPair:
     """max(0, margin - log pi(chosen) + log pi(rejected)) - nll_coef log pi(chosen), summed log-probs, without a reference.
 
     The paper regularises on the best of the model's own samples, or on the demonstration; here that is the chosen reply.
@@ -92,12 +93,12 @@ def slic(pair: PairLogprobs, *, margin: float, nll_coef: float = 0.0) -> PerPair
     return jnp.maximum(0.0, margin - pair.chosen + pair.rejected) - nll_coef * pair.chosen
 
 
-def rso_hinge(pair: PairLogprobs, *, gamma: float) -> PerPair:
+def rso_hinge(pair: PairLogprobs, *, gamma: Number) -> PerPair:
     """max(0, 1 - gamma h), summed log-probs: SLiC with a reference. Source: Liu et al. 2023 (arXiv:2309.06657), "hinge-norm"."""
     return jnp.maximum(0.0, 1 - gamma * pair.h)
 
 
-def simpo(pair: PairLogprobs, *, beta: float, margin: float) -> PerPair:
+def simpo(pair: PairLogprobs, *, beta: Number, margin: Number) -> PerPair:
     """-log sigmoid(beta (mean log pi(chosen) - mean log pi(rejected)) - margin), means over the tokens of each reply, no reference.
 
     Source: Meng et al. 2024 (arXiv:2405.14734), eq. 6.
@@ -106,7 +107,7 @@ def simpo(pair: PairLogprobs, *, beta: float, margin: float) -> PerPair:
     return -jax.nn.log_sigmoid(beta * difference - margin)
 
 
-def orpo(pair: PairLogprobs, *, odds_coef: float) -> PerPair:
+def orpo(pair: PairLogprobs, *, odds_coef: Number) -> PerPair:
     """Mean NLL of the chosen reply - odds_coef log sigmoid(log odds ratio), odds = p / (1 - p) of the mean token probability; no reference.
 
     Log-probs are means over the tokens of each reply. Source: Hong et al. 2024 (arXiv:2403.07691), eq. 6 and 7.
@@ -120,9 +121,9 @@ def kto(
     desirable: Float[Array, "B"],
     baseline: Float[Array, ""],
     *,
-    beta: float,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
+    beta: Number,
+    desirable_weight: Number = 1.0,
+    undesirable_weight: Number = 1.0,
 ) -> PerPair:
     """w (1 - sigmoid(+-beta (log(pi / ref) - z0))), + where the reply is desirable (1) and - where it is not (0); summed log-probs.
 
@@ -180,9 +181,9 @@ def kto_loss(
     batch: ReferencedLabels,
     *,
     logprobs: LogprobFn,
-    beta: float,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
+    beta: Number,
+    desirable_weight: Number = 1.0,
+    undesirable_weight: Number = 1.0,
 ) -> tuple[jax.Array, Aux]:
     """KTO's mean over labelled replies. z0 is the mean log(pi / ref) of `batch.mismatched`: other prompts' replies behind these prompts.
 

@@ -20,7 +20,7 @@ def bradley_terry(
     rejected: Scores,
     margin: Scores | float = 0.0,
     *,
-    label_smoothing: float = 0.0,
+    label_smoothing: Float[Array, ""] | float = 0.0,
 ) -> Scores:
     """-log P(chosen beats rejected), per pair, in nats: -log sigmoid(chosen - rejected - margin).
 
@@ -30,7 +30,7 @@ def bradley_terry(
     return smoothed_logistic(chosen - rejected - margin, label_smoothing)
 
 
-def smoothed_logistic(logits: Scores, label_smoothing: float = 0.0) -> Scores:
+def smoothed_logistic(logits: Scores, label_smoothing: Float[Array, ""] | float = 0.0) -> Scores:
     """-(1 - e) log sigmoid(x) - e log sigmoid(-x)."""
     right, wrong = -jax.nn.log_sigmoid(logits), -jax.nn.log_sigmoid(-logits)
     return (1 - label_smoothing) * right + label_smoothing * wrong
@@ -73,7 +73,7 @@ def comparison_loss(
     batch: PreferenceBatch,
     *,
     scores: ScoreFn,
-    label_smoothing: float = 0.0,
+    label_smoothing: Float[Array, ""] | float = 0.0,
     centring_coef: float = 0.0,
 ) -> tuple[jax.Array, Aux]:
     """Bradley-Terry loss of a batch of pairs, nats per pair, weighted by the pairs' weights; `centring` is added with its coefficient.

@@ -11,16 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.algorithms import ALGORITHMS, algorithm
+from experiments.algorithms import ALGORITHMS, algorithm, preference_objective
 from experiments.exact.entries import judge_algorithms, judge_frontier, judge_placement
 from experiments.exact.estimators import run as run_estimators
 from experiments.exact.frontier import run_best_of_n, run_frontier
 from experiments.exact.on_policy import run as run_on_policy
+from experiments.exact.preference import run as run_preference
+from experiments.exact.preference import sample_pairs
 from experiments.exact.setting import open_setting, over_seeds, seed_keys
 from experiments.exact.training import train_on_policy
 from experiments.execute import Plan, execute
 from experiments.registry import entries, find
-from rlhf_jax.config.study import BestOfNStudy, EstimatorStudy, ExactWorldConfig, FrontierStudy, OnPolicyStudy
+from rlhf_jax.config.study import (
+    BestOfNStudy,
+    EstimatorStudy,
+    ExactWorldConfig,
+    FrontierStudy,
+    OnPolicyStudy,
+    PreferenceStudy,
+)
 from rlhf_jax.eval import exact
 from rlhf_jax.report.runs import read_run
 from rlhf_jax.report.study import Curve, StudyResult, write_study
@@ -115,7 +124,7 @@ def test_an_unknown_algorithm_lists_the_closest():
 
 
 def test_estimators_are_those_of_theory_in_a_small_world():
-    figures = run_estimators(EstimatorStudy(name="small", batches=60, rows=64, **SMALL), 1).figures
+    figures = run_estimators(EstimatorStudy(name="small", batches=60, parts=2, rows=64, **SMALL), 1).figures
     for name, scale, slack in (
         ("rloo", 1.0, 0.1),
         ("reinforce", 1.0, 0.2),
@@ -150,6 +159,54 @@ def test_the_kl_of_best_of_n_in_a_small_world():
     assert max(figures["above_formula"]) < 1e-5
     assert max(figures["above_saturation"]) < 1e-4
     assert figures["n4096/kl"][0] == pytest.approx(result.curves[0].hlines["most, by gold"], rel=0.1)
+
+
+PREFERENCE = PreferenceStudy(
+    name="small",
+    objectives=("dpo", "kto", "simpo"),
+    betas=(0.3,),
+    pairs=(100, 2000),
+    steps=60,
+    rows=64,
+    lr=5e-3,
+    **SMALL,
+)
+
+
+def test_objectives_on_pairs_learn_and_stay_below_the_frontier():
+    result = run_preference(PREFERENCE, 2)
+    figures = result.figures
+    runs = ("dpo_b0.3", "dpo_b0.3_n100", "kto_b0.3", "simpo_b0.3")
+    assert {name.partition("/")[0] for name in figures} == {*runs, "dpo"}
+    for name in runs:
+        assert (figures[f"{name}/chosen"] > figures[f"{name}/rejected"]).all(), name
+        assert (figures[f"{name}/above"] < 1e-4).all(), name
+        assert (figures[f"{name}/kl"] > 0.01).all(), name
+    assert (figures["dpo_b0.3/gap"] < figures["dpo_b0.3_n100/gap"]).all()
+    assert (figures["dpo/exponent"] < 0).all()
+    assert [len(curve.series) for curve in result.curves] == [4, 1]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_labels_of_pairs_follow_the_gold_reward(setting, reference, deterministic):
+    study = dataclasses.replace(PREFERENCE, pairs=(4000,), deterministic=deterministic)
+    logref = jax.jit(setting.logprobs)(reference)
+    pairs = sample_pairs(setting, study, logref, jax.random.key(0))
+    gap = np.asarray(setting.gold[pairs.prompt, pairs.chosen] - setting.gold[pairs.prompt, pairs.rejected])
+    if deterministic:
+        assert (gap >= 0).all()
+    else:
+        wide = np.abs(gap) > 0.2  # of a pair whose gap is d the better one wins with sigmoid(d)
+        expected = 1 / (1 + np.exp(-np.abs(gap[wide])))
+        np.testing.assert_allclose(np.mean(gap[wide] > 0), expected.mean(), atol=0.03)
+    # Both strings are samples of the reference.
+    share = np.bincount(np.concatenate([pairs.chosen, pairs.rejected]), minlength=logref.shape[1]) / 8000
+    np.testing.assert_allclose(share, np.exp(np.asarray(logref)).mean(axis=0), atol=0.02)
+
+
+def test_an_unknown_objective_lists_the_closest():
+    with pytest.raises(KeyError, match="no objective 'dpp'; did you mean"):
+        preference_objective("dpp", 0.1)
 
 
 @pytest.fixture

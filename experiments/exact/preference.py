@@ -1,0 +1,167 @@
+"""Learning from comparisons in the exact world: where each objective ends, over the price of KL and the number of pairs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.algorithms import preference_objective
+from experiments.exact.setting import Setting, open_setting, over_seeds, seed_keys
+from rlhf_jax.config.study import PreferenceStudy
+from rlhf_jax.eval import exact
+from rlhf_jax.losses.preference import kto_loss, preference_loss
+from rlhf_jax.report.progress import progress
+from rlhf_jax.report.study import Curve, StudyResult
+from rlhf_jax.train import init_state, make_step
+from rlhf_jax.types import LabelBatch, Params, PreferenceBatch, ReferencedLabels, ReferencedPairs, TokenBatch, pytree
+
+PRICES = np.geomspace(30.0, 0.02, 80)
+"""Of KL, at which the frontier is computed."""
+
+
+@pytree
+class Pairs:
+    """Comparisons by number: of the prompt, and of the strings."""
+
+    prompt: jax.Array  # [N]
+    chosen: jax.Array
+    rejected: jax.Array
+
+
+def run(study: PreferenceStudy, seeds: int) -> StudyResult:
+    """Every objective at every beta with all pairs, and DPO at the study's beta with fewer; all seeds in one program each."""
+    setting = open_setting(study)
+    most = study.pairs[-1]
+    runs = {name: [(beta, most) for beta in study.betas] for name in study.objectives}
+    if "dpo" in runs:
+        runs["dpo"] += [(study.beta, count) for count in study.pairs if (study.beta, count) not in runs["dpo"]]
+    init, keys = jnp.swapaxes(jax.vmap(jax.random.split)(seed_keys(study, seeds)), 0, 1)
+    figures: dict[str, np.ndarray] = {}
+    points = {}
+    with progress(1 + len(runs), study.name) as bar:
+        references = over_seeds(setting.reference)(init)
+        edge = jax.tree.map(np.asarray, over_seeds(partial(frontier_of, setting))(references))
+        bar.advance("reference")
+        for name, sweep in runs.items():
+            betas, counts = (jnp.asarray(values) for values in zip(*sweep, strict=True))
+            train = partial(train_on_pairs, setting, study, name)
+            each_beta = jax.vmap(train, in_axes=(None, None, 0, 0))
+            ends = jax.jit(jax.vmap(each_beta, in_axes=(0, 0, None, None)))(keys, references, betas, counts)
+            ends = jax.tree.map(np.asarray, ends)  # [seeds, sweep]
+            for n, (beta, count) in enumerate(sweep):
+                label = f"{name}_b{beta:g}" if count == most else f"{name}_b{beta:g}_n{count}"
+                figures |= {f"{label}/{figure}": values[:, n] for figure, values in ends.items()}
+            points[name] = (ends["kl"][0, : len(study.betas)], ends["reward"][0, : len(study.betas)])
+            bar.advance(name)
+    plots = [
+        Curve(
+            "Reward and KL of each objective over beta, first seed",
+            "KL to the reference, nats per string",
+            "E[r]",
+            {"frontier": (edge["kl"][0], edge["reward"][0]), **points},
+        )
+    ]
+    counts = [f"dpo_b{study.beta:g}" + ("" if n == most else f"_n{n}") for n in study.pairs]
+    if all(f"{label}/gap" in figures for label in counts):
+        gaps = np.stack([figures[f"{label}/gap"] for label in counts], axis=1)
+        if len(study.pairs) > 1:
+            figures["dpo/exponent"] = np.array([np.polyfit(np.log(study.pairs), np.log(gap), 1)[0] for gap in gaps])
+        series = {"DPO": (np.array(study.pairs), gaps)}
+        plots.append(Curve("DPO's gap over the number of pairs", "pairs", "J* - J", series, logx=True, logy=True))
+    return StudyResult(figures, plots)
+
+
+def frontier_of(setting: Setting, reference: Params) -> dict[str, jax.Array]:
+    """The frontier of a reference."""
+    kl, reward = exact.frontier(setting.logprobs(reference), setting.gold, jnp.asarray(PRICES, jnp.float32))
+    return {"kl": kl, "reward": reward}
+
+
+def sample_pairs(setting: Setting, study: PreferenceStudy, logref: jax.Array, key: jax.Array) -> Pairs:
+    """Pairs of independent samples of the reference, labelled on the gold reward."""
+    where, one, two, labels = jax.random.split(key, 4)
+    count = study.pairs[-1]
+    prompt = jax.random.randint(where, (count,), 0, logref.shape[0])
+    first, second = (draw_strings(k, logref, prompt) for k in (one, two))
+    gap = setting.gold[prompt, first] - setting.gold[prompt, second]
+    chance = jax.nn.sigmoid(gap) if not study.deterministic else jnp.where(gap == 0, 0.5, (gap > 0).astype(jnp.float32))
+    wins = jax.random.uniform(labels, (count,)) < chance
+    return Pairs(prompt, jnp.where(wins, first, second), jnp.where(wins, second, first))
+
+
+def draw_strings(key: jax.Array, logp: jax.Array, prompt: jax.Array) -> jax.Array:
+    """One string per prompt number, from its row of log-probabilities, by inverting the cumulative sum."""
+    mass = jnp.cumsum(jnp.exp(logp), axis=1)
+    level = jax.random.uniform(key, prompt.shape) * mass[prompt, -1]
+    found = jax.vmap(lambda row, x: jnp.searchsorted(row, x, side="right"), in_axes=(0, None))(mass, level)
+    return jnp.minimum(found[prompt, jnp.arange(prompt.shape[0])], logp.shape[1] - 1)
+
+
+def train_on_pairs(
+    setting: Setting,
+    study: PreferenceStudy,
+    name: str,
+    key: jax.Array,
+    reference: Params,
+    beta: jax.Array,
+    count: jax.Array,
+) -> dict[str, jax.Array]:
+    """Where an objective ends that sees the first `count` pairs: `gap` to J* at this beta, reward, KL, the change of the log-probabilities
+    of chosen and rejected strings, and `above`, its reward over the most that there is at its KL.
+    """
+    logref, gold, logprobs = setting.logprobs(reference), setting.gold, setting.policy.logprobs
+    draw, order = jax.random.split(key)
+    pairs = sample_pairs(setting, study, logref, draw)
+    if name == "kto":
+        make_batch, loss = labels_of, partial(kto_loss, logprobs=logprobs, beta=beta)
+    else:
+        make_batch = batch_of
+        loss = partial(preference_loss, logprobs=logprobs, objective=preference_objective(name, beta))
+    tx = optax.adam(optax.cosine_decay_schedule(study.lr, study.steps))
+    step = make_step(loss, tx)
+
+    def advance(state, key):
+        rows = jax.random.randint(key, (study.rows,), 0, count)
+        state, metrics = step(state, make_batch(setting, logref, jax.tree.map(lambda x: x[rows], pairs)))
+        return state, metrics["loss"]
+
+    state, _ = jax.lax.scan(advance, init_state(reference, tx), jax.random.split(order, study.steps))
+    logp = setting.logprobs(state.params)
+    kl, reward = exact.kl(logp, logref), exact.expected(logp, gold)
+    prices = jnp.asarray(PRICES, jnp.float32)
+    moved = logp - logref
+    return {
+        "gap": exact.optimum(logref, gold, beta)[1] - exact.objective(logp, logref, gold, beta),
+        "reward": reward,
+        "kl": kl,
+        "chosen": jnp.mean(moved[pairs.prompt, pairs.chosen]),
+        "rejected": jnp.mean(moved[pairs.prompt, pairs.rejected]),
+        "above": reward - exact.most_reward_at(logref, gold, prices, kl[None])[0],
+    }
+
+
+def batch_of(setting: Setting, logref: jax.Array, rows: Pairs) -> ReferencedPairs:
+    """Pairs by number as texts, with the reference's log-probs."""
+    ones = jnp.ones(rows.prompt.shape[0])
+    chosen, rejected = (texts_of(setting, rows.prompt, strings) for strings in (rows.chosen, rows.rejected))
+    pairs = PreferenceBatch(chosen, rejected, margin=jnp.zeros_like(ones), weight=ones)
+    return ReferencedPairs(pairs, logref[rows.prompt, rows.chosen], logref[rows.prompt, rows.rejected])
+
+
+def labels_of(setting: Setting, logref: jax.Array, rows: Pairs) -> ReferencedLabels:
+    """The same as single replies, the chosen ones desirable; the mismatched replies are those of the row before."""
+    prompt, strings = jnp.tile(rows.prompt, 2), jnp.concatenate([rows.chosen, rows.rejected])
+    label = jnp.repeat(jnp.array([1.0, 0.0]), rows.prompt.shape[0])
+    labels = LabelBatch(texts_of(setting, prompt, strings), label, jnp.ones_like(label))
+    others = jnp.roll(strings, 1)
+    return ReferencedLabels(labels, texts_of(setting, prompt, others), logref[prompt, strings], logref[prompt, others])
+
+
+def texts_of(setting: Setting, prompt: jax.Array, strings: jax.Array) -> TokenBatch:
+    """Strings behind prompts, by number."""
+    rows = prompt * setting.gold.shape[1] + strings
+    return jax.tree.map(lambda x: x[rows], setting.batch)
