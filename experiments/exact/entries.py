@@ -282,3 +282,32 @@ def preference(scale: str) -> PreferenceStudy:
         betas=(0.1, 0.3, 1.0),
         pairs=(500, 2_000, 8_000, 32_000),
     )
+
+
+def judge_determinism(figures: Mapping[str, list[float]]) -> list[Claim]:
+    """What labels without noise do to the anchor of KL."""
+    dpo, error = mean_and_error(np.subtract(figures["dpo_always_right/kl"], figures["dpo_noisy/kl"]))
+    claims = [
+        Claim("labels that are always right drive DPO away", "rise of KL > 1 nat", dpo, error, dpo - 2 * error > 1)
+    ]
+    for kind in ("noisy", "always_right"):
+        off, error = mean_and_error(np.subtract(figures[f"ipo_{kind}/kl"], figures[f"ipo_optimum_{kind}/kl"]))
+        claim = f"IPO ends where its optimum lies, labels {kind.replace('_', ' ')}"
+        claims.append(Claim(claim, "|KL - KL of its optimum| < 0.1 nats", off, error, abs(off) < 0.1))
+    return claims
+
+
+@register(
+    "exact/determinism",
+    paper="Azar et al. 2023",
+    claim="with labels that are always right DPO loses its anchor to the reference, and IPO keeps it",
+    costs={"cpu": "3 min for 5 seeds on 2 cores"},
+    judge=judge_determinism,
+    run_study="experiments.exact.preference:run_determinism",
+)
+def determinism(scale: str) -> PreferenceStudy:
+    """DPO and IPO at beta = tau = 0.3 on the same pairs, with Bradley-Terry labels and with labels that the better string always gets.
+
+    Expected: the KL of DPO rises by more than a nat; that of IPO stays at its enumerated optimum, pi_ref exp(P(y > ref) / tau) / Z.
+    """
+    return PreferenceStudy(name="exact/determinism", objectives=("dpo", "ipo"), betas=(0.3,), pairs=(32_000,))

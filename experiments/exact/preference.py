@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -47,11 +49,7 @@ def run(study: PreferenceStudy, seeds: int) -> StudyResult:
         edge = jax.tree.map(np.asarray, over_seeds(partial(frontier_of, setting))(references))
         bar.advance("reference")
         for name, sweep in runs.items():
-            betas, counts = (jnp.asarray(values) for values in zip(*sweep, strict=True))
-            train = partial(train_on_pairs, setting, study, name)
-            each_beta = jax.vmap(train, in_axes=(None, None, 0, 0))
-            ends = jax.jit(jax.vmap(each_beta, in_axes=(0, 0, None, None)))(keys, references, betas, counts)
-            ends = jax.tree.map(np.asarray, ends)  # [seeds, sweep]
+            ends = train_all(setting, study, name, sweep, keys, references)
             for n, (beta, count) in enumerate(sweep):
                 label = f"{name}_b{beta:g}" if count == most else f"{name}_b{beta:g}_n{count}"
                 figures |= {f"{label}/{figure}": values[:, n] for figure, values in ends.items()}
@@ -75,6 +73,64 @@ def run(study: PreferenceStudy, seeds: int) -> StudyResult:
     return StudyResult(figures, plots)
 
 
+def run_determinism(study: PreferenceStudy, seeds: int) -> StudyResult:
+    """Every objective at the study's beta with noisy labels and with labels that are always right; IPO beside its enumerated optimum."""
+    setting = open_setting(study)
+    init, keys = jnp.swapaxes(jax.vmap(jax.random.split)(seed_keys(study, seeds)), 0, 1)
+    figures: dict[str, np.ndarray] = {}
+    kinds = {"noisy": False, "always_right": True}
+    with progress(1 + len(kinds) * len(study.objectives), study.name) as bar:
+        references = over_seeds(setting.reference)(init)
+        bar.advance("reference")
+        for kind, deterministic in kinds.items():
+            labelled = dataclasses.replace(study, deterministic=deterministic)
+            expected = over_seeds(partial(ipo_optimum_of, setting, labelled))(references)
+            figures |= {f"ipo_optimum_{kind}/{name}": np.asarray(values) for name, values in expected.items()}
+            for name in study.objectives:
+                ends = train_all(setting, labelled, name, [(study.beta, study.pairs[-1])], keys, references)
+                figures |= {f"{name}_{kind}/{figure}": values[:, 0] for figure, values in ends.items()}
+                bar.advance(f"{name}, labels {kind.replace('_', ' ')}")
+    kl = {
+        name: np.stack([figures[f"{name}_{kind}/kl"] for kind in kinds], axis=1)
+        for name in (*study.objectives, "ipo_optimum")
+    }
+    series = {name: (np.arange(len(kinds)), values) for name, values in kl.items()}
+    return StudyResult(figures, [Curve("KL by labels", "0 noisy, 1 always right", "nats per string", series)])
+
+
+def ipo_optimum_of(setting: Setting, study: PreferenceStudy, reference: Params) -> dict[str, jax.Array]:
+    """KL and reward of the policy that IPO's objective is after, by enumeration."""
+    logref, gold = setting.logprobs(reference), setting.gold
+
+    def prefers(a, b):
+        return chance_to_win(study, a - b)
+
+    best = exact.ipo_optimum(logref, exact.wins(logref, prefers, gold), study.beta)
+    return {"kl": exact.kl(best, logref), "reward": exact.expected(best, gold)}
+
+
+def train_all(
+    setting: Setting,
+    study: PreferenceStudy,
+    name: str,
+    sweep: Sequence[tuple[float, int]],
+    keys: jax.Array,
+    references: Params,
+) -> dict[str, np.ndarray]:
+    """Figures [seeds, sweep] of an objective at every (beta, number of pairs), as one program."""
+    betas, counts = (jnp.asarray(values) for values in zip(*sweep, strict=True))
+    each = jax.vmap(partial(train_on_pairs, setting, study, name), in_axes=(None, None, 0, 0))
+    ends = jax.jit(jax.vmap(each, in_axes=(0, 0, None, None)))(keys, references, betas, counts)
+    return jax.tree.map(np.asarray, ends)
+
+
+def chance_to_win(study: PreferenceStudy, gap: jax.Array) -> jax.Array:
+    """How probably the first of two strings is preferred, by how much more reward it has."""
+    if study.deterministic:
+        return jnp.where(gap == 0, 0.5, (gap > 0).astype(jnp.float32))
+    return jax.nn.sigmoid(gap)
+
+
 def frontier_of(setting: Setting, reference: Params) -> dict[str, jax.Array]:
     """The frontier of a reference."""
     kl, reward = exact.frontier(setting.logprobs(reference), setting.gold, jnp.asarray(PRICES, jnp.float32))
@@ -88,8 +144,7 @@ def sample_pairs(setting: Setting, study: PreferenceStudy, logref: jax.Array, ke
     prompt = jax.random.randint(where, (count,), 0, logref.shape[0])
     first, second = (draw_strings(k, logref, prompt) for k in (one, two))
     gap = setting.gold[prompt, first] - setting.gold[prompt, second]
-    chance = jax.nn.sigmoid(gap) if not study.deterministic else jnp.where(gap == 0, 0.5, (gap > 0).astype(jnp.float32))
-    wins = jax.random.uniform(labels, (count,)) < chance
+    wins = jax.random.uniform(labels, (count,)) < chance_to_win(study, gap)
     return Pairs(prompt, jnp.where(wins, first, second), jnp.where(wins, second, first))
 
 

@@ -17,7 +17,7 @@ from experiments.exact.estimators import run as run_estimators
 from experiments.exact.frontier import run_best_of_n, run_frontier
 from experiments.exact.on_policy import run as run_on_policy
 from experiments.exact.preference import run as run_preference
-from experiments.exact.preference import sample_pairs
+from experiments.exact.preference import run_determinism, sample_pairs
 from experiments.exact.setting import open_setting, over_seeds, seed_keys
 from experiments.exact.training import train_on_policy
 from experiments.execute import Plan, execute
@@ -185,6 +185,15 @@ def test_objectives_on_pairs_learn_and_stay_below_the_frontier():
     assert (figures["dpo_b0.3/gap"] < figures["dpo_b0.3_n100/gap"]).all()
     assert (figures["dpo/exponent"] < 0).all()
     assert [len(curve.series) for curve in result.curves] == [4, 1]
+
+
+def test_labels_that_are_always_right_move_both_objectives_further_and_ipo_to_its_optimum():
+    study = dataclasses.replace(PREFERENCE, objectives=("dpo", "ipo"), pairs=(2000,), steps=150)
+    figures = run_determinism(study, 1).figures
+    for name in ("dpo", "ipo", "ipo_optimum"):
+        assert figures[f"{name}_always_right/kl"] > figures[f"{name}_noisy/kl"], name
+    for kind in ("noisy", "always_right"):
+        assert abs(figures[f"ipo_{kind}/kl"] - figures[f"ipo_optimum_{kind}/kl"]) < 0.1, kind
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
