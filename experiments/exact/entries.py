@@ -280,7 +280,7 @@ def preference(scale: str) -> PreferenceStudy:
         name="exact/preference",
         objectives=("dpo", "cdpo", "ipo", "kto", "simpo", "orpo", "slic"),
         betas=(0.1, 0.3, 1.0),
-        pairs=(500, 2_000, 8_000, 32_000),
+        pairs=(250, 1_000, 4_000, 16_000),
     )
 
 
@@ -310,4 +310,4 @@ def determinism(scale: str) -> PreferenceStudy:
 
     Expected: the KL of DPO rises by more than a nat; that of IPO stays at its enumerated optimum, pi_ref exp(P(y > ref) / tau) / Z.
     """
-    return PreferenceStudy(name="exact/determinism", objectives=("dpo", "ipo"), betas=(0.3,), pairs=(32_000,))
+    return PreferenceStudy(name="exact/determinism", objectives=("dpo", "ipo"), betas=(0.3,), pairs=(16_000,))

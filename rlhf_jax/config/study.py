@@ -151,8 +151,8 @@ class PreferenceStudy(ExactStudy):
     betas: tuple[float, ...]  # of every objective, with all pairs; tau of IPO, the weight of the odds ratio of ORPO
     pairs: tuple[int, ...]  # from few to many, of DPO at the study's beta
     deterministic: bool = False  # the better reply always wins; else with the probability of Bradley and Terry
-    steps: int = 1500
-    rows: int = 128  # pairs per step
+    steps: int = 1000
+    rows: int = 64  # pairs per step
     lr: float = 1e-3  # of Adam, cosine to 0
 
     def __post_init__(self):
