@@ -159,7 +159,7 @@ def on_policy(scale: str) -> OnPolicyStudy:
     "exact/kl_placement",
     paper="Shao et al. 2024; Schulman 2020",
     claim="KL in the reward reaches the optimum; k2 and the exact KL in the loss come near it; k3 in the loss has another one",
-    costs={"cpu": "4 min for 5 seeds on 2 cores"},
+    costs={"cpu": "2 min for 5 seeds on 2 cores"},
     judge=judge_placement,
     run_study="experiments.exact.on_policy:run",
 )

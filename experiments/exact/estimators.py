@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -103,6 +104,7 @@ def sampled_gradients(
 
     def objective(name: str):
         config = algorithm(name, new_tokens=study.world.length, kl_coef=study.beta)
+        config = dataclasses.replace(config, samples=study.samples)
         trajectory, _ = make_trajectory(
             params, reference, None, rollout, scores, jnp.float32(study.beta), policy=policy, values=None, config=config
         )

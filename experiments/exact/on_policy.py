@@ -22,6 +22,9 @@ def run(study: OnPolicyStudy, seeds: int) -> StudyResult:
     """Every algorithm from the same references, all seeds of it in one program."""
     setting = open_setting(study)
     configs = {name: algorithm(name, new_tokens=study.world.length, kl_coef=study.beta) for name in study.algorithms}
+    for name, config in configs.items():
+        if study.rows % config.samples:
+            raise ValueError(f"rows={study.rows} do not split into the {config.samples} samples per prompt of {name}")
     keys = seed_keys(study, seeds)
     init, rollouts = jnp.swapaxes(jax.vmap(jax.random.split)(keys), 0, 1)
     curves = {}

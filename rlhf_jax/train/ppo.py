@@ -20,7 +20,7 @@ class PPOState:
     """Everything that changes from one iteration to the next."""
 
     policy: TrainState
-    value: TrainState | None  # None: the value is a head on the policy
+    value: TrainState | None  # None: the value is a head on the policy, or there is none
     kl_coef: jax.Array
     average: jax.Array  # moving average of the rewards per response, which a baseline may use
     iteration: jax.Array

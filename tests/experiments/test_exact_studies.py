@@ -123,6 +123,11 @@ def test_an_unknown_algorithm_lists_the_closest():
         run_on_policy(dataclasses.replace(ON_POLICY, algorithms=("rlo",)), 1)
 
 
+def test_rows_that_do_not_split_into_samples_are_refused_by_name():
+    with pytest.raises(ValueError, match="rows=10 do not split into the 4 samples per prompt of rloo"):
+        run_on_policy(dataclasses.replace(ON_POLICY, rows=10), 1)
+
+
 def test_estimators_are_those_of_theory_in_a_small_world():
     figures = run_estimators(EstimatorStudy(name="small", batches=60, parts=2, rows=64, **SMALL), 1).figures
     for name, scale, slack in (
