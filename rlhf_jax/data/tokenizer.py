@@ -116,6 +116,23 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return SentencePieceTokenizer(path)
 
 
+def find_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that lies beside a checkpoint: the one sentencepiece .model file, else the folder as transformers saves it.
+
+    Raises: FileNotFoundError where there is neither, ValueError where there are several .model files.
+    """
+    if any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
+        return load_tokenizer(folder)
+    models = sorted(folder.glob("*.model"))
+    if not models:
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer: expected a sentencepiece *.model, or tokenizer_config.json"
+        )
+    if len(models) > 1:
+        raise ValueError(f"{folder}: which tokenizer is it? found {', '.join(path.name for path in models)}")
+    return load_tokenizer(models[0])
+
+
 def train_sentencepiece(
     texts: Iterable[str],
     vocab_size: int,
