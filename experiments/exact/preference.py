@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from experiments.algorithms import preference_objective
+from experiments.exact.pairs import Pairs, better_wins, comparisons, sample_pairs, texts
 from experiments.exact.setting import Setting, open_setting, over_seeds, seed_keys
 from rlhf_jax.config.study import PreferenceStudy
 from rlhf_jax.eval import exact
@@ -19,19 +20,10 @@ from rlhf_jax.losses.preference import kto_loss, preference_loss
 from rlhf_jax.report.progress import progress
 from rlhf_jax.report.study import Curve, StudyResult
 from rlhf_jax.train import init_state, make_step
-from rlhf_jax.types import LabelBatch, Params, PreferenceBatch, ReferencedLabels, ReferencedPairs, TokenBatch, pytree
+from rlhf_jax.types import LabelBatch, Params, ReferencedLabels, ReferencedPairs
 
 PRICES = np.geomspace(30.0, 0.02, 80)
 """Of KL, at which the frontier is computed."""
-
-
-@pytree
-class Pairs:
-    """Comparisons by number: of the prompt, and of the strings."""
-
-    prompt: jax.Array  # [N]
-    chosen: jax.Array
-    rejected: jax.Array
 
 
 def run(study: PreferenceStudy, seeds: int) -> StudyResult:
@@ -126,34 +118,13 @@ def train_all(
 
 def chance_to_win(study: PreferenceStudy, gap: jax.Array) -> jax.Array:
     """How probably the first of two strings is preferred, by how much more reward it has."""
-    if study.deterministic:
-        return jnp.where(gap == 0, 0.5, (gap > 0).astype(jnp.float32))
-    return jax.nn.sigmoid(gap)
+    return better_wins(gap, flip=0.0) if study.deterministic else jax.nn.sigmoid(gap)
 
 
 def frontier_of(setting: Setting, reference: Params) -> dict[str, jax.Array]:
     """The frontier of a reference."""
     kl, reward = exact.frontier(setting.logprobs(reference), setting.gold, jnp.asarray(PRICES, jnp.float32))
     return {"kl": kl, "reward": reward}
-
-
-def sample_pairs(setting: Setting, study: PreferenceStudy, logref: jax.Array, key: jax.Array) -> Pairs:
-    """Pairs of independent samples of the reference, labelled on the gold reward."""
-    where, one, two, labels = jax.random.split(key, 4)
-    count = study.pairs[-1]
-    prompt = jax.random.randint(where, (count,), 0, logref.shape[0])
-    first, second = (draw_strings(k, logref, prompt) for k in (one, two))
-    gap = setting.gold[prompt, first] - setting.gold[prompt, second]
-    wins = jax.random.uniform(labels, (count,)) < chance_to_win(study, gap)
-    return Pairs(prompt, jnp.where(wins, first, second), jnp.where(wins, second, first))
-
-
-def draw_strings(key: jax.Array, logp: jax.Array, prompt: jax.Array) -> jax.Array:
-    """One string per prompt number, from its row of log-probabilities, by inverting the cumulative sum."""
-    mass = jnp.cumsum(jnp.exp(logp), axis=1)
-    level = jax.random.uniform(key, prompt.shape) * mass[prompt, -1]
-    found = jax.vmap(lambda row, x: jnp.searchsorted(row, x, side="right"), in_axes=(0, None))(mass, level)
-    return jnp.minimum(found[prompt, jnp.arange(prompt.shape[0])], logp.shape[1] - 1)
 
 
 def train_on_pairs(
@@ -170,7 +141,7 @@ def train_on_pairs(
     """
     logref, gold, logprobs = setting.logprobs(reference), setting.gold, setting.policy.logprobs
     draw, order = jax.random.split(key)
-    pairs = sample_pairs(setting, study, logref, draw)
+    pairs = sample_pairs(logref, gold, draw, study.pairs[-1], partial(chance_to_win, study))
     if name == "kto":
         make_batch, loss = labels_of, partial(kto_loss, logprobs=logprobs, beta=beta)
     else:
@@ -201,22 +172,14 @@ def train_on_pairs(
 
 def batch_of(setting: Setting, logref: jax.Array, rows: Pairs) -> ReferencedPairs:
     """Pairs by number as texts, with the reference's log-probs."""
-    ones = jnp.ones(rows.prompt.shape[0])
-    chosen, rejected = (texts_of(setting, rows.prompt, strings) for strings in (rows.chosen, rows.rejected))
-    pairs = PreferenceBatch(chosen, rejected, margin=jnp.zeros_like(ones), weight=ones)
-    return ReferencedPairs(pairs, logref[rows.prompt, rows.chosen], logref[rows.prompt, rows.rejected])
+    chosen, rejected = logref[rows.prompt, rows.chosen], logref[rows.prompt, rows.rejected]
+    return ReferencedPairs(comparisons(setting, rows), chosen, rejected)
 
 
 def labels_of(setting: Setting, logref: jax.Array, rows: Pairs) -> ReferencedLabels:
     """The same as single replies, the chosen ones desirable; the mismatched replies are those of the row before."""
     prompt, strings = jnp.tile(rows.prompt, 2), jnp.concatenate([rows.chosen, rows.rejected])
     label = jnp.repeat(jnp.array([1.0, 0.0]), rows.prompt.shape[0])
-    labels = LabelBatch(texts_of(setting, prompt, strings), label, jnp.ones_like(label))
+    labels = LabelBatch(texts(setting, prompt, strings), label, jnp.ones_like(label))
     others = jnp.roll(strings, 1)
-    return ReferencedLabels(labels, texts_of(setting, prompt, others), logref[prompt, strings], logref[prompt, others])
-
-
-def texts_of(setting: Setting, prompt: jax.Array, strings: jax.Array) -> TokenBatch:
-    """Strings behind prompts, by number."""
-    rows = prompt * setting.gold.shape[1] + strings
-    return jax.tree.map(lambda x: x[rows], setting.batch)
+    return ReferencedLabels(labels, texts(setting, prompt, others), logref[prompt, strings], logref[prompt, others])

@@ -16,8 +16,9 @@ from experiments.exact.entries import judge_algorithms, judge_frontier, judge_pl
 from experiments.exact.estimators import run as run_estimators
 from experiments.exact.frontier import run_best_of_n, run_frontier
 from experiments.exact.on_policy import run as run_on_policy
+from experiments.exact.pairs import sample_pairs
+from experiments.exact.preference import chance_to_win, run_determinism
 from experiments.exact.preference import run as run_preference
-from experiments.exact.preference import run_determinism, sample_pairs
 from experiments.exact.setting import open_setting, over_seeds, seed_keys
 from experiments.exact.training import train_on_policy
 from experiments.execute import Plan, execute
@@ -203,9 +204,9 @@ def test_labels_that_are_always_right_move_both_objectives_further_and_ipo_to_it
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_labels_of_pairs_follow_the_gold_reward(setting, reference, deterministic):
-    study = dataclasses.replace(PREFERENCE, pairs=(4000,), deterministic=deterministic)
+    study = dataclasses.replace(PREFERENCE, deterministic=deterministic)
     logref = jax.jit(setting.logprobs)(reference)
-    pairs = sample_pairs(setting, study, logref, jax.random.key(0))
+    pairs = sample_pairs(logref, setting.gold, jax.random.key(0), 4000, partial(chance_to_win, study))
     gap = np.asarray(setting.gold[pairs.prompt, pairs.chosen] - setting.gold[pairs.prompt, pairs.rejected])
     if deterministic:
         assert (gap >= 0).all()
