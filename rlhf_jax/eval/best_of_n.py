@@ -1,4 +1,4 @@
-"""Best of n: its KL to the policy it draws from, and its reward estimated from a pool of samples."""
+"""Best of n: its KL to the policy it draws from, its reward estimated from a pool of samples, and the law of over-optimisation."""
 
 from __future__ import annotations
 
@@ -39,3 +39,16 @@ def best_of_n_from_pool(scores: np.ndarray, values: np.ndarray, n: int) -> float
     _, group = np.unique(scores[order], return_inverse=True)
     mean_values = np.bincount(group, values[order]) / np.bincount(group)
     return float(np.dot(weights, mean_values[group]))
+
+
+def over_optimisation_fit(kl: np.ndarray, reward: np.ndarray) -> tuple[float, float, float]:
+    """(a, b, R^2) of the least squares fit reward = d (a - b d), d = sqrt(KL): gold reward gained over the n of best-of-n.
+
+    It peaks at d = a / 2b with a^2 / 4b. R^2 is the share of the variance around the mean that the fit explains.
+
+    Source: Gao et al. 2022 (arXiv:2210.10760), section 3.1.
+    """
+    d = np.sqrt(np.maximum(kl, 0.0))  # of n = 1 it is 0 but for rounding
+    design = np.stack([d, -(d**2)], axis=1)
+    (a, b), *_ = np.linalg.lstsq(design, reward)
+    return float(a), float(b), float(1 - np.var(reward - design @ (a, b)) / np.var(reward))

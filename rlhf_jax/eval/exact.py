@@ -40,6 +40,13 @@ def expected(logp: Table, values: Table) -> Scalar:
     return jnp.mean(jnp.sum(jnp.exp(logp) * values, axis=1))
 
 
+def moments(logp: Table, values: Table) -> tuple[PerPrompt, PerPrompt]:
+    """(mean, standard deviation) of the values under the policy, of each prompt."""
+    p = jnp.exp(logp)
+    mean = jnp.sum(p * values, axis=1)
+    return mean, jnp.sqrt(jnp.sum(p * jnp.square(values - mean[:, None]), axis=1))
+
+
 def kl(logp: Table, logq: Table) -> Scalar:
     """KL(p || q); strings that p never writes cost nothing."""
     return jnp.mean(kl_per_prompt(logp, logq))
@@ -145,9 +152,7 @@ def sqrt_kl_slope(logref: Table, rewards: Table) -> PerPrompt:
 
     The linear law of Bai et al. 2022 (arXiv:2204.05862), section 4.3, near its start.
     """
-    p = jnp.exp(logref)
-    mean = jnp.sum(p * rewards, axis=1, keepdims=True)
-    return jnp.sqrt(2 * jnp.sum(p * jnp.square(rewards - mean), axis=1))
+    return jnp.sqrt(2.0) * moments(logref, rewards)[1]
 
 
 def frontier(logref: Table, rewards: Table, betas: Float[Array, "B"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_jax.eval.best_of_n import best_of_n_from_pool, best_of_n_kl
+from rlhf_jax.eval.best_of_n import best_of_n_from_pool, best_of_n_kl, over_optimisation_fit
 
 
 @pytest.mark.parametrize(("n", "kl"), [(1, 0), (4, 0.63629), (8, 1.2), (64, 3.2), (128, 3.9), (256, 4.5), (512, 5.2)])
@@ -49,3 +49,11 @@ def test_what_a_pool_cannot_give_is_refused():
             best_of_n_from_pool(np.zeros(3), np.zeros(3), n)
     with pytest.raises(ValueError, match=r"scores have shape \(3,\) and values \(2,\)"):
         best_of_n_from_pool(np.zeros(3), np.zeros(2), 1)
+
+
+def test_the_law_of_over_optimisation_is_found_again_and_what_it_leaves_is_counted():
+    kl = np.linspace(0.0, 9.0, 10)
+    d = np.sqrt(kl)
+    np.testing.assert_allclose(over_optimisation_fit(kl, d * (1.8 - 0.45 * d)), (1.8, 0.45, 1.0), rtol=1e-6)
+    a, b, share = over_optimisation_fit(kl, d * (1.8 - 0.45 * d) + np.where(np.arange(10) % 2, 0.2, -0.2))
+    assert (a, b) != (1.8, 0.45) and 0.5 < share < 0.95

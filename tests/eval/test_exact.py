@@ -117,6 +117,13 @@ def bradley_terry(a, b):
     return jax.nn.sigmoid(a - b)
 
 
+def test_the_moments_of_each_prompt_by_hand():
+    logp = jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]]))
+    mean, std = exact.moments(logp, jnp.array([[0.0, 4.0], [1.0, 3.0]]))
+    np.testing.assert_allclose(mean, [3.0, 2.0], rtol=1e-6)
+    np.testing.assert_allclose(std, [3**0.5, 1.0], rtol=1e-6)
+
+
 def test_wins_and_the_optimum_of_ipo_by_hand():
     uniform, values = distribution(0.5, 0.5), jnp.array([[np.log(3.0), 0.0]])
     preference = exact.wins(uniform, bradley_terry, values)
