@@ -164,3 +164,31 @@ class PreferenceStudy(ExactStudy):
         require(all(beta > 0 for beta in self.betas), f"betas={self.betas} must be above 0")
         rising = all(a < b for a, b in zip(self.pairs, self.pairs[1:], strict=False))
         require(rising and self.pairs[0] > 0, f"pairs={self.pairs} must be numbers above 0 that rise")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnsembleStudy(ExactStudy):
+    """Best-of-n by reward models of one ensemble, each alone and together, with clean and with noisy labels."""
+
+    counts: tuple[float, ...]  # n of best-of-n, from 1 on
+    members: int = 5
+    pairs: int = 1600  # the same for all members
+    held_out: int = 10_000  # pairs on which accuracy is measured
+    flip: float = 0.25  # share of the noisy labels that name the worse string
+    uwo_coef: float = 0.5  # of the variance over members, in units of the reference's deviation
+    steps: int = 1000
+    rows: int = 64  # pairs per step
+    lr: float = 1e-3  # of Adam, cosine to 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        positive(self, "pairs", "held_out", "uwo_coef", "steps", "rows", "lr")
+        require(self.members > 1, f"members={self.members}: an ensemble has 2 or more")
+        require(
+            0 < self.flip < 0.5, f"flip={self.flip}; noisy labels are wrong less than half of the time, and sometimes"
+        )
+        rising = all(a < b for a, b in zip(self.counts, self.counts[1:], strict=False))
+        require(
+            len(self.counts) > 2 and self.counts[0] == 1 and rising,
+            f"counts={self.counts} must be three or more numbers of samples that rise from 1",
+        )

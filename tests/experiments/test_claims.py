@@ -2,6 +2,7 @@
 
 import pytest
 
+from experiments.exact.reward_entries import judge_ensembles
 from experiments.instructgpt2022 import judge_ppo_ptx
 from experiments.quickstart import judge_quickstart
 from experiments.real import judge_stories
@@ -21,10 +22,19 @@ STORIES = {
     "ppo_minus_sft/positive_words": [5.0, 5.5, 6.0],
     "ppo/kl": [6.0, 6.5, 7.0],
 }
+ENSEMBLES = {
+    "clean_proxy_fall": [-0.001, -0.002, -0.001],
+    "noisy_proxy_fall": [-0.001, 5e-5, -0.001],
+    "noisy_single/peak": [1.2, 1.3, 1.2],
+    "noisy_single/end": [0.1, 0.0, -0.1],
+    "noisy_mean/end": [0.4, 0.3, 0.3],
+    "noisy_wco/end": [0.5, 0.4, 0.4],
+    "noisy_uwo/end": [0.4, 0.3, 0.31],
+}
 
 
 @pytest.mark.parametrize(("judge", "figures"), [
-    (judge_quickstart, QUICKSTART), (judge_ppo_ptx, PTX), (judge_stories, STORIES),
+    (judge_quickstart, QUICKSTART), (judge_ppo_ptx, PTX), (judge_stories, STORIES), (judge_ensembles, ENSEMBLES),
 ])  # fmt: skip
 def test_good_figures_hold_every_claim(judge, figures):
     claims = judge(figures)
@@ -40,6 +50,11 @@ def test_good_figures_hold_every_claim(judge, figures):
     (judge_stories, STORIES, {"ppo_minus_sft/score": [1.5, 0.5, 1.5]}, "happier by the reward model"),
     (judge_stories, STORIES, {"ppo_minus_sft/positive_words": [-5.0, -5.1, -5.2]}, "happier by the word list"),
     (judge_stories, STORIES, {"ppo/kl": [6.0, 12.0, 13.0]}, "near the pretrained model"),
+    (judge_ensembles, ENSEMBLES, {"clean_proxy_fall": [0.0, 2e-4, 0.0]}, "the proxy reward never falls with n"),
+    (judge_ensembles, ENSEMBLES, {"noisy_single/peak": [0.1, 0.02, 0.0]}, "noise makes single models fall from their peak"),
+    (judge_ensembles, ENSEMBLES, {"noisy_single/end": [0.9, 0.0, -0.1]}, "the mean ends above its members"),
+    (judge_ensembles, ENSEMBLES, {"noisy_wco/end": [0.5, 0.2, 0.4]}, "WCO ends at least as high as the mean"),
+    (judge_ensembles, ENSEMBLES, {"noisy_uwo/end": [0.3, 0.2, 0.21]}, "UWO ends at least as high as the mean"),
 ])  # fmt: skip
 def test_a_claim_fails_with_its_figure_alone(judge, figures, worse, fails):
     assert [claim.signature for claim in judge(figures | worse) if not claim.holds] == [fails]

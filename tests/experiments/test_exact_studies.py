@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from experiments.algorithms import ALGORITHMS, algorithm, preference_objective
+from experiments.exact.ensembles import explore_labels
+from experiments.exact.ensembles import run as run_ensembles
 from experiments.exact.entries import judge_algorithms, judge_frontier, judge_placement
 from experiments.exact.estimators import run as run_estimators
 from experiments.exact.frontier import run_best_of_n, run_frontier
 from experiments.exact.on_policy import run as run_on_policy
-from experiments.exact.pairs import sample_pairs
+from experiments.exact.pairs import better_wins, sample_pairs
 from experiments.exact.preference import chance_to_win, run_determinism
 from experiments.exact.preference import run as run_preference
 from experiments.exact.setting import open_setting, over_seeds, seed_keys
@@ -25,6 +27,7 @@ from experiments.execute import Plan, execute
 from experiments.registry import entries, find
 from rlhf_jax.config.study import (
     BestOfNStudy,
+    EnsembleStudy,
     EstimatorStudy,
     ExactWorldConfig,
     FrontierStudy,
@@ -217,6 +220,68 @@ def test_labels_of_pairs_follow_the_gold_reward(setting, reference, deterministi
     # Both strings are samples of the reference.
     share = np.bincount(np.concatenate([pairs.chosen, pairs.rejected]), minlength=logref.shape[1]) / 8000
     np.testing.assert_allclose(share, np.exp(np.asarray(logref)).mean(axis=0), atol=0.02)
+
+
+def test_a_share_of_labels_is_flipped_and_equal_strings_toss_a_coin(setting, reference):
+    np.testing.assert_allclose(better_wins(jnp.array([2.0, -2.0, 0.0]), 0.25), [0.75, 0.25, 0.5])
+    logref = jax.jit(setting.logprobs)(reference)
+    clean, noisy = (
+        sample_pairs(logref, setting.gold, jax.random.key(0), 4000, partial(better_wins, flip=flip))
+        for flip in (0.0, 0.25)
+    )
+    gap = np.asarray(setting.gold[noisy.prompt, noisy.chosen] - setting.gold[noisy.prompt, noisy.rejected])
+    assert np.mean(gap[gap != 0] < 0) == pytest.approx(0.25, abs=0.03)
+    flipped = (clean.chosen != noisy.chosen) | (clean.rejected != noisy.rejected)  # of the same pairs
+    np.testing.assert_array_equal(gap < 0, flipped & (gap != 0))
+
+
+ENSEMBLE = EnsembleStudy(
+    name="small", counts=(1.0, 4.0, 64.0, 1e3, 6e4), members=3, pairs=400, held_out=1000, steps=60, lr=5e-3, **SMALL
+)
+
+
+def test_ensembles_in_a_small_world():
+    result = run_ensembles(ENSEMBLE, 2)
+    figures = result.figures
+    scorers = [f"{kind}_{name}" for kind in ("clean", "noisy") for name in ("single", "mean", "wco", "uwo")]
+    assert {name.partition("/")[0] for name in figures} == {*scorers, "clean_proxy_fall", "noisy_proxy_fall"}
+    for name in scorers:
+        assert (figures[f"{name}/accuracy"] > 0.7).all(), name
+        assert (figures[f"{name}/peak"] >= figures[f"{name}/end"]).all(), name
+        assert (figures[f"{name}/peak_kl"] <= figures[f"{name}/end_kl"] + 1e-5).all(), name
+        assert (figures[f"{name}/peak"] > 0.5).all(), name  # the reference has 0
+    for name in ("single", "mean", "wco", "uwo"):
+        assert (figures[f"clean_{name}/accuracy"] > figures[f"noisy_{name}/accuracy"]).all(), name
+    # The best of n by any score has the more of that score, the larger n is: exactly, whatever was learned.
+    assert max(np.concatenate([figures["clean_proxy_fall"], figures["noisy_proxy_fall"]])) < 1e-5
+    assert [len(curve.series) for curve in result.curves] == [4] * 4
+    for curve in result.curves[::2]:  # gold, which starts where the reference is
+        for kl, reward in curve.series.values():
+            np.testing.assert_allclose(kl[0], 0.0, atol=1e-5)
+            np.testing.assert_allclose(reward[:, 0], 0.0, atol=1e-4)
+
+
+def test_members_of_ensembles_differ_and_all_are_in_the_unit_of_the_reference(setting, reference):
+    found = jax.jit(partial(explore_labels, setting, ENSEMBLE))(jax.random.key(1), reference, jnp.float32(0.25))
+    proxy = np.asarray(found["proxy"])
+    np.testing.assert_allclose(proxy[:4, 0], 0.0, atol=1e-5)  # the members and their mean, best of 1
+    assert (proxy[4:, 0] < 0).all()  # WCO, and UWO by the variance
+    assert len(np.unique(proxy[:3, -1])) == 3
+    assert found["gold"].max() <= found["best"]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("members", 1, "members=1: an ensemble has 2 or more"),
+    ("flip", 0.5, "flip=0.5; noisy labels are wrong less than half of the time"),
+    ("flip", 0.0, "flip=0.0; noisy labels are wrong"),
+    ("counts", (2.0, 4.0, 8.0), "must be three or more numbers of samples that rise from 1"),
+    ("counts", (1.0, 8.0, 4.0), "must be three or more numbers of samples that rise from 1"),
+    ("counts", (1.0, 8.0), "must be three or more numbers of samples that rise from 1"),
+    ("pairs", 0, "EnsembleStudy.pairs is 0"),
+])  # fmt: skip
+def test_ensembles_that_cannot_be_are_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(ENSEMBLE, **{field: value})
 
 
 def test_an_unknown_objective_lists_the_closest():
