@@ -54,8 +54,9 @@ def _higher(figures: Mapping[str, list[float]], claim: str, one: str, other: str
 def ensembles(scale: str) -> EnsembleStudy:
     """Five reward models on the same 1,600 pairs, labelled by the gold reward, all rightly or 25 % wrongly; exact best-of-n to n = 60,000.
 
-    Expected: the reward that is chosen by rises with n, the gold reward peaks and falls, from noisy labels most and for single models most;
-    at the largest n the mean of the members has more gold reward than they have alone, and the worst case (WCO) and the mean less half of
-    the variance (UWO) at least as much as the mean. Members differ in their initial parameters and in the order of the data.
+    Expected: the proxy reward rises with n; the gold reward peaks and falls, further from noisy labels. From those, at the largest n, the
+    mean of the members has more gold reward than they have alone, the worst case (WCO) and the mean less half of the variance (UWO) have
+    as much and more: by 0.3 over 15 seeds, which 5 seeds may leave open. Members differ in their initial parameters and in the order of
+    the data.
     """
     return EnsembleStudy(name="exact/ensembles", counts=COUNTS)
