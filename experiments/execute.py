@@ -239,14 +239,13 @@ def verdicts(entry: Entry, figures: Mapping[str, Figure]) -> list[dict[str, Any]
 def verdict(claim: Claim, seeds: int) -> dict[str, Any]:
     """A claim as JSON. The interval is 95 %; without a known error there is none, and nothing is concluded."""
     known = math.isfinite(claim.value) and math.isfinite(claim.error)
-    half = 1.96 * claim.error
     return {
         "signature": claim.signature,
         "statistic": claim.statistic,
         "value": _plain(claim.value),
-        "interval": [claim.value - half, claim.value + half] if known else None,
+        "interval": list(claim.interval) if known else None,
         "seeds": seeds,
-        "verdict": "inconclusive" if not known else "holds" if claim.holds else "does not hold",
+        "verdict": "inconclusive" if not known or claim.holds is None else "holds" if claim.holds else "does not hold",
     }
 
 

@@ -27,13 +27,28 @@ RunStudy = Callable[[Any, int], "StudyResult"]
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """Something a run must show: `value` over seeds, and whether it holds. `error` is the standard error over seeds."""
+    """Something a run must show: `value` over seeds, and whether it holds; None where the seeds leave it open.
+
+    `error` is the standard error over seeds; without one that is finite nothing is concluded.
+    """
 
     signature: str
     statistic: str
     value: float
     error: float
-    holds: bool
+    holds: bool | None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the value."""
+        return self.value - 1.96 * self.error, self.value + 1.96 * self.error
+
+
+def above(signature: str, statistic: str, value: float, error: float, bound: float = 0.0) -> Claim:
+    """That a value exceeds a bound: it holds where its whole interval does, does not where none of it does, else it is open."""
+    claim = Claim(signature, statistic, value, error, None)
+    low, high = claim.interval
+    return dataclasses.replace(claim, holds=True if low > bound else False if high <= bound else None)
 
 
 def measured(figures: Mapping[str, list[float]], name: str) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from statistics import median
 
 import numpy as np
 
-from experiments.registry import Claim, measured, register
+from experiments.registry import Claim, above, measured, register
 from rlhf_jax.config.study import BestOfNStudy, EstimatorStudy, FrontierStudy, OnPolicyStudy, PreferenceStudy
 from rlhf_jax.eval.preference import mean_and_error
 
@@ -61,8 +61,8 @@ def judge_placement(figures: Mapping[str, list[float]]) -> list[Claim]:
 def _lower(figures: Mapping[str, list[float]], figure: str, one: str, other: str, claim: str) -> Claim:
     """That a figure is lower for one algorithm than for another, over the seeds that they share."""
     difference, error = mean_and_error(np.subtract(figures[f"{other}/{figure}"], figures[f"{one}/{figure}"]))
-    statistic = f"{figure} of {other} - {figure} of {one} > 2 standard errors"
-    return Claim(claim, statistic, difference, error, difference > 2 * error)
+    statistic = f"{figure} of {other} - {figure} of {one} > 0 with its interval"
+    return above(claim, statistic, difference, error)
 
 
 def _off(figures: Mapping[str, list[float]], name: str) -> Claim:
@@ -288,7 +288,7 @@ def judge_determinism(figures: Mapping[str, list[float]]) -> list[Claim]:
     """What labels without noise do to the anchor of KL."""
     dpo, error = mean_and_error(np.subtract(figures["dpo_always_right/kl"], figures["dpo_noisy/kl"]))
     claims = [
-        Claim("labels that are always right drive DPO away", "rise of KL > 1 nat", dpo, error, dpo - 2 * error > 1)
+        above("labels that are always right drive DPO away", "rise of KL > 1 nat with its interval", dpo, error, 1.0)
     ]
     for kind in ("noisy", "always_right"):
         off, error = mean_and_error(np.subtract(figures[f"ipo_{kind}/kl"], figures[f"ipo_optimum_{kind}/kl"]))

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from experiments.registry import Claim, register
+from experiments.registry import Claim, above, register
 from rlhf_jax.config.study import EnsembleStudy
 from rlhf_jax.eval.preference import mean_and_error
 
 COUNTS = tuple(float(n) for n in np.round(np.geomspace(1, 60_000, 41), 2))
 """The n of best-of-n, evenly in log n, which is nearly evenly in KL."""
 
-
 WORTH = 0.05
 """Gold reward, in standard deviations of the reference, that a claim may overlook."""
-
 
 ROUNDING = 1e-4
 """Reward by which float32 may let a rising curve fall."""
@@ -39,8 +37,7 @@ def judge_ensembles(figures: Mapping[str, list[float]]) -> list[Claim]:
 def _higher(figures: Mapping[str, list[float]], claim: str, one: str, other: str, least: float) -> Claim:
     """That a figure with noisy labels is higher than another by more than `least`, over the seeds that they share."""
     difference, error = mean_and_error(np.subtract(figures[f"noisy_{one}"], figures[f"noisy_{other}"]))
-    statistic = f"{one} - {other} - 2 standard errors > {least:g}, noisy labels"
-    return Claim(claim, statistic, difference, error, difference - 2 * error > least)
+    return above(claim, f"{one} - {other} > {least:g} with its interval, noisy labels", difference, error, least)
 
 
 @register(

@@ -1,11 +1,14 @@
 """What the experiments claim, judged on figures made for the purpose: each claim must be able to fail."""
 
+import numpy as np
 import pytest
 
 from experiments.exact.reward_entries import judge_ensembles
+from experiments.execute import verdict
 from experiments.instructgpt2022 import judge_ppo_ptx
 from experiments.quickstart import judge_quickstart
 from experiments.real import judge_stories
+from experiments.registry import above
 
 QUICKSTART = {
     "sft/held_out_prompts/exact": [0.9, 0.92, 0.94],
@@ -58,3 +61,14 @@ def test_good_figures_hold_every_claim(judge, figures):
 ])  # fmt: skip
 def test_a_claim_fails_with_its_figure_alone(judge, figures, worse, fails):
     assert [claim.signature for claim in judge(figures | worse) if not claim.holds] == [fails]
+
+
+@pytest.mark.parametrize(("value", "error", "said"), [
+    (1.5, 0.2, "holds"), (1.5, 0.3, "inconclusive"), (0.5, 0.3, "inconclusive"), (0.5, 0.2, "does not hold"),
+    (1.5, float("nan"), "inconclusive"),
+])  # fmt: skip
+def test_an_interval_around_the_bound_leaves_a_claim_open(value, error, said):
+    found = verdict(above("more than one", "x > 1", value, error, 1.0), seeds=5)
+    assert found["verdict"] == said
+    if error == 0.2:
+        np.testing.assert_allclose(found["interval"], [value - 0.392, value + 0.392])
