@@ -14,6 +14,7 @@ from rlhf_jax.masking import mask_weight, masked_mean
 from rlhf_jax.types import Aux, OfflineBatch, Params, TokenBatch
 
 Tokens = Float[Array, "B T"]
+Number = Float[Array, ""] | float
 
 
 def following(values: Tokens, mask: Bool[Array, "B T"]) -> Tokens:
@@ -30,7 +31,7 @@ def q_learning_targets(rewards: Tokens, q: Float[Array, "B T A"], mask: Bool[Arr
     return jnp.where(mask, rewards + gamma * best, 0.0)
 
 
-def expectile(u: Float[Array, "*S"], *, tau: float) -> Float[Array, "*S"]:
+def expectile(u: Float[Array, "*S"], *, tau: Number) -> Float[Array, "*S"]:
     """|tau - 1(u < 0)| u^2: its mean is least at the tau-expectile of u; tau = 0.5 is half the squared error, tau -> 1 the maximum.
 
     Source: Kostrikov et al. 2021 (arXiv:2110.06169), eq. 5.
@@ -50,12 +51,12 @@ def ilql_loss(
     token_logits: Callable[[Params, TokenBatch], tuple[jax.Array, jax.Array]],
     values: Callable[[Params, TokenBatch], jax.Array],
     gamma: float,
-    tau: float,
+    tau: Number,
     cql_coef: float,
 ) -> tuple[jax.Array, Aux]:
     """Implicit language Q-learning, per token of the loss mask; `params` holds q1, q2 and v.
 
-    Q: (r + gamma V(s') - Q_i)^2 / 2 of both, with no gradient into V(s')
+    Q: (r + gamma V(s') - Q_i)^2 of both, with no gradient into V(s')
     V: expectile_tau(min_i target Q_i(s, a) - V(s)), the min in `batch.target_q`
     CQL: - cql_coef log softmax(Q_i(s, .))[a], which keeps the Q of tokens that the texts never show from floating up
 
@@ -69,7 +70,7 @@ def ilql_loss(
     q_loss, cql_loss, taken = jnp.zeros(()), jnp.zeros(()), jnp.zeros(())
     for name in ("q1", "q2"):
         q, norm = token_logits(params[name], batch.text)
-        q_loss += 0.5 * masked_mean(jnp.square(target - q), mask)
+        q_loss += masked_mean(jnp.square(target - q), mask)
         cql_loss += masked_mean(norm - q, mask)
         taken += 0.5 * masked_mean(q, mask)
     loss = q_loss + value_loss + cql_coef * cql_loss
@@ -85,7 +86,7 @@ def ilql_loss(
 
 
 def advantage_weighted_logits(
-    logits: Float[Array, "*B V"], q1: Any, q2: Any, v: Float[Array, "*B"], *, beta: float
+    logits: Float[Array, "*B V"], q1: Any, q2: Any, v: Float[Array, "*B"], *, beta: Number
 ) -> Float[Array, "*B V"]:
     """log pi_b + beta (min(Q1, Q2) - V): what ILQL samples from; beta = 0 is the cloned policy. Source: Snell et al. 2022, section 4.3."""
     return logits + beta * (jnp.minimum(q1, q2) - v[..., None])

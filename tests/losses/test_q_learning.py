@@ -78,8 +78,8 @@ def loss_at(q1, q2, v):
 
 def test_ilql_by_hand():
     loss, aux = loss_at(0.0, 0.1, 0.0)
-    # targets .36 and 1; Q1 .6 and .8, Q2 .7 and .9; half squares, mean over two tokens
-    q_loss = 0.5 * ((0.24**2 + 0.2**2) / 2 + (0.34**2 + 0.1**2) / 2)
+    # targets .36 and 1; Q1 .6 and .8, Q2 .7 and .9; squares, mean over two tokens
+    q_loss = (0.24**2 + 0.2**2) / 2 + (0.34**2 + 0.1**2) / 2
     value_loss = 0.7 * (0.3**2 + 1.6**2) / 2
     cql = 2 * (0.4 + 0.7) / 2
     found = [float(aux.metrics[name]) for name in ("q_loss", "value_loss", "cql_loss")]
