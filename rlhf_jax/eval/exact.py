@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from rlhf_jax.types import LogprobFn, Params, TokenBatch
@@ -172,3 +173,38 @@ def most_reward_at(logref: Table, rewards: Table, betas: Float[Array, "B"], kl: 
     """
     best = jax.lax.map(lambda beta: optimum(logref, rewards, beta)[1], betas)
     return jnp.min(best[:, None] + betas[:, None] * kl[None, :], axis=0)
+
+
+def expectile_of(x: Float[Array, "*B A"], weights: Float[Array, "*B A"], tau: Scalar | float) -> Float[Array, "*B"]:
+    """The tau-expectile over the last axis, 0 < tau < 1: the m with sum_a w_a |tau - 1(x_a < m)| (x_a - m) = 0; 0 where nothing weighs.
+
+    Newton's method from the mean: exact after as many steps as there are pieces, one more than entries at most.
+    """
+
+    def mean(weights):
+        whole = jnp.sum(weights, axis=-1)
+        return jnp.sum(weights * x, axis=-1) / jnp.where(whole > 0, whole, 1.0)
+
+    found = mean(weights)
+    for _ in range(x.shape[-1]):
+        found = mean(weights * jnp.where(x < found[..., None], 1 - tau, tau))
+    return found
+
+
+def implicit_values(mass: Table, rewards: Table, tau: Scalar | float, *, words: int, length: int) -> PerPrompt:
+    """V of the start under expectile backups, V(s) = expectile_tau of V(s a) over a ~ behaviour, by going through all prefixes.
+
+    `mass` is how often each string of an `ExactWorld` of these sizes occurs. tau = 0.5 is the behaviour's mean reward; tau -> 1 the
+    highest reward that it ever earns. For a discount gamma pass gamma^(tokens - 1) r: an expectile scales with its values.
+    Source: the fixed point of Kostrikov et al. 2021 (arXiv:2110.06169), section 4.2.
+    """
+    ends = np.cumsum([words**n for n in range(length)])  # of the strings of n words that end, in the list of all
+    *ended, value = jnp.split(rewards, ends, axis=1)
+    *ended_mass, weight = jnp.split(mass, ends, axis=1)
+    for reward, count in zip(reversed(ended), reversed(ended_mass), strict=True):
+        options, weights = (
+            jnp.concatenate([one[:, :, None], more.reshape(*one.shape, words)], axis=2)
+            for one, more in ((reward, value), (count, weight))
+        )
+        value, weight = expectile_of(options, weights, tau), jnp.sum(weights, axis=2)
+    return value[:, 0]

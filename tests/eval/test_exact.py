@@ -172,3 +172,30 @@ def test_the_exact_policy_gradient_is_that_of_the_score_function():
     weights = jax.lax.stop_gradient(jnp.exp(reading(params)) * gold)
     score_function = jax.grad(lambda p: jnp.mean(jnp.sum(weights * reading(p), axis=1)))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), direct, score_function)
+
+
+def test_expectiles_by_hand():
+    x = jnp.array([[0.0, 0.0, 0.0, 4.0], [1.0, 7.0, 3.0, -2.0], [5.0, 5.0, 5.0, 5.0]])
+    weights = jnp.array([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(exact.expectile_of(x, weights, 0.5), [1.0, 2.0, 0.0], rtol=1e-6)
+    # .9 (4 - m) = .1 * 3 m; .9 (3 - m) = .1 (m - 1)
+    np.testing.assert_allclose(exact.expectile_of(x, weights, 0.9), [3.0, 2.8, 0.0], rtol=1e-6)
+
+
+def test_values_under_expectile_backups_by_hand():
+    # Two words, two tokens: "", "1", "2", then "11", "12", "21", "22".
+    rewards = jnp.array([[0.0, 9.0, 1.0, 2.0, 4.0, 9.0, 5.0]])
+    mass = jnp.array([[1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0]])
+    values = [float(exact.implicit_values(mass, rewards, tau, words=2, length=2)[0]) for tau in (0.5, 0.75)]
+    # tau .5: the mean. tau .75: V(1) = 3.5 from 2 and 4, V(2) = 4 from 1 and 5; then 3 (2 (3.5 - v) + 2 (4 - v)) = v
+    np.testing.assert_allclose(values, [12 / 5, 45 / 13], rtol=1e-6)
+
+
+def test_values_at_tau_half_are_the_mean_and_rise_to_the_highest_reward():
+    logp, gold = table(0), jnp.asarray(WORLD.gold)
+    taus = (0.5, 0.7, 0.9, 0.9999)
+    sizes = {"words": WORLD.words, "length": WORLD.length}
+    values = np.array([exact.implicit_values(jnp.exp(logp), gold, tau, **sizes) for tau in taus])
+    np.testing.assert_allclose(values[0].mean(), exact.expected(logp, gold), atol=1e-5)
+    assert (np.diff(values, axis=0) > 0).all()
+    np.testing.assert_allclose(values[-1], gold.max(axis=1), atol=0.05)
