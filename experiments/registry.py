@@ -16,7 +16,9 @@ from rlhf_jax.overrides import unknown_name
 if TYPE_CHECKING:
     from rlhf_jax.report.study import StudyResult
 
-MODULES = ("quickstart", "smoke", "real", "instructgpt2022", "exact.entries", "exact.reward_entries")
+MODULES = (
+    "quickstart", "smoke", "real", "instructgpt2022", "exact.entries", "exact.reward_entries", "exact.offline_entries",
+)
 SCALES = ("cpu", "gpu", "tpu")
 
 Make = Callable[[str], Experiment | Study]

@@ -192,3 +192,43 @@ class EnsembleStudy(ExactStudy):
             len(self.counts) > 2 and self.counts[0] == 1 and rising,
             f"counts={self.counts} must be three or more numbers of samples that rise from 1",
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfflineStudy(ExactStudy):
+    """Cloning, filtered cloning and ILQL on the same texts, each with its true reward at its end, by two sub-optimal policies."""
+
+    texts: int  # of all prompts together, as many of each
+    fractions: tuple[float, ...]  # of each prompt's texts, the best ones, that filtered cloning sees
+    taus: tuple[float, ...]  # expectiles of V, rising
+    decode_betas: tuple[float, ...]  # weights of the advantage in decoding
+    mixture: float = 0.5  # share of texts by the policy that starts well and ends badly; the other one does the reverse
+    skill: float = 3.0  # of both, log-odds per unit of reward
+    cql_coef: float = 0.1
+    gamma: float = 0.99
+    polyak: float = 0.02  # rate of the slow copies of Q
+    steps: int = 1000
+    rows: int = 64  # texts per step
+    lr: float = 3e-3  # of Adam, cosine to 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        positive(self, "texts", "gamma", "polyak", "steps", "rows", "lr")
+        fraction(self, "mixture", "gamma", "polyak")
+        not_negative(self, "skill", "cql_coef")
+        prompts = self.world.prompts
+        require(self.texts % prompts == 0, f"texts={self.texts} do not split into prompts={prompts}")
+        least = prompts / self.texts
+        require(
+            all(least <= part < 1 for part in self.fractions),
+            f"fractions={self.fractions} must keep a text of each prompt or more ({least:g}), and not all (1)",
+        )
+        rising = all(a < b for a, b in zip(self.taus, self.taus[1:], strict=False))
+        require(
+            bool(self.taus) and rising and all(0 < tau < 1 for tau in self.taus),
+            f"taus={self.taus} must be expectiles between 0 and 1 that rise",
+        )
+        require(
+            bool(self.decode_betas) and min(self.decode_betas) >= 0,
+            f"decode_betas={self.decode_betas} must be one weight or more, none below 0",
+        )

@@ -1,0 +1,54 @@
+"""Studies of learning from fixed texts in the exact world: their configs, and what they have to show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import numpy as np
+
+from experiments.registry import Claim, register
+from rlhf_jax.config.study import OfflineStudy
+from rlhf_jax.eval.preference import mean_and_error
+
+FRACTIONS = (0.1, 0.3)
+TAUS = (0.5, 0.7, 0.9)
+DECODE_BETAS = (0.0, 1.0, 4.0, 16.0)
+LEARNED = f"ilql_t{TAUS[-1]:g}_b{DECODE_BETAS[-1]:g}"
+"""The run that is compared with cloning."""
+
+
+def judge_offline(figures: Mapping[str, list[float]]) -> list[Claim]:
+    """Whether values beat filtering and filtering beats cloning, and what tau and the beta of decoding do."""
+    best, more = (f"bc_best{part:g}" for part in FRACTIONS)
+    top, order = f"ilql_t{TAUS[-1]:g}", [LEARNED, best, more, "bc"]
+    claims = [_more(figures, "reward", one, other) for one, other in pairwise(order)]
+    claims += [_more(figures, "reward", f"{top}_b{high:g}", f"{top}_b{low:g}") for low, high in pairwise(DECODE_BETAS)]
+    claims += [_more(figures, "value", f"ilql_t{high:g}", f"ilql_t{low:g}") for low, high in pairwise(TAUS)]
+    above, error = mean_and_error(np.subtract(figures[f"{top}/value"], figures["texts/highest_value"]))
+    claim = "V stays below the most that the texts earn"
+    return [*claims, Claim(claim, f"value of {top} - highest < -2 standard errors", above, error, above < -2 * error)]
+
+
+def _more(figures: Mapping[str, list[float]], figure: str, one: str, other: str) -> Claim:
+    """That a figure is higher for one run than for another, over the seeds that they share."""
+    difference, error = mean_and_error(np.subtract(figures[f"{one}/{figure}"], figures[f"{other}/{figure}"]))
+    statistic = f"{figure} of {one} - {figure} of {other} > 2 standard errors"
+    return Claim(f"{one} has more {figure} than {other}", statistic, difference, error, difference > 2 * error)
+
+
+@register(
+    "exact/offline_q",
+    paper="Snell et al. 2022",
+    claim="on texts that are good in parts, ILQL > cloning of the best > cloning of all; V rises with tau towards the best of the texts",
+    costs={"cpu": "5 min for 5 seeds on 2 cores"},
+    judge=judge_offline,
+    run_study="experiments.exact.offline_q:run",
+)
+def offline_q(scale: str) -> OfflineStudy:
+    """Cloning, cloning of the best 10 % and 30 %, and ILQL on 400 texts, half of which start well and end badly, half the reverse.
+
+    Expected: ILQL joins the good halves and earns more than any cloning; its reward rises with the beta of decoding at the price of KL to
+    the clone; V of the start follows the enumerated expectile of the texts and stays below the highest of them.
+    """
+    return OfflineStudy(name="exact/offline_q", texts=400, fractions=FRACTIONS, taus=TAUS, decode_betas=DECODE_BETAS)

@@ -1,0 +1,214 @@
+"""Learning from a fixed set of texts in the exact world: cloning, cloning of the best ones, and implicit language Q-learning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.exact.preference import draw_strings, texts_of
+from experiments.exact.setting import Setting, open_setting, over_seeds, seed_keys
+from experiments.exact.training import starting_at_zero
+from rlhf_jax.config.study import OfflineStudy
+from rlhf_jax.eval import exact
+from rlhf_jax.losses.q_learning import advantage_weighted_logits, ilql_loss, polyak
+from rlhf_jax.losses.sft import sft_loss
+from rlhf_jax.masking import last_index
+from rlhf_jax.models.output import token_stats
+from rlhf_jax.report.progress import progress
+from rlhf_jax.report.study import Curve, StudyResult
+from rlhf_jax.train import init_state, make_step
+from rlhf_jax.types import OfflineBatch, Params
+
+Figures = dict[str, jax.Array]
+
+
+def run(study: OfflineStudy, seeds: int) -> StudyResult:
+    """Every way to learn from the same texts, over the fraction kept, tau and the beta of decoding; all seeds in one program each."""
+    setting = open_setting(study)
+    kept = (1.0, *study.fractions)
+    fractions, taus, betas = (jnp.asarray(values, jnp.float32) for values in (kept, study.taus, study.decode_betas))
+    init, draw, clone, learn = jnp.moveaxis(jax.vmap(partial(jax.random.split, num=4))(seed_keys(study, seeds)), 1, 0)
+
+    def cloned(key, reference, texts):
+        params = jax.vmap(partial(train_clone, setting, study, key, reference, texts))(fractions)
+        logp = jax.vmap(setting.logprobs)(params)
+        first = jax.tree.map(lambda x: x[0], params)
+        return first, jax.vmap(partial(measures, setting), in_axes=(0, None))(logp, logp[0])
+
+    def decoded(clone, critics):
+        logp = jax.vmap(partial(decoded_logprobs, setting, clone, critics))(betas)
+        return jax.vmap(partial(measures, setting), in_axes=(0, None))(logp, setting.logprobs(clone))
+
+    with progress(4, study.name) as bar:
+        references = over_seeds(setting.reference)(init)
+        texts = over_seeds(partial(sample_texts, setting, study))(draw, references)
+        truth = over_seeds(partial(values_of_texts, setting, study, taus=taus))(texts)
+        jax.block_until_ready(truth)
+        bar.advance("texts")
+        clones, of_clones = over_seeds(cloned)(clone, references, texts)
+        jax.block_until_ready(of_clones)
+        bar.advance("clones")
+        train = jax.vmap(partial(train_critics, setting, study), in_axes=(None, None, 0))
+        critics = jax.jit(jax.vmap(train, in_axes=(0, 0, None)))(learn, texts, taus)
+        start = over_seeds(jax.vmap(partial(start_value, setting)))(critics)
+        jax.block_until_ready(start)
+        bar.advance("critics")
+        of_decoded = over_seeds(jax.vmap(decoded, in_axes=(None, 0)))(clones, critics)
+        jax.block_until_ready(of_decoded)
+        bar.advance("decoding")
+
+    names = ("bc", *(f"bc_best{part:g}" for part in study.fractions))
+    figures = {f"texts/{name}": values for name, values in truth.items() if name != "value"}
+    figures |= {f"{label}/{name}": values[:, n] for name, values in of_clones.items() for n, label in enumerate(names)}
+    for n, tau in enumerate(study.taus):
+        figures |= {f"ilql_t{tau:g}/value": start[:, n], f"ilql_t{tau:g}/true_value": truth["value"][:, n]}
+        for m, beta in enumerate(study.decode_betas):
+            figures |= {f"ilql_t{tau:g}_b{beta:g}/{name}": values[:, n, m] for name, values in of_decoded.items()}
+    return StudyResult(figures, plots(study, figures, names))
+
+
+def plots(study: OfflineStudy, figures: Mapping[str, jax.Array], clones: Sequence[str]) -> list[Curve]:
+    """E[r] over the beta of decoding beside the clones, and V of the start over tau beside the enumerated one."""
+    runs = [f"ilql_t{tau:g}" for tau in study.taus]
+
+    def over(figure: str, labels: Sequence[str]) -> np.ndarray:
+        return np.stack([figures[f"{label}/{figure}"] for label in labels], axis=1)
+
+    rewards = {
+        run: (study.decode_betas, over("reward", [f"{run}_b{beta:g}" for beta in study.decode_betas])) for run in runs
+    }
+    values = {"learned": (study.taus, over("value", runs)), "enumerated": (study.taus, over("true_value", runs))}
+    levels = {label: float(np.mean(figures[f"{label}/reward"])) for label in clones}
+    levels |= {"best of the texts": float(np.mean(figures["texts/best"]))}
+    highest = {"highest of the texts": float(np.mean(figures["texts/highest_value"]))}
+    return [
+        Curve("Reward of ILQL over the beta of decoding", "beta", "E[r]", rewards, levels),
+        Curve("V of the start over tau", "tau", "V", values, highest),
+    ]
+
+
+def behaviour(setting: Setting, study: OfflineStudy, logref: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """log-probabilities of two tilts of the reference, [prompts, strings] each: one writes the words of most worth in the first half of a
+    string and those of least worth in the second, the other does the reverse, so that each is good at what the other is bad at.
+    """
+    world = setting.world
+    responses = setting.batch.tokens[:, world.prompt_length :].reshape(*logref.shape, world.length)
+    worth = jax.vmap(lambda values, tokens: values[tokens])(jnp.asarray(world.word_values, jnp.float32), responses)
+    half = jnp.where(jnp.arange(world.length) < world.length // 2, 1.0, -1.0)
+    tilt = study.skill * (worth @ half)  # EOS and what follows it are worth 0
+    return jax.nn.log_softmax(logref + tilt, axis=1), jax.nn.log_softmax(logref - tilt, axis=1)
+
+
+def sample_texts(setting: Setting, study: OfflineStudy, key: jax.Array, reference: Params) -> jax.Array:
+    """Numbers of the strings drawn for each prompt, the best ones first, [prompts, texts of each]."""
+    prompts = study.world.prompts
+    each = study.texts // prompts
+    first = round(study.mixture * each)
+    parts = [
+        draw_strings(k, logp, jnp.repeat(jnp.arange(prompts), count)).reshape(prompts, count)
+        for k, logp, count in zip(
+            jax.random.split(key),
+            behaviour(setting, study, setting.logprobs(reference)),
+            (first, each - first),
+            strict=True,
+        )
+    ]
+    strings = jnp.concatenate(parts, axis=1)
+    rewards = jnp.take_along_axis(setting.gold, strings, axis=1)
+    return jnp.take_along_axis(strings, jnp.argsort(rewards, axis=1, descending=True), axis=1)
+
+
+def values_of_texts(setting: Setting, study: OfflineStudy, texts: jax.Array, *, taus: jax.Array) -> Figures:
+    """Of the texts: mean and `best` reward of a prompt, the start's `value` at each tau by enumeration, and the highest value of a text."""
+    world, gold = setting.world, setting.gold
+    count = jax.vmap(lambda row: jnp.bincount(row, length=gold.shape[1]))(texts).astype(jnp.float32)
+    written = jnp.sum(setting.batch.loss_mask, axis=1).reshape(gold.shape)
+    discounted = gold * study.gamma ** (written - 1)
+    backup = partial(exact.implicit_values, count, discounted, words=world.words, length=world.length)
+    return {
+        "reward": jnp.mean(jnp.take_along_axis(gold, texts, axis=1)),
+        "best": jnp.mean(jnp.take_along_axis(gold, texts[:, :1], axis=1)),
+        "value": jax.vmap(lambda tau: jnp.mean(backup(tau)))(taus),
+        "highest_value": jnp.mean(jnp.max(jnp.where(count > 0, discounted, -jnp.inf), axis=1)),
+    }
+
+
+def draw_rows(
+    study: OfflineStudy, texts: jax.Array, key: jax.Array, kept: jax.Array | int
+) -> tuple[jax.Array, jax.Array]:
+    """(prompt, string) of one batch from the first `kept` texts of every prompt."""
+    where, which = jax.random.split(key)
+    prompt = jax.random.randint(where, (study.rows,), 0, texts.shape[0])
+    return prompt, texts[prompt, jax.random.randint(which, (study.rows,), 0, kept)]
+
+
+def train_clone(
+    setting: Setting, study: OfflineStudy, key: jax.Array, reference: Params, texts: jax.Array, fraction: jax.Array
+) -> Params:
+    """The reference fine-tuned on the best fraction of each prompt's texts."""
+    tx = optax.adam(optax.cosine_decay_schedule(study.lr, study.steps))
+    step = make_step(partial(sft_loss, logprobs=setting.policy.logprobs), tx)
+    kept = jnp.round(fraction * texts.shape[1]).astype(jnp.int32)
+
+    def advance(state, key):
+        return step(state, texts_of(setting, *draw_rows(study, texts, key, kept)))[0], None
+
+    return jax.lax.scan(advance, init_state(reference, tx), jax.random.split(key, study.steps))[0].params
+
+
+def train_critics(setting: Setting, study: OfflineStudy, key: jax.Array, texts: jax.Array, tau: jax.Array) -> Params:
+    """What ILQL decodes with: v, and the slow copies of q1 and q2."""
+    policy, value = setting.policy, setting.value
+    init, order = jax.random.split(key)
+    one, two, third = jax.random.split(init, 3)
+    params = {"q1": policy.init(one), "q2": policy.init(two), "v": starting_at_zero(value.init(third))}
+    tx = optax.adam(optax.cosine_decay_schedule(study.lr, study.steps))
+    loss = partial(ilql_loss, token_logits=policy.token_logits, values=value.values)
+    step = make_step(partial(loss, gamma=study.gamma, tau=tau, cql_coef=study.cql_coef), tx)
+
+    def advance(carry, key):
+        state, slow = carry
+        prompt, strings = draw_rows(study, texts, key, texts.shape[1])
+        text = texts_of(setting, prompt, strings)
+        q1, q2 = (policy.token_logits(slow[name], text)[0] for name in ("q1", "q2"))
+        at_end = jnp.arange(text.tokens.shape[1])[None] == last_index(text.loss_mask)[:, None]
+        rewards = jnp.where(at_end, setting.gold[prompt, strings][:, None], 0.0)
+        state, _ = step(state, OfflineBatch(text, rewards, jnp.minimum(q1, q2)))
+        return (state, polyak(slow, {name: state.params[name] for name in slow}, rate=study.polyak)), None
+
+    start = init_state(params, tx), {name: params[name] for name in ("q1", "q2")}
+    (state, slow), _ = jax.lax.scan(advance, start, jax.random.split(order, study.steps))
+    return slow | {"v": state.params["v"]}
+
+
+def start_value(setting: Setting, critics: Params) -> jax.Array:
+    """V before the first token of a string, mean over prompts."""
+    values = setting.value.values(critics["v"], setting.batch).reshape(*setting.gold.shape, -1)
+    return jnp.mean(values[:, 0, setting.world.prompt_length])
+
+
+def decoded_logprobs(setting: Setting, clone: Params, critics: Params, beta: jax.Array) -> jax.Array:
+    """log-probabilities of all strings under softmax(log pi_clone + beta (min(Q1, Q2) - V)), [prompts, strings]."""
+    policy, value = setting.policy, setting.value
+
+    def logprobs(params, batch, temperature):
+        logits, q1, q2 = (policy.logits(p, batch) for p in (params, critics["q1"], critics["q2"]))
+        weighted = advantage_weighted_logits(logits, q1, q2, value.token_scores(critics["v"], batch), beta=beta)
+        return token_stats(lambda x: x, weighted, batch, temperature, chunk=batch.tokens.shape[1]).logprobs
+
+    return exact.string_logprobs(clone, setting.batch, logprobs=logprobs, prompts=setting.study.world.prompts)
+
+
+def measures(setting: Setting, logp: jax.Array, clone: jax.Array) -> Figures:
+    """Of one policy, exact: E[r], KL to the clone of all texts and entropy in nats per string, and the probability of all strings."""
+    return {
+        "reward": exact.expected(logp, setting.gold),
+        "kl": exact.kl(logp, clone),
+        "entropy": exact.entropy(logp),
+        "total_probability": jnp.mean(exact.total(logp)),
+    }
