@@ -207,7 +207,7 @@ class OfflineStudy(ExactStudy):
     cql_coef: float = 0.1
     gamma: float = 0.99
     polyak: float = 0.02  # rate of the slow copies of Q
-    steps: int = 1000
+    steps: int = 2000
     rows: int = 64  # texts per step
     lr: float = 3e-3  # of Adam, cosine to 0
 
