@@ -84,12 +84,13 @@ def seeds_to_run(directory: Path, asked: int | None, resume: bool) -> int:
 
 
 def start_jax(experiment: Experiment | Study) -> None:
-    """What must stand before JAX starts: as many devices of the CPU as the mesh asks for, and the cache of programs."""
+    """What must stand before JAX starts: the cache of programs; of a CPU, the devices of the mesh, for a study one per core."""
     import logging
 
     import jax
 
     from rlhf_jax.loops.sources import cache_directory
+    from rlhf_jax.report.environment import cores
 
     settings: Any = jax.config
     for name in ("absl", "orbax"):
@@ -99,10 +100,11 @@ def start_jax(experiment: Experiment | Study) -> None:
         settings.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     on_cpu = experiment.scale == "cpu" or cpu_is_asked_for()
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if on_cpu and not forced and experiment.mesh.devices > max(settings.jax_num_cpu_devices, 1):
+    devices = experiment.mesh.devices if isinstance(experiment, Experiment) else cores()
+    if on_cpu and not forced and devices > max(settings.jax_num_cpu_devices, 1):
         # Where devices have been started already, the mesh is checked against those there are.
         with contextlib.suppress(RuntimeError):
-            settings.update("jax_num_cpu_devices", experiment.mesh.devices)
+            settings.update("jax_num_cpu_devices", devices)
 
 
 def check_directory(plan: Plan) -> None:

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from rlhf_jax.report.study import StudyResult
 
 MODULES = (
-    "quickstart", "smoke", "real", "instructgpt2022", "exact.entries", "exact.reward_entries", "exact.offline_entries",
+    "quickstart",
+    "smoke",
+    "real",
+    "instructgpt2022",
+    "exact.entries",
+    "exact.reward_entries",
+    "exact.offline_entries",
 )
 SCALES = ("cpu", "gpu", "tpu")
 
@@ -51,6 +57,12 @@ def above(signature: str, statistic: str, value: float, error: float, bound: flo
     claim = Claim(signature, statistic, value, error, None)
     low, high = claim.interval
     return dataclasses.replace(claim, holds=True if low > bound else False if high <= bound else None)
+
+
+def exceeds(figures: Mapping[str, list[float]], one: str, other: str, signature: str, *, by: float = 0.0) -> Claim:
+    """That one figure exceeds another by more than `by`, over the seeds that they share."""
+    difference, error = mean_and_error([a - b for a, b in zip(figures[one], figures[other], strict=True)])
+    return above(signature, f"{one} - {other} > {by:g} with its interval", difference, error, by)
 
 
 def measured(figures: Mapping[str, list[float]], name: str) -> tuple[float, float]:

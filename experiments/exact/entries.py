@@ -7,7 +7,7 @@ from statistics import median
 
 import numpy as np
 
-from experiments.registry import Claim, above, measured, register
+from experiments.registry import Claim, above, exceeds, measured, register
 from rlhf_jax.config.study import BestOfNStudy, EstimatorStudy, FrontierStudy, OnPolicyStudy, PreferenceStudy
 from rlhf_jax.eval.preference import mean_and_error
 
@@ -59,10 +59,7 @@ def judge_placement(figures: Mapping[str, list[float]]) -> list[Claim]:
 
 
 def _lower(figures: Mapping[str, list[float]], figure: str, one: str, other: str, claim: str) -> Claim:
-    """That a figure is lower for one algorithm than for another, over the seeds that they share."""
-    difference, error = mean_and_error(np.subtract(figures[f"{other}/{figure}"], figures[f"{one}/{figure}"]))
-    statistic = f"{figure} of {other} - {figure} of {one} > 0 with its interval"
-    return above(claim, statistic, difference, error)
+    return exceeds(figures, f"{other}/{figure}", f"{one}/{figure}", claim)
 
 
 def _off(figures: Mapping[str, list[float]], name: str) -> Claim:

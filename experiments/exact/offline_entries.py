@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 
-import numpy as np
-
-from experiments.registry import Claim, register
+from experiments.registry import Claim, exceeds, register
 from rlhf_jax.config.study import OfflineStudy
-from rlhf_jax.eval.preference import mean_and_error
 
 FRACTIONS = (0.1, 0.3)
 TAUS = (0.5, 0.7, 0.9)
@@ -25,16 +22,14 @@ def judge_offline(figures: Mapping[str, list[float]]) -> list[Claim]:
     claims = [_more(figures, "reward", one, other) for one, other in pairwise(order)]
     claims += [_more(figures, "reward", f"{top}_b{high:g}", f"{top}_b{low:g}") for low, high in pairwise(DECODE_BETAS)]
     claims += [_more(figures, "value", f"ilql_t{high:g}", f"ilql_t{low:g}") for low, high in pairwise(TAUS)]
-    above, error = mean_and_error(np.subtract(figures[f"{top}/value"], figures["texts/highest_value"]))
-    claim = "V stays below the most that the texts earn"
-    return [*claims, Claim(claim, f"value of {top} - highest < -2 standard errors", above, error, above < -2 * error)]
+    return [
+        *claims,
+        exceeds(figures, "texts/highest_value", f"{top}/value", "V stays below the most that the texts earn"),
+    ]
 
 
 def _more(figures: Mapping[str, list[float]], figure: str, one: str, other: str) -> Claim:
-    """That a figure is higher for one run than for another, over the seeds that they share."""
-    difference, error = mean_and_error(np.subtract(figures[f"{one}/{figure}"], figures[f"{other}/{figure}"]))
-    statistic = f"{figure} of {one} - {figure} of {other} > 2 standard errors"
-    return Claim(f"{one} has more {figure} than {other}", statistic, difference, error, difference > 2 * error)
+    return exceeds(figures, f"{one}/{figure}", f"{other}/{figure}", f"{one} has more {figure} than {other}")
 
 
 @register(

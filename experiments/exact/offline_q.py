@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.exact.preference import draw_strings, texts_of
+from experiments.exact.pairs import draw_strings, texts_of
 from experiments.exact.setting import Setting, open_setting, over_seeds, seed_keys
 from experiments.exact.training import starting_at_zero
 from rlhf_jax.config.study import OfflineStudy
@@ -53,8 +53,7 @@ def run(study: OfflineStudy, seeds: int) -> StudyResult:
         clones, of_clones = over_seeds(cloned)(clone, references, texts)
         jax.block_until_ready(of_clones)
         bar.advance("clones")
-        train = jax.vmap(partial(train_critics, setting, study), in_axes=(None, None, 0))
-        critics = jax.jit(jax.vmap(train, in_axes=(0, 0, None)))(learn, texts, taus)
+        critics = over_seeds(lambda *seed: jax.vmap(partial(train_critics, setting, study, *seed))(taus))(learn, texts)
         start = over_seeds(jax.vmap(partial(start_value, setting)))(critics)
         jax.block_until_ready(start)
         bar.advance("critics")

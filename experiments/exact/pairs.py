@@ -47,11 +47,11 @@ def better_wins(gap: jax.Array, flip: jax.Array | float) -> jax.Array:
 def comparisons(setting: Setting, rows: Pairs) -> PreferenceBatch:
     """Pairs by number as texts, all of weight 1."""
     ones = jnp.ones(rows.prompt.shape[0])
-    chosen, rejected = (texts(setting, rows.prompt, strings) for strings in (rows.chosen, rows.rejected))
+    chosen, rejected = (texts_of(setting, rows.prompt, strings) for strings in (rows.chosen, rows.rejected))
     return PreferenceBatch(chosen, rejected, margin=jnp.zeros_like(ones), weight=ones)
 
 
-def texts(setting: Setting, prompt: jax.Array, strings: jax.Array) -> TokenBatch:
+def texts_of(setting: Setting, prompt: jax.Array, strings: jax.Array) -> TokenBatch:
     """Strings behind prompts, by number."""
     rows = prompt * setting.gold.shape[1] + strings
     return jax.tree.map(lambda x: x[rows], setting.batch)

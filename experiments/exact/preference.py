@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from experiments.algorithms import preference_objective
-from experiments.exact.pairs import Pairs, better_wins, comparisons, sample_pairs, texts
+from experiments.exact.pairs import Pairs, better_wins, comparisons, sample_pairs, texts_of
 from experiments.exact.setting import Setting, open_setting, over_seeds, seed_keys
 from rlhf_jax.config.study import PreferenceStudy
 from rlhf_jax.eval import exact
@@ -111,9 +111,11 @@ def train_all(
 ) -> dict[str, np.ndarray]:
     """Figures [seeds, sweep] of an objective at every (beta, number of pairs), as one program."""
     betas, counts = (jnp.asarray(values) for values in zip(*sweep, strict=True))
-    each = jax.vmap(partial(train_on_pairs, setting, study, name), in_axes=(None, None, 0, 0))
-    ends = jax.jit(jax.vmap(each, in_axes=(0, 0, None, None)))(keys, references, betas, counts)
-    return jax.tree.map(np.asarray, ends)
+
+    def of_seed(key, reference):
+        return jax.vmap(partial(train_on_pairs, setting, study, name, key, reference))(betas, counts)
+
+    return jax.tree.map(np.asarray, over_seeds(of_seed)(keys, references))
 
 
 def chance_to_win(study: PreferenceStudy, gap: jax.Array) -> jax.Array:
@@ -180,6 +182,6 @@ def labels_of(setting: Setting, logref: jax.Array, rows: Pairs) -> ReferencedLab
     """The same as single replies, the chosen ones desirable; the mismatched replies are those of the row before."""
     prompt, strings = jnp.tile(rows.prompt, 2), jnp.concatenate([rows.chosen, rows.rejected])
     label = jnp.repeat(jnp.array([1.0, 0.0]), rows.prompt.shape[0])
-    labels = LabelBatch(texts(setting, prompt, strings), label, jnp.ones_like(label))
+    labels = LabelBatch(texts_of(setting, prompt, strings), label, jnp.ones_like(label))
     others = jnp.roll(strings, 1)
-    return ReferencedLabels(labels, texts(setting, prompt, others), logref[prompt, strings], logref[prompt, others])
+    return ReferencedLabels(labels, texts_of(setting, prompt, others), logref[prompt, strings], logref[prompt, others])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from experiments.registry import Claim, above, register
+from experiments.registry import Claim, exceeds, register
 from rlhf_jax.config.study import EnsembleStudy
 from rlhf_jax.eval.preference import mean_and_error
 
@@ -22,22 +22,20 @@ ROUNDING = 1e-4
 
 def judge_ensembles(figures: Mapping[str, list[float]]) -> list[Claim]:
     """What noise does to single reward models, and how much of it an ensemble takes back."""
+
+    def noisy(one: str, other: str, claim: str, by: float = 0.0) -> Claim:
+        return exceeds(figures, f"noisy_{one}", f"noisy_{other}", claim, by=by)
+
     fall = np.maximum(figures["clean_proxy_fall"], figures["noisy_proxy_fall"])
     mean, error = mean_and_error(fall)
     statistic = f"largest fall from one n to the next < {ROUNDING}"
     return [
         Claim("the proxy reward never falls with n", statistic, mean, error, bool(fall.max() < ROUNDING)),
-        _higher(figures, "noise makes single models fall from their peak", "single/peak", "single/end", WORTH),
-        _higher(figures, "the mean ends above its members", "mean/end", "single/end", 0.0),
-        _higher(figures, "WCO ends at least as high as the mean", "wco/end", "mean/end", -WORTH),
-        _higher(figures, "UWO ends at least as high as the mean", "uwo/end", "mean/end", -WORTH),
+        noisy("single/peak", "single/end", "noise makes single models fall from their peak", by=WORTH),
+        noisy("mean/end", "single/end", "the mean ends above its members"),
+        noisy("wco/end", "mean/end", "WCO ends at least as high as the mean", by=-WORTH),
+        noisy("uwo/end", "mean/end", "UWO ends at least as high as the mean", by=-WORTH),
     ]
-
-
-def _higher(figures: Mapping[str, list[float]], claim: str, one: str, other: str, least: float) -> Claim:
-    """That a figure with noisy labels is higher than another by more than `least`, over the seeds that they share."""
-    difference, error = mean_and_error(np.subtract(figures[f"noisy_{one}"], figures[f"noisy_{other}"]))
-    return above(claim, f"{one} - {other} > {least:g} with its interval, noisy labels", difference, error, least)
 
 
 @register(

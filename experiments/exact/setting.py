@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType, PartitionSpec
 
 from rlhf_jax.config.study import ExactStudy
 from rlhf_jax.eval import exact
@@ -75,5 +76,28 @@ def seed_keys(study: ExactStudy, seeds: int) -> jax.Array:
 
 
 def over_seeds(function: Callable) -> Callable:
-    """The function over a leading axis of seeds of all its arguments, as one compiled program."""
-    return jax.jit(jax.vmap(function))
+    """The function over a leading axis of seeds of all its arguments, as one compiled program; the devices share the seeds.
+
+    An accelerator takes its seeds at once; a core of a CPU one after the other, as its cache holds the work of one seed, not of several.
+    """
+
+    @jax.jit
+    def together(*arguments):
+        seeds = jax.tree.leaves(arguments)[0].shape[0]
+        devices = jax.devices()[:seeds]
+        rest = -seeds % len(
+            devices
+        )  # seeds that do not divide are filled up with the last one, whose results are dropped
+        filled = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], rest, axis=0)]), arguments)
+        each = in_turn(function) if devices[0].platform == "cpu" else jax.vmap(function)
+        mesh = jax.make_mesh((len(devices),), ("seeds",), axis_types=(AxisType.Auto,), devices=devices)
+        split = PartitionSpec("seeds")
+        shared = jax.shard_map(each, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+        return jax.tree.map(lambda x: x[:seeds], shared(*filled))
+
+    return together
+
+
+def in_turn(function: Callable) -> Callable:
+    """`jax.vmap(function)`, worked through one at a time."""
+    return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)

@@ -43,7 +43,7 @@ def environment() -> dict[str, Any]:
         "directory": str(Path.cwd()),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": cores(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git": git_state(Path(__file__).resolve().parent),
         "jax": {
@@ -55,6 +55,11 @@ def environment() -> dict[str, Any]:
             k: v for k, v in sorted(os.environ.items()) if k.startswith(("JAX_", "XLA_", "LIBTPU_", "GLIBC_"))
         },
     }
+
+
+def cores() -> int:
+    """How many cores of the CPU this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
