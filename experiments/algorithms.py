@@ -46,6 +46,12 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "gspo": {**_GROUP, "ratio": "sequence", "normaliser": "sequence", "clip": 0.05, "epochs": 2},
     # Hu 2025 (arXiv:2501.03262): rewards to go, whitened over the batch
     "reinforce_pp": {**_GROUP, "baseline": "none", "credit": "token", "normaliser": "token", "whiten_advantages": True},
+    # Dong et al. 2023: fine-tuning on the best response of four, chosen by the reward with its KL
+    "raft": {**_SCORE, "baseline": "best", "normaliser": "sequence"},
+    # Anthony et al. 2017; Dubois et al. 2023: several epochs over the best ones
+    "expert_iteration": {**_SCORE, "baseline": "best", "normaliser": "sequence", "epochs": 4},
+    # Guo et al. 2024: DPO on the best and the worst response of four, its beta the price of KL
+    "online_dpo": {**_SCORE, "baseline": "preferred", "kl_in": "preference"},
     # Schulman et al. 2017; Ziegler et al. 2019
     "ppo": {"samples": 4, "epochs": 4},
 }

@@ -9,6 +9,12 @@ from rlhf_jax.checks import fraction, not_negative, one_of, positive, require
 from rlhf_jax.config.data import Mixture
 from rlhf_jax.config.stages import Optim
 
+WHOLE = ("group_normalised", "best", "preferred")
+"""Baselines that speak of responses, not of tokens."""
+
+GROUPED = ("leave_one_out", "group_mean", *WHOLE)
+"""Baselines that compare the responses to one prompt."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyGradient:
@@ -22,7 +28,15 @@ class PolicyGradient:
     temperature: float = 1.0
     # Advantages: rewards to go, or the sum of rewards on every token, minus a baseline. "value" is a critic with GAE.
     baseline: Literal[
-        "value", "none", "moving_average", "batch_mean", "leave_one_out", "group_mean", "group_normalised"
+        "value",
+        "none",
+        "moving_average",
+        "batch_mean",
+        "leave_one_out",
+        "group_mean",
+        "group_normalised",
+        "best",  # fine-tuning on the best response to each prompt (RAFT)
+        "preferred",  # DPO on the best and the worst one (online DPO)
     ] = "value"
     credit: Literal["token", "sequence"] = "token"
     gamma: float = 1.0
@@ -39,8 +53,8 @@ class PolicyGradient:
     importance_cap: float = 2.0  # of the objective "truncated"
     normaliser: Literal["token", "sequence", "constant", "group"] = "token"  # constant: new_tokens
     epochs: int = 1
-    # KL to the reference: k1 in the reward, or k2, k3 or exact in the loss.
-    kl_in: Literal["reward", "loss"] = "reward"
+    # KL to the reference: k1 in the reward, or k2, k3 or exact in the loss; or in the preference, whose beta kl_coef then is.
+    kl_in: Literal["reward", "loss", "preference"] = "reward"
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
     kl_coef: float = 0.05
     kl_target: float | None = None  # nats per sequence; None: the coefficient is fixed
@@ -58,7 +72,7 @@ class PolicyGradient:
         not_negative(self, "kl_coef")
         require(self.kl_target is None or self.kl_coef > 0, "an adaptive kl_coef must start above 0")
         require(
-            self.baseline not in ("leave_one_out", "group_mean", "group_normalised") or self.samples > 1,
+            self.baseline not in GROUPED or self.samples > 1,
             f"baseline={self.baseline!r} compares the responses to one prompt: set samples to 2 or more",
         )
         require(
@@ -70,8 +84,20 @@ class PolicyGradient:
             f"gamma={self.gamma} discounts tokens, but credit='sequence' gives all of them the same advantage",
         )
         require(
-            self.baseline != "group_normalised" or self.credit == "sequence",
-            "baseline='group_normalised' divides whole responses' rewards: set credit='sequence'",
+            self.baseline not in WHOLE or self.credit == "sequence",
+            f"baseline={self.baseline!r} is about whole responses: set credit='sequence'",
+        )
+        require(
+            (self.baseline == "preferred") == (self.kl_in == "preference"),
+            "online DPO has its KL in the preference: set baseline='preferred' and kl_in='preference' together",
+        )
+        require(
+            self.baseline != "preferred" or (self.objective, self.epochs) == ("score", 1),
+            "baseline='preferred' is DPO's gradient at the policy that sampled: set objective='score' and epochs=1",
+        )
+        require(
+            self.baseline not in ("best", "preferred") or not self.whiten_advantages,
+            f"baseline={self.baseline!r} has weights whose sign and size matter: set whiten_advantages=false",
         )
         require(
             self.dual_clip is None or self.dual_clip > 1,
@@ -82,12 +108,12 @@ class PolicyGradient:
             f"overlong_cache={self.overlong_cache} exceeds new_tokens={self.new_tokens}",
         )
         require(
-            self.kl_in == "loss" or self.kl_estimator == "k1",
+            self.kl_in != "reward" or self.kl_estimator == "k1",
             f"kl_estimator={self.kl_estimator!r} in the reward has another gradient than the KL's: its own dependence on the policy is "
             "lost there; only k1 has none. Set kl_in='loss', or kl_estimator='k1'",
         )
         require(
-            self.kl_in == "reward" or self.kl_estimator != "k1",
+            self.kl_in != "loss" or self.kl_estimator != "k1",
             "kl_estimator='k1' in the loss teaches nothing: its gradient is 0 on average whatever the reference; take k2 or exact",
         )
 
@@ -133,6 +159,10 @@ class PPO(PolicyGradient):
         require(
             episodes % self.optim.rows == 0,
             f"{self.prompts} prompts x {self.samples} samples do not split into minibatches of {self.optim.rows} rows",
+        )
+        require(
+            self.baseline != "preferred" or self.minibatches == 1,
+            f"baseline='preferred' takes one update from a rollout: set optim.rows to prompts x samples = {episodes}",
         )
         split = (self.optim.rows, self.optim.microbatches)
         for name, optim in (("optim", self.optim), ("value_optim", self.value_optim)):

@@ -71,7 +71,6 @@ class ExactStudy(Study):
             kv_heads=self.heads,
             mlp=3 * self.width,
             max_length=self.world.length + 8,
-            position="learned",  # relative ones cannot tell x from x x: attention over equal tokens is the token
             tied=False,
         )
 

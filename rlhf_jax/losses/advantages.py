@@ -73,6 +73,31 @@ def minus_group_mean(scores: Float[Array, "P K"]) -> Float[Array, "P K"]:
     return scores - jnp.mean(scores, axis=1, keepdims=True)
 
 
+def best_of_group(scores: Float[Array, "P K"]) -> Float[Array, "P K"]:
+    """K for the best response to each prompt (of equal ones the first), 0 for the others: times log pi, fine-tuning on the best of K.
+
+    A mean over all responses is then the mean over the best ones. Source: Dong et al. 2023, RAFT (arXiv:2304.06767), algorithm 1.
+    """
+    return jax.nn.one_hot(jnp.argmax(scores, axis=1), scores.shape[1], dtype=scores.dtype) * scores.shape[1]
+
+
+def preferred(
+    scores: Float[Array, "P K"], log_ratio: Float[Array, "P K"], *, beta: Float[Array, ""] | float
+) -> Float[Array, "P K"]:
+    """+-K beta sigmoid(-beta h) for the best and the worst response to each prompt, 0 for the others and where all score alike.
+
+    `log_ratio` is log(pi / ref) of each response and h that of the best less that of the worst. Times log pi, and averaged over all
+    responses, its gradient at the policy that sampled is that of DPO's loss averaged over these pairs.
+    Source: Guo et al. 2024, online DPO (arXiv:2402.04792), eq. 4.
+    """
+    best, worst = (
+        jax.nn.one_hot(pick(scores, axis=1), scores.shape[1], dtype=scores.dtype) for pick in (jnp.argmax, jnp.argmin)
+    )
+    sign = best - worst  # of equal responses best and worst are the same one
+    h = jnp.sum(sign * log_ratio, axis=1, keepdims=True)
+    return scores.shape[1] * beta * jax.nn.sigmoid(-beta * h) * sign
+
+
 def group_normalised(scores: Float[Array, "P K"], *, ddof: int, eps: float = 1e-4) -> Float[Array, "P K"]:
     """GRPO: (r - mean) / (std + eps) over the responses to the same prompt; 0 where all responses score alike.
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from rlhf_jax.config import PolicyGradient
 from rlhf_jax.losses.advantages import (
+    best_of_group,
     gae,
     group_normalised,
     leave_one_out,
@@ -17,6 +18,7 @@ from rlhf_jax.losses.advantages import (
     minus_group_mean,
     minus_moving_average,
     over_tokens,
+    preferred,
     rewards_to_go,
 )
 from rlhf_jax.losses.kl import k1
@@ -86,12 +88,14 @@ def advantages_of(
     values: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
     average: Float[Array, ""],
+    log_ratio: Float[Array, "B"],
+    beta: Float[Array, ""],
     *,
     config: PolicyGradient,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Float[Array, ""]]:
     """(advantages, value targets, moving average of the rewards per response) by the config's baseline and credit.
 
-    Responses to one prompt stand side by side, `config.samples` of them.
+    Responses to one prompt stand side by side, `config.samples` of them; `log_ratio` is log(pi / ref) of each, `beta` the price of KL.
     """
     if config.baseline == "value":
         return (*gae(rewards, values, mask, gamma=config.gamma, lam=config.lam), average)
@@ -110,6 +114,10 @@ def advantages_of(
             relative = minus_group_mean(table)
         case "group_normalised":
             relative = group_normalised(table, ddof=1)
+        case "best":
+            relative = best_of_group(table)
+        case "preferred":
+            relative = preferred(table, log_ratio.reshape(table.shape), beta=beta)
     relative = relative.reshape(-1)
     advantages = over_tokens(relative, mask)
     if config.credit == "token":
@@ -147,14 +155,17 @@ def make_trajectory(
     in_reward = config.kl_in == "reward"
     rewards = token_rewards(scores, old.logprobs, ref.logprobs, mask, kl_coef=kl_coef if in_reward else 0.0)
     learned_from = whiten(rewards, mask, shift_mean=False) if config.whiten_rewards else rewards
-    advantages, returns, average = advantages_of(learned_from, predictions, mask, jnp.asarray(average), config=config)
+    log_ratio = jnp.sum(jnp.where(mask, k1(old.logprobs, ref.logprobs), 0.0), axis=1)
+    advantages, returns, average = advantages_of(
+        learned_from, predictions, mask, jnp.asarray(average), log_ratio, kl_coef, config=config
+    )
     metrics = {
         "score": jnp.mean(scores),
         "score_std": jnp.std(scores),
         "reward": jnp.mean(jnp.sum(rewards, axis=1)),
         "kl": masked_mean(kl, mask),
         "kl_sequence": jnp.mean(jnp.sum(jnp.where(mask, kl, 0.0), axis=1)),
-        "kl_sampled": jnp.mean(jnp.sum(jnp.where(mask, k1(old.logprobs, ref.logprobs), 0.0), axis=1)),
+        "kl_sampled": jnp.mean(log_ratio),
         "rollout_entropy": masked_mean(old.entropy, mask),
         "length": jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
         "finished": jnp.mean(rollout.finished.astype(jnp.float32)),
@@ -182,7 +193,7 @@ def make_trajectory(
             group=jnp.arange(rows) // config.samples,
             groups=rows // config.samples,
         ),
-        loss_kl_coef=jnp.asarray(0.0 if in_reward else kl_coef, jnp.float32),
+        loss_kl_coef=jnp.asarray(kl_coef if config.kl_in == "loss" else 0.0, jnp.float32),
         average=average,
     )
     return trajectory, metrics

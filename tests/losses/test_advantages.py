@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.losses.advantages import (
+    best_of_group,
     gae,
     group_normalised,
     leave_one_out,
@@ -13,8 +14,10 @@ from rlhf_jax.losses.advantages import (
     minus_group_mean,
     minus_moving_average,
     over_tokens,
+    preferred,
     rewards_to_go,
 )
+from rlhf_jax.losses.preference import PairLogprobs, dpo
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -130,6 +133,26 @@ def test_the_moving_average_is_of_the_batches_before():
     advantages, average = minus_moving_average(GROUP, jnp.float32(2.0), decay=0.9)
     np.testing.assert_allclose(advantages, [[-1, 0, 3, 6]])
     np.testing.assert_allclose(average, 0.9 * 2 + 0.1 * 4, rtol=1e-6)
+
+
+def test_the_best_of_a_group_by_hand():
+    scores = jnp.array([[1.0, 5.0, 5.0, 0.0], [2.0, 0.0, 1.0, -3.0]])
+    np.testing.assert_array_equal(best_of_group(scores), [[0, 4, 0, 0], [4, 0, 0, 0]])
+
+
+def test_best_and_worst_of_a_group_are_weighed_as_dpo_does():
+    scores, beta = jnp.array([[1.0, 5.0, 2.0], [2.0, 0.0, 1.0], [3.0, 3.0, 3.0]]), 0.5
+    log_ratio = jnp.array([[0.5, -1.5, 9.0], [1.0, 1.0, 9.0], [1.0, 2.0, 3.0]])
+    advantages = preferred(scores, log_ratio, beta=beta)
+    # h is -2 and 0: 3 * .5 * sigmoid(1) and 3 * .5 / 2; nothing is preferred where all score alike
+    np.testing.assert_allclose(advantages, [[-1.09659, 1.09659, 0], [0.75, -0.75, 0], [0, 0, 0]], atol=1e-5)
+
+    def loss(log_ratio):
+        best, worst = log_ratio[[0, 1], [1, 0]], log_ratio[[0, 1], [0, 1]]
+        zero, one = jnp.zeros(2), jnp.ones(2)
+        return jnp.sum(dpo(PairLogprobs(best, worst, zero, zero, one, one), beta=beta)) / 3
+
+    np.testing.assert_allclose(-advantages / scores.size, jax.grad(loss)(log_ratio), atol=1e-6)
 
 
 def test_groups_too_small_for_their_baseline_are_refused():

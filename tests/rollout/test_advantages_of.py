@@ -21,7 +21,10 @@ CRITIC_FREE = PolicyGradient(new_tokens=2, samples=2, baseline="none", whiten_ad
 
 def of(average=2.0, **parts):
     config = dataclasses.replace(CRITIC_FREE, **parts)
-    return advantages_of(REWARDS, jnp.zeros_like(REWARDS), MASK, jnp.float32(average), config=config)
+    log_ratio = jnp.asarray([0.5, -0.5, 1.0, 0.0])[: len(REWARDS)]
+    return advantages_of(
+        REWARDS, jnp.zeros_like(REWARDS), MASK, jnp.float32(average), log_ratio, jnp.float32(0.5), config=config
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,10 +36,14 @@ def of(average=2.0, **parts):
         ("leave_one_out", [-2.0, 2.0, 6.0, -6.0]),
         ("group_mean", [-1.0, 1.0, 3.0, -3.0]),
         ("group_normalised", [-1 / (2**0.5 + 1e-4), 1 / (2**0.5 + 1e-4), 3 / (18**0.5 + 1e-4), -3 / (18**0.5 + 1e-4)]),
+        ("best", [0.0, 2.0, 2.0, 0.0]),
+        # beta .5, h -1 and 1: 2 * .5 * sigmoid(.5) and 2 * .5 * sigmoid(-.5)
+        ("preferred", [-0.622459, 0.622459, 0.377541, -0.377541]),
     ],
 )
 def test_every_baseline_by_hand(baseline, relative):
-    advantages, returns, average = of(baseline=baseline, credit="sequence")
+    kl_in = "preference" if baseline == "preferred" else "reward"
+    advantages, returns, average = of(baseline=baseline, credit="sequence", kl_in=kl_in, objective="score")
     np.testing.assert_allclose(advantages, np.where(MASK, np.array(relative)[:, None], 0.0), rtol=1e-5)
     np.testing.assert_array_equal(returns, 0.0)
     np.testing.assert_allclose(average, 2.0)  # .9 * 2 + .1 * 2: the batch's mean is 2 as well
