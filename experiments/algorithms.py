@@ -52,6 +52,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "expert_iteration": {**_SCORE, "baseline": "best", "normaliser": "sequence", "epochs": 4},
     # Guo et al. 2024: DPO on the best and the worst response of four, its beta the price of KL
     "online_dpo": {**_SCORE, "baseline": "preferred", "kl_in": "preference"},
+    # The same, each preferred as often as Bradley and Terry say
+    "online_dpo_bt": {**_SCORE, "baseline": "preferred", "kl_in": "preference", "labels": "bradley_terry"},
     # Schulman et al. 2017; Ziegler et al. 2019
     "ppo": {"samples": 4, "epochs": 4},
 }

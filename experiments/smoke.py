@@ -95,6 +95,39 @@ def smoke_ppo(scale: str) -> Experiment:
 
 
 @register(
+    "smoke/dapo",
+    paper="Yu et al. 2025",
+    claim="the same loop runs DAPO: group advantages, a wider clip upwards, means over tokens, long responses penalised, dynamic sampling",
+    costs=COST,
+)
+def smoke_dapo(scale: str) -> Experiment:
+    """A few iterations of DAPO on a tiny policy, with a dual clip. Prompts whose replies score alike are replaced."""
+    return _smoke(
+        "smoke/dapo",
+        sft=_sft(30),
+        ppo=PPO(
+            optim=Optim(lr=1e-3, rows=32, schedule="constant"),
+            value_optim=None,
+            iterations=4,
+            prompts=8,
+            samples=4,
+            new_tokens=8,
+            epochs=2,
+            baseline="group_normalised",
+            credit="sequence",
+            whiten_advantages=False,
+            clip_high=0.28,
+            dual_clip=3.0,
+            kl_coef=0.0,
+            overlong_filter=True,
+            overlong_cache=4,
+            refills=2,
+            reward="gold",
+        ),
+    )
+
+
+@register(
     "smoke/mesh",
     paper="-",
     claim="SFT, reward model and PPO run sharded over 2 x 2 x 2 devices",

@@ -152,6 +152,35 @@ def on_policy(scale: str) -> OnPolicyStudy:
     )
 
 
+def judge_selection(figures: Mapping[str, list[float]]) -> list[Claim]:
+    """What learning from the best of a few, or from pairs of them, reaches."""
+    return [
+        exceeds(figures, "raft/gap", "rloo/gap", "RLOO ends nearer to the optimum than RAFT"),
+        below(figures, "online_dpo_bt", NEAR),
+        exceeds(figures, "online_dpo/kl", "optimum/kl", "labels that are always right drive online DPO away", by=1.0),
+    ]
+
+
+@register(
+    "exact/selection",
+    paper="Dong et al. 2023; Guo et al. 2024; Ahmadian et al. 2024",
+    claim="RAFT ends near the optimum, RLOO nearer; online DPO reaches it where labels are noisy, and not where they never are",
+    costs={"cpu": "4 min for 5 seeds on 2 cores"},
+    judge=judge_selection,
+    run_study="experiments.exact.on_policy:run",
+)
+def selection(scale: str) -> OnPolicyStudy:
+    """Fine-tuning on the best of four responses, and DPO on the best and the worst of them, beside RLOO, by the exact gap J* - J.
+
+    Expected: RAFT chooses by the reward less the price of KL and so comes near the optimum, as expert iteration, which learns four times
+    from each rollout; DPO's loss on its own samples has the optimum of RLHF where the better response is preferred with the probability of
+    Bradley and Terry; where it always is, nothing anchors the policy to the reference, as in exact/determinism.
+    """
+    return OnPolicyStudy(
+        name="exact/selection", algorithms=("rloo", "raft", "expert_iteration", "online_dpo", "online_dpo_bt")
+    )
+
+
 @register(
     "exact/kl_placement",
     paper="Shao et al. 2024; Schulman 2020",

@@ -39,6 +39,9 @@ class PolicyGradient:
         "preferred",  # DPO on the best and the worst one (online DPO)
     ] = "value"
     credit: Literal["token", "sequence"] = "token"
+    labels: Literal["higher", "bradley_terry"] = (
+        "higher"  # of "preferred": the higher score always wins, or with its probability
+    )
     gamma: float = 1.0
     lam: float = 0.95  # of GAE
     decay: float = 0.9  # of the moving average
@@ -67,7 +70,7 @@ class PolicyGradient:
     def __post_init__(self):
         positive(self, "samples", "new_tokens", "temperature", "clip", "clip_high", "importance_cap", "epochs")
         positive(self, "kl_target", "kl_horizon", "overlong_cache")
-        one_of(self, "baseline", "credit", "objective", "ratio", "normaliser", "kl_in", "kl_estimator")
+        one_of(self, "baseline", "credit", "labels", "objective", "ratio", "normaliser", "kl_in", "kl_estimator")
         fraction(self, "gamma", "lam", "decay")
         not_negative(self, "kl_coef")
         require(self.kl_target is None or self.kl_coef > 0, "an adaptive kl_coef must start above 0")
@@ -135,6 +138,7 @@ class PPO(PolicyGradient):
     # Text of the token that must end a response, Ziegler's truncation; eos alone is a missing stop.
     stop_token: str | None = None
     stop_after: int = 0  # tokens that must stand before it
+    refills: int = 0  # further rollouts at most, to replace prompts whose responses all score alike (dynamic sampling)
     reward: Literal["model", "gold"] = "model"  # gold: the world's own scorer, a Python callable on text
     ptx_coef: float = 0.0  # weight of the mean NLL of a demonstration batch in the same gradient
     ptx_rows: int | None = None  # per minibatch
@@ -154,7 +158,11 @@ class PPO(PolicyGradient):
             self.baseline != "value" or self.value_optim is not None or self.normaliser == "token",
             f"normaliser={self.normaliser!r}: a value head on the policy shares its mean over tokens; give the value a value_optim",
         )
-        not_negative(self, "value_coef", "ptx_coef", "stop_after")
+        not_negative(self, "value_coef", "ptx_coef", "stop_after", "refills")
+        require(
+            not self.refills or self.baseline in GROUPED,
+            f"refills={self.refills}: with baseline={self.baseline!r} responses that score alike teach as well; leave it at 0",
+        )
         episodes = self.prompts * self.samples
         require(
             episodes % self.optim.rows == 0,

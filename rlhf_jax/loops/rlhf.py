@@ -23,6 +23,7 @@ from rlhf_jax.losses.ppo import ppo_value_loss
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import Model
 from rlhf_jax.rollout.generate import Ending, responses
+from rlhf_jax.rollout.refill import Scored, has_signal, refill
 from rlhf_jax.rollout.replies import response_texts
 from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.rollout.score import make_trajectory, token_kl_to
@@ -33,6 +34,9 @@ from rlhf_jax.types import Params, Rollout, TokenBatch
 
 Scorer = Callable[[Rollout, np.ndarray], Any]
 """(rollout, prompt index of each row) -> scores [B]: a compiled reward model, or a Python function of the text."""
+
+Watch = Callable[[Rollout, np.ndarray], Mapping[str, float]]
+"""(rollout, prompt index of each row) -> metrics."""
 
 
 def model_scorer(run: Run, model: Model, params: Params) -> Scorer:
@@ -129,6 +133,11 @@ def init_ppo_state(run: Run, config: PPO, policy_params: Params, value_params: P
     )
 
 
+def watched(watch: Watch, scored: Scored) -> Mapping[str, float]:
+    """What `watch` sees, on the host."""
+    return watch(scored.rollout, np.asarray(scored.index))
+
+
 def run_ppo(
     run: Run,
     policy: Model,
@@ -139,7 +148,7 @@ def run_ppo(
     texts: Texts,
     prompts: Sequence[Encoded],
     demonstrations: Batches[TokenBatch] | None,
-    watch: Callable[[Rollout, np.ndarray], Mapping[str, float]] | None = None,
+    watch: Watch | None = None,
 ) -> Params:
     """The policy after PPO (averaged where the config says so), starting from and held to `policy_params`.
 
@@ -155,18 +164,40 @@ def run_ppo(
     trajectory_program = compile_function(
         partial(make_trajectory, policy=policy, values=critic, config=config), run.mesh
     )
+    signal_program = compile_function(
+        lambda scores: jnp.mean(has_signal(scores, samples=config.samples), dtype=jnp.float32), run.mesh
+    )
+    refill_program = compile_function(partial(refill, samples=config.samples), run.mesh)
     update = compile_step(make_update(policy, value, config), run.mesh)
     reference, key = policy_params, run.key("ppo")
     rollout_key, order_key = jax.random.split(key)
     samples = np.tile(np.arange(config.samples), config.prompts)
 
-    def advance(state: PPOState, iteration: int):
-        batch = take_rows(batches[iteration], np.repeat(np.arange(config.prompts), config.samples))
+    def draw(params: Params, number: int) -> Scored:
+        """The number-th batch of prompts answered and scored."""
+        batch = take_rows(batches[number], np.repeat(np.arange(config.prompts), config.samples))
         index = np.asarray(batch.index)
-        keys = row_keys(rollout_key, iteration, index, samples)
+        keys = row_keys(rollout_key, number, index, samples)
         asked, keys = place_batch((batch.prompts, keys), run.mesh)
-        rollout = rollout_program(state.policy.params, asked, keys, np.float32(config.temperature))
-        scores = scorer(rollout, index)
+        rollout = rollout_program(params, asked, keys, np.float32(config.temperature))
+        return Scored(rollout, scorer(rollout, index), index)  # pyright: ignore[reportArgumentType]
+
+    def draw_with_signal(params: Params, iteration: int) -> tuple[Scored, dict[str, float]]:
+        """A batch whose prompts without a signal are replaced by others, and how many rollouts it took."""
+        first = iteration * (config.refills + 1)
+        scored, drawn = draw(params, first), 1
+        if not config.refills:
+            return scored, {}
+        share = found = float(signal_program(scored.scores))
+        while found < 1 and drawn <= config.refills:
+            further = draw(params, first + drawn)
+            scored, drawn = refill_program(*place_batch((scored, further), run.mesh)), drawn + 1
+            found = float(signal_program(scored.scores))
+        return scored, {"rollouts": float(drawn), "signal_before_refills": share}
+
+    def advance(state: PPOState, iteration: int):
+        scored, refilled = draw_with_signal(state.policy.params, iteration)
+        rollout, scores = scored.rollout, scored.scores
         value_params = state.policy.params if state.value is None else state.value.params
         trajectory, seen = trajectory_program(
             state.policy.params, reference, value_params, rollout, scores, state.kl_coef, state.average
@@ -179,7 +210,8 @@ def run_ppo(
             ptx_batch(iteration),
             reference if config.kl_estimator == "exact" else None,
         )
-        return state, {**seen, **metrics}, None if watch is None else partial(watch, rollout, index)
+        later = None if watch is None else partial(watched, watch, scored)
+        return state, {**seen, **metrics, **refilled}, later
 
     updates = config.epochs * config.minibatches
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -82,20 +84,30 @@ def best_of_group(scores: Float[Array, "P K"]) -> Float[Array, "P K"]:
 
 
 def preferred(
-    scores: Float[Array, "P K"], log_ratio: Float[Array, "P K"], *, beta: Float[Array, ""] | float
+    scores: Float[Array, "P K"],
+    log_ratio: Float[Array, "P K"],
+    *,
+    beta: Float[Array, ""] | float,
+    labels: Literal["higher", "bradley_terry"],
 ) -> Float[Array, "P K"]:
-    """+-K beta sigmoid(-beta h) for the best and the worst response to each prompt, 0 for the others and where all score alike.
+    """+-K beta (p - sigmoid(beta h)) for the best and the worst response to each prompt, 0 for the others and where all score alike.
 
-    `log_ratio` is log(pi / ref) of each response and h that of the best less that of the worst. Times log pi, and averaged over all
-    responses, its gradient at the policy that sampled is that of DPO's loss averaged over these pairs.
+    `log_ratio` is log(pi / ref) of each response and h that of the best less that of the worst; p is how probably the best is preferred:
+    always, or with sigmoid of the difference in score. Times log pi, and averaged over all responses, its gradient at the policy that
+    sampled is that of DPO's loss averaged over these pairs, under the expected label.
+
     Source: Guo et al. 2024, online DPO (arXiv:2402.04792), eq. 4.
     """
     best, worst = (
         jax.nn.one_hot(pick(scores, axis=1), scores.shape[1], dtype=scores.dtype) for pick in (jnp.argmax, jnp.argmin)
     )
     sign = best - worst  # of equal responses best and worst are the same one
-    h = jnp.sum(sign * log_ratio, axis=1, keepdims=True)
-    return scores.shape[1] * beta * jax.nn.sigmoid(-beta * h) * sign
+
+    def difference(x):
+        return jnp.sum(sign * x, axis=1, keepdims=True)
+
+    wins = jax.nn.sigmoid(difference(scores)) if labels == "bradley_terry" else 1.0
+    return scores.shape[1] * beta * (wins - jax.nn.sigmoid(beta * difference(log_ratio))) * sign
 
 
 def group_normalised(scores: Float[Array, "P K"], *, ddof: int, eps: float = 1e-4) -> Float[Array, "P K"]:

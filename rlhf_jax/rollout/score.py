@@ -27,6 +27,7 @@ from rlhf_jax.losses.ppo import explained_variance, token_rewards
 from rlhf_jax.masking import masked_mean, whiten
 from rlhf_jax.models.api import Model, TokenStats
 from rlhf_jax.models.output import token_kl, token_stats
+from rlhf_jax.rollout.refill import has_signal
 from rlhf_jax.types import Params, Rollout, TokenBatch, Trajectory
 
 Metrics = dict[str, Float[Array, ""]]
@@ -117,7 +118,7 @@ def advantages_of(
         case "best":
             relative = best_of_group(table)
         case "preferred":
-            relative = preferred(table, log_ratio.reshape(table.shape), beta=beta)
+            relative = preferred(table, log_ratio.reshape(table.shape), beta=beta, labels=config.labels)
     relative = relative.reshape(-1)
     advantages = over_tokens(relative, mask)
     if config.credit == "token":
@@ -143,7 +144,8 @@ def make_trajectory(
 
     Old log-probs are recomputed by the training graph at the rollout's temperature, so that the first ratio is 1. `kl` is exact over the
     vocabulary; `kl_sequence` sums it over the response; `kl_sampled` is the estimate that enters the reward. `average` is the moving
-    average of the batches before, which a baseline may use.
+    average of the batches before, which a baseline may use. `signal` is the share of prompts whose responses differ in score,
+    penalties aside.
     """
     batch, mask = rollout.batch, rollout.batch.loss_mask
     old, ref, kl = compare_policies(policy_params, reference_params, rollout, policy=policy)
@@ -151,6 +153,7 @@ def make_trajectory(
     if values is not None:
         predictions = jnp.where(mask, values(value_params, batch), 0.0)
 
+    signal = jnp.mean(has_signal(scores, samples=config.samples), dtype=jnp.float32)
     scores = final_scores(scores, rollout, config)
     in_reward = config.kl_in == "reward"
     rewards = token_rewards(scores, old.logprobs, ref.logprobs, mask, kl_coef=kl_coef if in_reward else 0.0)
@@ -176,6 +179,8 @@ def make_trajectory(
             "explained_variance": explained_variance(predictions, returns, mask),
             "value": masked_mean(predictions, mask),
         }
+    if config.samples > 1:
+        metrics["signal"] = signal
     rows = mask.shape[0]
     trajectory = Trajectory(
         rollout=rollout,

@@ -15,6 +15,7 @@ from rlhf_jax.checkpoint import Checkpoints
 from rlhf_jax.config import Experiment
 from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.run import open_run
+from rlhf_jax.report.metrics import read_metrics
 
 STEPS, EVERY, STOP = 6, 4, 5
 """Updates in all, between checkpoints, and before the interruption, which comes one update after a checkpoint."""
@@ -24,9 +25,14 @@ class Interrupted(Exception):
     """Stands for whatever may end a process."""
 
 
-def tiny(stage: str) -> Experiment:
-    """The smoke experiment of a stage, shrunk, with an evaluation between the checkpoint and the interruption."""
-    experiment = find(f"smoke/{stage}").experiment("cpu")
+def stage_of(name: str) -> str:
+    """The last stage of a smoke experiment."""
+    return "ppo" if name == "dapo" else name
+
+
+def tiny(name: str) -> Experiment:
+    """The smoke experiment of that name, shrunk, with an evaluation between the checkpoint and the interruption."""
+    experiment, stage = find(f"smoke/{name}").experiment("cpu"), stage_of(name)
     config = getattr(experiment, stage)
     if stage == "ppo":
         config = dataclasses.replace(
@@ -50,14 +56,14 @@ def rows(config, count: int):
     return dataclasses.replace(config.optim, rows=count)
 
 
-def run(stage: str, directory: Path, *, interrupted: bool = False) -> None:
+def run(name: str, directory: Path, *, interrupted: bool = False) -> None:
     """The experiment from whatever the directory holds; `interrupted` ends it after STOP updates."""
 
     def on_step(at: str, done: int) -> None:
-        if interrupted and (at, done) == (stage, STOP):
+        if interrupted and (at, done) == (stage_of(name), STOP):
             raise Interrupted
 
-    run_experiment(open_run(tiny(stage), directory, on_step=on_step))
+    run_experiment(open_run(tiny(name), directory, on_step=on_step))
 
 
 @pytest.fixture
@@ -81,24 +87,29 @@ def summary(directory: Path) -> dict[str, float]:
     return {name: value for name, value in figures.items() if "second" not in name}
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
-def test_an_interrupted_and_continued_run_equals_one_that_was_not_to_the_bit(stage, tmp_path, saved):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run(stage, whole)
+@pytest.mark.parametrize("name", ["sft", "reward", "ppo", "dapo"])
+def test_an_interrupted_and_continued_run_equals_one_that_was_not_to_the_bit(name, tmp_path, saved):
+    whole, broken, stage = tmp_path / "whole", tmp_path / "broken", stage_of(name)
+    run(name, whole)
     with pytest.raises(Interrupted):
-        run(stage, broken, interrupted=True)
+        run(name, broken, interrupted=True)
     assert not (broken / "summary.json").exists()
     assert f'"step": {STOP - 1}' in (broken / "metrics.jsonl").read_text(), "nothing beyond the checkpoint was written"
-    run(stage, broken)
+    run(name, broken)
 
-    for name in ("metrics.jsonl", "samples.jsonl", "calibration.json"):
-        assert (broken / name).read_text() == (whole / name).read_text(), name
+    for file in ("metrics.jsonl", "samples.jsonl", "calibration.json"):
+        assert (broken / file).read_text() == (whole / file).read_text(), file
     assert summary(broken) == summary(whole)
     middle, expected = (saved[whole / "checkpoints" / stage, step] for step in (EVERY, STEPS))
     found = saved[broken / "checkpoints" / stage, STEPS]
     assert expected.keys() == found.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
-    moved = [name for name, array in expected.items() if not np.array_equal(array, middle[name])]
-    assert any("params" in name for name in moved), "nothing was learnt after the interruption"
-    assert any("mu" in name for name in moved)
+    for path, array in expected.items():
+        np.testing.assert_array_equal(found[path], array, err_msg=path)
+    moved = [path for path, array in expected.items() if not np.array_equal(array, middle[path])]
+    assert any("params" in path for path in moved), "nothing was learnt after the interruption"
+    assert any("mu" in path for path in moved)
+    if name == "dapo":
+        metrics = read_metrics(whole)["ppo"]
+        before, after, rollouts = (metrics[figure].values for figure in ("signal_before_refills", "signal", "rollouts"))
+        assert (after >= before).all() and (after > before).any()
+        assert ((rollouts == 1) == (before == 1)).all() and rollouts.max() == 3

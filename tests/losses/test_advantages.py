@@ -143,7 +143,7 @@ def test_the_best_of_a_group_by_hand():
 def test_best_and_worst_of_a_group_are_weighed_as_dpo_does():
     scores, beta = jnp.array([[1.0, 5.0, 2.0], [2.0, 0.0, 1.0], [3.0, 3.0, 3.0]]), 0.5
     log_ratio = jnp.array([[0.5, -1.5, 9.0], [1.0, 1.0, 9.0], [1.0, 2.0, 3.0]])
-    advantages = preferred(scores, log_ratio, beta=beta)
+    advantages = preferred(scores, log_ratio, beta=beta, labels="higher")
     # h is -2 and 0: 3 * .5 * sigmoid(1) and 3 * .5 / 2; nothing is preferred where all score alike
     np.testing.assert_allclose(advantages, [[-1.09659, 1.09659, 0], [0.75, -0.75, 0], [0, 0, 0]], atol=1e-5)
 
@@ -153,6 +153,16 @@ def test_best_and_worst_of_a_group_are_weighed_as_dpo_does():
         return jnp.sum(dpo(PairLogprobs(best, worst, zero, zero, one, one), beta=beta)) / 3
 
     np.testing.assert_allclose(-advantages / scores.size, jax.grad(loss)(log_ratio), atol=1e-6)
+    # preferred with probability sigmoid(4) and sigmoid(2): 3 * .5 * (.98201 - sigmoid(-1)) and 3 * .5 * (.88080 - .5)
+    softly = preferred(scores, log_ratio, beta=beta, labels="bradley_terry")
+    np.testing.assert_allclose(softly, [[-1.069611, 1.069611, 0], [0.571196, -0.571196, 0], [0, 0, 0]], atol=1e-5)
+
+
+def test_under_bradley_terry_labels_the_optimum_has_no_advantage_left():
+    scores = jnp.array([[1.0, 5.0, 2.0]])
+    optimum = scores / 0.5  # log(pi / ref) = r / beta, up to a constant
+    np.testing.assert_allclose(preferred(scores, optimum, beta=0.5, labels="bradley_terry"), 0.0, atol=1e-6)
+    assert float(preferred(scores, optimum, beta=0.5, labels="higher")[0, 1]) > 0
 
 
 def test_groups_too_small_for_their_baseline_are_refused():
