@@ -5,12 +5,9 @@ KL to the reference is k1 in the reward unless the paper puts it in the loss; wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from rlhf_jax.config import PolicyGradient
-from rlhf_jax.losses import preference
 from rlhf_jax.overrides import unknown_name
 
 # Sums over tokens, means over responses: the plain policy gradient of whole responses.
@@ -57,24 +54,6 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     # Schulman et al. 2017; Ziegler et al. 2019
     "ppo": {"samples": 4, "epochs": 4},
 }
-
-
-# Objectives on pairs, with beta the price of KL, or what stands in its place.
-PREFERENCE: dict[str, Callable[..., Any]] = {
-    "dpo": lambda pair, beta: preference.dpo(pair, beta=beta),
-    "cdpo": lambda pair, beta: preference.dpo(pair, beta=beta, label_smoothing=0.1),
-    "ipo": lambda pair, beta: preference.ipo(pair, tau=beta),
-    "simpo": lambda pair, beta: preference.simpo(pair, beta=beta / 0.15, margin=1.0),  # 2 where the others have 0.3
-    "orpo": lambda pair, beta: preference.orpo(pair, odds_coef=beta),
-    "slic": lambda pair, beta: preference.slic(pair, margin=1.0, nll_coef=beta),
-}
-
-
-def preference_objective(name: str, beta: Any) -> preference.Objective:
-    """The objective of that name at this beta. Raises: KeyError with the closest names."""
-    if name not in PREFERENCE:
-        raise KeyError(unknown_name(f"objective {name!r}", name, [*PREFERENCE, "kto"]))
-    return partial(PREFERENCE[name], beta=beta)
 
 
 def algorithm(name: str, *, new_tokens: int, kl_coef: float) -> PolicyGradient:

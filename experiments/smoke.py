@@ -12,6 +12,7 @@ from rlhf_jax.config import (
     Mixture,
     ModelConfig,
     Optim,
+    Preference,
     Reward,
     Text,
     World,
@@ -62,6 +63,18 @@ def smoke_sft(scale: str) -> Experiment:
 def smoke_reward(scale: str) -> Experiment:
     """A tiny reward model on comparisons of an untrained policy's samples, a tenth mislabelled. Expect an accuracy near one half."""
     return _smoke("smoke/reward", annotator_flip=0.1, reward=_reward(20))
+
+
+@register(
+    "smoke/preference",
+    paper="Rafailov et al. 2023",
+    claim="the preference loop runs: DPO on comparisons sampled from the fine-tuned policy",
+    costs=COST,
+)
+def smoke_preference(scale: str) -> Experiment:
+    """SFT of a tiny decoder, then DPO on its own samples. Expect an accuracy of the implicit reward above one half in training."""
+    optim = Optim(lr=1e-3, steps=20, rows=16, microbatches=2)
+    return _smoke("smoke/preference", sft=_sft(30), preference=Preference(data=None, pairs=128, optim=optim))
 
 
 @register(

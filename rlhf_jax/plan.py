@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rlhf_jax.config import Experiment, Optim
+from rlhf_jax.loops.preference import make_preference_step
 from rlhf_jax.loops.reward import make_reward_step
 from rlhf_jax.loops.rlhf import make_update
 from rlhf_jax.loops.sft import make_sft_step
@@ -18,11 +19,11 @@ from rlhf_jax.sharding import batch_shardings, compile_step, tree_shardings
 from rlhf_jax.train import TrainState, init_state
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import PPOState
-from rlhf_jax.types import PreferenceBatch, Rollout, TokenBatch, TokenWeights, Trajectory
+from rlhf_jax.types import PreferenceBatch, ReferencedPairs, Rollout, TokenBatch, TokenWeights, Trajectory
 
 
 def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
-    """Stage -> lowered update (SFT, reward, PPO) of the stages the experiment has; no weight is allocated.
+    """Stage -> lowered update (SFT, reward, preference, PPO) of the stages the experiment has; no weight is allocated.
 
     A reward stage is lowered for comparisons.
     """
@@ -41,6 +42,12 @@ def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
         side, row = token_shapes(optim.rows, length), _shape((optim.rows,), jnp.float32)
         batch = on_mesh_rows(PreferenceBatch(side, side, row, row), mesh)
         lowered["reward"] = compile_step(update, mesh).lower(state_shapes(model, optim, mesh), batch)
+    if experiment.preference is not None:
+        optim = experiment.preference.optim
+        _, update = make_preference_step(policy, experiment.preference)
+        side, row = token_shapes(optim.rows, length), _shape((optim.rows,), jnp.float32)
+        batch = on_mesh_rows(ReferencedPairs(PreferenceBatch(side, side, row, row), row, row), mesh)
+        lowered["preference"] = compile_step(update, mesh).lower(state_shapes(policy, optim, mesh), batch)
     if experiment.ppo is not None:
         lowered["ppo"] = lower_ppo(experiment, mesh)
     return lowered

@@ -16,6 +16,7 @@ from rlhf_jax.config import (
     Mixture,
     ModelConfig,
     Optim,
+    Preference,
     Reward,
     Text,
     World,
@@ -37,6 +38,16 @@ BASE = Experiment(
     ppo=PPO(optim=OPTIM, value_optim=OPTIM, iterations=3, prompts=16, samples=2, new_tokens=8, epochs=2),
 )
 LEARNED = dataclasses.replace(MODEL, position="learned")
+PREFERENCE = Preference(data=None, pairs=32, optim=Optim(lr=1e-3, rows=16, steps=10))
+RELATIVE = dataclasses.replace(
+    BASE.ppo,
+    value_optim=None,
+    baseline="group_mean",
+    credit="sequence",
+    objective="score",
+    whiten_advantages=False,
+    epochs=1,
+)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +114,21 @@ LEARNED = dataclasses.replace(MODEL, position="learned")
         (BASE, {"mesh": MeshConfig(data=3)}, "does not split over mesh data x fsdp = 3 devices"),
         (BASE, {"sft": SFT(data=WORLD, optim=OPTIM)}, "sft.optim.steps is not set"),
         (BASE, {"reward": None}, "PPO needs a reward stage"),
+        (BASE, {"preference": PREFERENCE}, "both a preference stage and PPO"),
+        (PREFERENCE, {"pairs": None}, "a preference stage has either data, or a number of pairs"),
+        (PREFERENCE, {"objective": "dpp"}, "'dpo' or 'cdpo' or 'ipo'"),
+        (PREFERENCE, {"beta": 0.0}, "Preference.beta is 0.0"),
+        (BASE.ppo, {"refills": 2}, "with baseline='value' responses that score alike teach as well"),
+        (BASE.ppo, {"baseline": "best", "value_optim": None}, "baseline='best' is about whole responses"),
+        (RELATIVE, {"baseline": "preferred"}, "online DPO has its KL in the preference"),
+        (RELATIVE, {"kl_in": "preference"}, "online DPO has its KL in the preference"),
+        (
+            RELATIVE,
+            {"baseline": "preferred", "kl_in": "preference", "epochs": 2},
+            "DPO's gradient at the policy that sampled",
+        ),
+        (RELATIVE, {"baseline": "best", "whiten_advantages": True}, "weights whose sign and size matter"),
+        (RELATIVE, {"baseline": "preferred", "kl_in": "preference"}, "takes one update from a rollout"),
         (BASE, {"world": None}, "samples from a world but sets none"),
         (BASE, {"policy": dataclasses.replace(LEARNED, max_length=20)}, "24 tokens .* policy.max_length=20"),
         (

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.algorithms import preference_objective
 from experiments.exact.pairs import Pairs, better_wins, comparisons, sample_pairs, texts_of
 from experiments.exact.setting import Setting, open_setting, over_seeds, seed_keys
 from rlhf_jax.config.study import PreferenceStudy
 from rlhf_jax.eval import exact
-from rlhf_jax.losses.preference import kto_loss, preference_loss
+from rlhf_jax.losses.preference import kto_loss, make_objective, preference_loss
 from rlhf_jax.report.progress import progress
 from rlhf_jax.report.study import Curve, StudyResult
 from rlhf_jax.train import init_state, make_step
@@ -148,7 +147,7 @@ def train_on_pairs(
         make_batch, loss = labels_of, partial(kto_loss, logprobs=logprobs, beta=beta)
     else:
         make_batch = batch_of
-        loss = partial(preference_loss, logprobs=logprobs, objective=preference_objective(name, beta))
+        loss = partial(preference_loss, logprobs=logprobs, objective=make_objective(name, beta))
     tx = optax.adam(optax.cosine_decay_schedule(study.lr, study.steps))
     step = make_step(loss, tx)
 

@@ -7,7 +7,7 @@ from rlhf_jax.config.data import Mixture, Text, World
 from rlhf_jax.config.experiment import Evaluation, Experiment
 from rlhf_jax.config.model import MeshConfig, ModelConfig
 from rlhf_jax.config.ppo import PPO, PolicyGradient
-from rlhf_jax.config.stages import SFT, Optim, Reward
+from rlhf_jax.config.stages import SFT, Optim, Preference, Reward
 
 __all__ = [
     "PPO",
@@ -19,6 +19,7 @@ __all__ = [
     "ModelConfig",
     "Optim",
     "PolicyGradient",
+    "Preference",
     "Reward",
     "Text",
     "World",

@@ -9,7 +9,7 @@ from rlhf_jax.checks import positive, require
 from rlhf_jax.config.data import Mixture, Text, World
 from rlhf_jax.config.model import ONE_DEVICE, MeshConfig, ModelConfig
 from rlhf_jax.config.ppo import PPO
-from rlhf_jax.config.stages import SFT, Reward
+from rlhf_jax.config.stages import SFT, Preference, Reward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Experiment:
     checkpoint: str | None = None  # a pretrained model below the data root that the policy starts from
     sft: SFT | None = None
     reward: Reward | None = None
+    preference: Preference | None = None
     reward_model: ModelConfig | None = None  # None: the policy's shape with a scalar head
     ppo: PPO | None = None
     prompts: Mixture | None = None  # what PPO asks; None: the world's prompts
@@ -75,17 +76,21 @@ class Experiment:
             self.ppo is None or not self.ppo.ptx_coef or self.ppo.ptx_data is not None or self.sft is not None,
             "ppo.ptx_coef needs demonstrations: set ppo.ptx_data, or an SFT stage",
         )
-        sampled = self.reward is not None and self.reward.data is None
+        sampled = any(stage is not None and stage.data is None for stage in (self.reward, self.preference))
         require(
             not sampled or self.world is None or self.world.prompts > self.evaluation.prompts,
             "world.prompts must exceed evaluation.prompts: the last of them are held out of the sampled comparisons",
+        )
+        require(
+            self.ppo is None or self.preference is None,
+            "both a preference stage and PPO train the policy from its SFT; set one of them, ppo or preference, to none",
         )
         normalised = self.reward is not None and self.reward.scores == "normalised"
         require(self.ppo is not None or not normalised, "reward.scores='normalised' is over PPO's samples; set ppo")
         by_gold = sampled or (self.ppo is not None and self.ppo.reward == "gold")
         require(self.prompts is None or not by_gold, "the world scores its own prompts only; leave prompts unset")
         needs_world = any((
-            self.reward is not None and self.reward.data is None,
+            sampled,
             self.ppo is not None and (self.prompts is None or self.ppo.reward == "gold"),
         ))  # fmt: skip
         require(self.world is not None or not needs_world, f"{self.name} samples from a world but sets none")
@@ -103,7 +108,8 @@ class Experiment:
         return max(self.text.length, self.text.prompt_length + new_tokens)
 
     def _row_counts(self):
-        for name, stage in (("sft", self.sft), ("reward", self.reward), ("ppo", self.ppo)):
+        stages = {"sft": self.sft, "reward": self.reward, "preference": self.preference, "ppo": self.ppo}
+        for name, stage in stages.items():
             if stage is not None:
                 optim = stage.optim
                 require(name == "ppo" or optim.steps is not None, f"{name}.optim.steps is not set")

@@ -84,3 +84,24 @@ class Reward:
             (self.data is None) == (self.pairs is not None),
             "a reward stage has either data, or a number of pairs to sample from the policy; set exactly one",
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+    """Learning from comparisons without a reward model (Rafailov et al. 2023), held to the policy it starts from."""
+
+    data: Mixture | None  # None: pairs are sampled from the policy and labelled by the world's annotator
+    optim: Optim
+    objective: Literal["dpo", "cdpo", "ipo", "simpo", "orpo", "slic"] = "dpo"
+    beta: float = 0.1  # of DPO; what it is to the others, losses/preference.py says
+    pairs: int | None = None  # how many comparisons are collected when they are sampled
+    temperature: float = 1.0  # at which they are sampled
+    eval_every: int | None = None
+
+    def __post_init__(self):
+        positive(self, "beta", "pairs", "temperature", "eval_every")
+        one_of(self, "objective")
+        require(
+            (self.data is None) == (self.pairs is not None),
+            "a preference stage has either data, or a number of pairs to sample from the policy; set exactly one",
+        )

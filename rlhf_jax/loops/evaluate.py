@@ -104,7 +104,7 @@ def make_judge(run: Run, texts: Texts, model: Model, reference: Params, scorer: 
 def evaluate(
     judge: Judge, policies: Mapping[str, Params], prompts: Sequence[Prompt]
 ) -> tuple[Figures, list[dict[str, Any]]]:
-    """(figures, samples side by side) of the policies on these prompts, and what PPO changed, prompt by prompt."""
+    """(figures, samples side by side) of the policies on these prompts, and what training after SFT changed, prompt by prompt."""
     experiment = judge.run.experiment
     temperature = experiment.ppo.temperature if experiment.ppo is not None else 1.0
     figures: Figures = {}
@@ -114,10 +114,11 @@ def evaluate(
             figures |= exact_figures(judge, name, params)
         written[name] = judge.sampled(params, prompts, temperature=temperature)
         figures |= row_figures(name, written[name])
-    for measure in MEASURES:
-        if "ppo" in written and measure in written["ppo"].rows:
-            difference, error = mean_and_error(written["ppo"].rows[measure] - written["sft"].rows[measure])
-            figures |= {f"ppo_minus_sft/{measure}": difference, f"ppo_minus_sft/{measure}_error": error}
+    for name in ("preference", "ppo"):
+        for measure in MEASURES:
+            if name in written and measure in written[name].rows:
+                difference, error = mean_and_error(written[name].rows[measure] - written["sft"].rows[measure])
+                figures |= {f"{name}_minus_sft/{measure}": difference, f"{name}_minus_sft/{measure}_error": error}
     return figures, samples_of(prompts, written, experiment.evaluation.samples_shown)
 
 

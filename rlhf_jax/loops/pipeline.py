@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.config import ModelConfig
+from rlhf_jax.config import ModelConfig, Preference, Reward
 from rlhf_jax.data.batches import Mixture, pad_labels, pad_pairs, token_batches
 from rlhf_jax.data.encode import EncodedLabel, EncodedPair
 from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
@@ -25,6 +25,7 @@ from rlhf_jax.loops.evaluate import (
     make_judge,
     preference_figures,
 )
+from rlhf_jax.loops.preference import run_preference
 from rlhf_jax.loops.reward import rescaled, run_reward, score_all
 from rlhf_jax.loops.rlhf import Scorer, ending_of, model_scorer, run_ppo, text_scorer
 from rlhf_jax.loops.run import Run
@@ -76,15 +77,22 @@ def run_experiment(run: Run) -> Outcome:
     reward = None
     if experiment.reward is not None:
         reward = reward_stage(run, policy, tuned, texts, prompts, outcome)
-    learned = None
+    learned, preferred = None, None
+    if experiment.preference is not None:
+        preferred = preference_stage(run, policy, tuned, texts, prompts, outcome)
     if experiment.ppo is not None:
         learned = ppo_stage(run, policy, tuned, reward, texts, prompts)
     if measure is not None and learned is not None:
         outcome.figures["ppo/demonstration_nll"] = measure(learned)["nll"]
-    if experiment.sft is not None or learned is not None:
+    if experiment.sft is not None or learned is not None or preferred is not None:
         scorer = None if reward is None else model_scorer(run, reward.model, reward.params)
         judge = make_judge(run, texts, policy, tuned, scorer)
-        policies = {"untrained": None if tuned is start else start, "sft": tuned, "ppo": learned}
+        policies = {
+            "untrained": None if tuned is start else start,
+            "sft": tuned,
+            "preference": preferred,
+            "ppo": learned,
+        }
         policies = {name: params for name, params in policies.items() if params is not None}
         figures, outcome.samples = evaluate(judge, policies, held_out)
         outcome.figures |= figures
@@ -136,7 +144,7 @@ def reward_stage(
     assert config is not None
     judged = None
     if config.data is None:
-        train, judged = sampled_comparisons(run, policy, tuned, texts, prompts)
+        train, judged = sampled_comparisons(run, config, policy, tuned, texts, prompts)
         parts, kind = Mixture(((texts.encode(train.comparisons), 1.0),)), Comparison
         records = judged.comparisons
         outcome.figures["reward/bayes_accuracy"] = float(bayes_agreement(judged.probability).mean())
@@ -236,13 +244,29 @@ def sampler_of(run: Run, policy: Model, texts: Texts) -> Sampler:
     )
 
 
+def preference_stage(
+    run: Run, policy: Model, tuned: Params, texts: Texts, prompts: Sequence[Prompt], outcome: Outcome
+) -> Params:
+    """The policy that learned from comparisons, sampled from the tuned one or read."""
+    config = run.experiment.preference
+    assert config is not None
+    if config.data is None:
+        train, judged = sampled_comparisons(run, config, policy, tuned, texts, prompts)
+        parts, held_out = Mixture(((texts.encode(train.comparisons), 1.0),)), judged.comparisons
+        write_comparisons(run.directory / "comparisons.jsonl", train.comparisons)
+    else:
+        examples = load_examples(run, config.data, Comparison)
+        parts, held_out = examples.encoded(texts), examples.held_out
+        outcome.figures["preference/rejected_rows"] = float(examples.rejected)
+    return run_preference(run, policy, tuned, texts, parts, texts.encode(held_out))
+
+
 def sampled_comparisons(
-    run: Run, policy: Model, tuned: Params, texts: Texts, prompts: Sequence[Prompt]
+    run: Run, config: Reward | Preference, policy: Model, tuned: Params, texts: Texts, prompts: Sequence[Prompt]
 ) -> tuple[Judged, Judged]:
-    """(training, held-out) comparisons of the tuned policy's own samples."""
-    experiment, config = run.experiment, run.experiment.reward
-    assert config is not None and config.pairs is not None
-    size = experiment.evaluation
+    """(training, held-out) comparisons of the tuned policy's own samples, as many as the stage asks for."""
+    assert config.pairs is not None, "the config checks that a stage without data has pairs"
+    size = run.experiment.evaluation
     # The last prompts are for held-out pairs: of the kind that is trained, but none that training sees.
     held_out = prompts[-size.prompts :]
     asked = {prompt.turns for prompt in held_out}

@@ -7,13 +7,24 @@ the objectives that average them over the reply's tokens say so. h is log(pi / r
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rlhf_jax.losses.reward import accuracy_of, smoothed_logistic, weighted_mean
-from rlhf_jax.types import Aux, LogprobFn, Params, ReferencedLabels, ReferencedPairs, TokenBatch, pytree
+from rlhf_jax.overrides import unknown_name
+from rlhf_jax.types import (
+    Aux,
+    LogprobFn,
+    Params,
+    PreferenceBatch,
+    ReferencedLabels,
+    ReferencedPairs,
+    TokenBatch,
+    pytree,
+)
 
 PerPair = Float[Array, "B"]
 Number = Float[Array, ""] | float
@@ -151,6 +162,33 @@ def reply_logprobs(
         jnp.sum(jnp.where(batch.loss_mask, per_token, 0.0), axis=1),
         jnp.sum(batch.loss_mask, axis=1, dtype=jnp.float32),
     )
+
+
+def make_objective(name: str, beta: Number) -> Objective:
+    """The objective of that name: beta is DPO's, the tau of IPO, the weight of ORPO's odds ratio and of SLiC's likelihood. What else they
+    need is as commonly used: label smoothing 0.1, a margin of 1, and for SimPO, whose log-probs are means, beta / 0.15.
+
+    Raises: KeyError with the closest names.
+    """
+    if name not in OBJECTIVES:
+        raise KeyError(unknown_name(f"objective {name!r}", name, [*OBJECTIVES, "kto"]))
+    return partial(OBJECTIVES[name], beta)
+
+
+OBJECTIVES: dict[str, Callable[[Number, PairLogprobs], PerPair]] = {
+    "dpo": lambda beta, pair: dpo(pair, beta=beta),
+    "cdpo": lambda beta, pair: dpo(pair, beta=beta, label_smoothing=0.1),
+    "ipo": lambda beta, pair: ipo(pair, tau=beta),
+    "simpo": lambda beta, pair: simpo(pair, beta=beta / 0.15, margin=1.0),  # 2 where the others have 0.3
+    "orpo": lambda beta, pair: orpo(pair, odds_coef=beta),
+    "slic": lambda beta, pair: slic(pair, margin=1.0, nll_coef=beta),
+}
+
+
+def with_reference(reference: Params, pairs: PreferenceBatch, *, logprobs: LogprobFn) -> ReferencedPairs:
+    """The pairs with the log-probabilities of their replies under these parameters. Both replies go through the model as one batch."""
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), pairs.chosen, pairs.rejected)
+    return ReferencedPairs(pairs, *jnp.split(reply_logprobs(reference, both, logprobs=logprobs)[0], 2))
 
 
 def preference_loss(

@@ -44,6 +44,7 @@ HEADLINES = {
     "sft/held_out_prompts/exact": "exact greedy answers after SFT",
     "reward/accuracy": "reward model accuracy",
     "ppo_minus_sft/gold": "gold reward gained by PPO",
+    "preference_minus_sft/gold": "gold reward gained from preferences",
     "ppo_minus_sft/positive_words": "word sentiment gained by PPO",
     "ppo_minus_sft/score": "score gained by PPO",
 }
@@ -78,6 +79,11 @@ STAGES: dict[str, tuple[Curves, ...]] = {
             {"Bayes ceiling": "reward/bayes_accuracy", "longer answer wins": "reward/longer_wins"},
         ),
         Curves("Loss", "nats per pair", _both("reward", "loss")),
+    ),
+    "Preferences": (
+        Curves("Accuracy of the implicit reward", "share of pairs", _both("preference", "accuracy")),
+        Curves("Margin", "nats per pair", _both("preference", "margin")),
+        Curves("Loss", "per pair", _both("preference", "loss")),
     ),
     "PPO": (
         _ppo("Score", "per response", "score"),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.algorithms import ALGORITHMS, algorithm, preference_objective
+from experiments.algorithms import ALGORITHMS, algorithm
 from experiments.exact.ensembles import explore_labels
 from experiments.exact.ensembles import run as run_ensembles
 from experiments.exact.entries import judge_algorithms, judge_frontier, judge_placement
@@ -35,6 +35,7 @@ from rlhf_jax.config.study import (
     PreferenceStudy,
 )
 from rlhf_jax.eval import exact
+from rlhf_jax.losses.preference import make_objective
 from rlhf_jax.report.runs import read_run
 from rlhf_jax.report.study import Curve, StudyResult, write_study
 
@@ -286,7 +287,7 @@ def test_ensembles_that_cannot_be_are_refused(field, value, message):
 
 def test_an_unknown_objective_lists_the_closest():
     with pytest.raises(KeyError, match="no objective 'dpp'; did you mean"):
-        preference_objective("dpp", 0.1)
+        make_objective("dpp", 0.1)
 
 
 @pytest.fixture

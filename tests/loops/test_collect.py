@@ -40,7 +40,9 @@ def test_what_the_template_writes_around_a_reply_is_not_written_twice(run):
 def test_no_prompt_of_a_held_out_pair_is_trained_on(run):
     model = build_model(run.experiment.policy)
     prompts, _ = policy_prompts(run)
-    train, held_out = sampled_comparisons(run, model, model.init(jax.random.key(0)), open_texts(run), prompts)
+    train, held_out = sampled_comparisons(
+        run, run.experiment.reward, model, model.init(jax.random.key(0)), open_texts(run), prompts
+    )
     asked = {comparison.prompt.turns for comparison in held_out.comparisons}
     assert asked and asked.isdisjoint(comparison.prompt.turns for comparison in train.comparisons)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.smoke import smoke_dapo
 from rlhf_jax.config import (
     PPO,
     SFT,
@@ -335,15 +336,14 @@ def test_a_run_without_a_critic_has_none_to_report(in_groups, against_average):
 
 
 def test_one_of_these_runs_sets_every_option_of_ppo():
-    runs = (AGAINST_MODEL, AGAINST_GOLD, AGAINST_LABELS, IN_GROUPS, AGAINST_AVERAGE)
+    runs = (AGAINST_MODEL, AGAINST_GOLD, AGAINST_LABELS, IN_GROUPS, AGAINST_AVERAGE, smoke_dapo("cpu").ppo)
     never = [
         field.name
         for field in dataclasses.fields(PPO)
         if field.default is not dataclasses.MISSING
         and all(getattr(config, field.name) == field.default for config in runs)
     ]
-    # An untrained policy ends hardly any response: with the filter it would learn nothing. tests/rollout/test_advantages_of.py has it.
-    assert never == ["overlong_filter"]
+    assert never == ["labels"]  # of online DPO, which exact/selection runs; smoke/dapo is run by test_resume.py
     for name, choices in {"reward": {"model", "gold"}, "value_init": {"reward", "policy"}}.items():
         assert {getattr(config, name) for config in runs} == choices
     assert {config.value_optim is None for config in runs} == {True, False}

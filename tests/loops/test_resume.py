@@ -40,7 +40,7 @@ def tiny(name: str) -> Experiment:
         )
     else:
         config = dataclasses.replace(config, optim=dataclasses.replace(rows(config, 8), steps=STEPS), eval_every=STOP)
-    if stage == "reward":
+    if stage in ("reward", "preference"):
         config = dataclasses.replace(config, pairs=32)
     return dataclasses.replace(
         experiment,
@@ -87,7 +87,7 @@ def summary(directory: Path) -> dict[str, float]:
     return {name: value for name, value in figures.items() if "second" not in name}
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "ppo", "dapo"])
+@pytest.mark.parametrize("name", ["sft", "reward", "preference", "ppo", "dapo"])
 def test_an_interrupted_and_continued_run_equals_one_that_was_not_to_the_bit(name, tmp_path, saved):
     whole, broken, stage = tmp_path / "whole", tmp_path / "broken", stage_of(name)
     run(name, whole)

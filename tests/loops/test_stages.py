@@ -90,6 +90,6 @@ def test_comparisons_and_evaluation_sample_replies_that_end_as_those_of_ppo(tmp_
     with pytest.raises(Asked):
         evaluate.make_judge(run, texts, model, {}, None)
     with pytest.raises(Asked):
-        pipeline.sampled_comparisons(run, model, {}, texts, policy_prompts(run)[0])
+        pipeline.sampled_comparisons(run, run.experiment.reward, model, {}, texts, policy_prompts(run)[0])
     newline = texts.tokenizer.encode("\n")
     assert asked == [Ending(texts.tokenizer.eos, newline[0], 3)] * 2

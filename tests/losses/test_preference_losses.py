@@ -10,6 +10,7 @@ import pytest
 from jax.test_util import check_grads
 
 from rlhf_jax.losses.preference import (
+    OBJECTIVES,
     PairLogprobs,
     dpo,
     ipo,
@@ -17,6 +18,7 @@ from rlhf_jax.losses.preference import (
     kto_loss,
     length_normalised_dpo,
     log_odds,
+    make_objective,
     orpo,
     preference_loss,
     reference_free_dpo,
@@ -25,6 +27,7 @@ from rlhf_jax.losses.preference import (
     rso_hinge,
     simpo,
     slic,
+    with_reference,
 )
 from rlhf_jax.types import LabelBatch, PreferenceBatch, ReferencedLabels, ReferencedPairs, TokenBatch
 
@@ -184,6 +187,22 @@ def test_preference_loss_is_a_weighted_mean_with_its_metrics():
     expected = {"loss": 0.75, "accuracy": 0.75, "margin": 0.25, "chosen_ratio": 0.375, "rejected_ratio": 0.125}
     assert {name: float(value) for name, value in aux.metrics.items()} == pytest.approx(expected)
     assert float(aux.weight) == 4.0
+
+
+def test_the_reference_sees_each_reply_of_a_pair():
+    ones = jnp.ones(CHOSEN.tokens.shape[0])
+    pairs = with_reference(jnp.float32(0.5), PreferenceBatch(CHOSEN, REJECTED, 0 * ones, ones), logprobs=logprobs)
+    for found, side in ((pairs.ref_chosen, CHOSEN), (pairs.ref_rejected, REJECTED)):
+        np.testing.assert_allclose(found, reply_logprobs(jnp.float32(0.5), side, logprobs=logprobs)[0], rtol=1e-6)
+    assert not np.allclose(pairs.ref_chosen, pairs.ref_rejected)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_by_name_prefers_the_chosen_reply_and_takes_beta(name):
+    better, worse = pair(-1.0, -9.0, -5.0, -5.0, 4.0, 5.0), pair(-9.0, -1.0, -5.0, -5.0, 4.0, 5.0)
+    objective = make_objective(name, 0.3)
+    assert float(objective(better)[0]) < float(objective(worse)[0])
+    assert float(objective(better)[0]) != float(make_objective(name, 0.6)(better)[0])
 
 
 def test_padding_pairs_of_weight_0_change_nothing():
