@@ -80,7 +80,7 @@ def smoke_preference(scale: str) -> Experiment:
 @register(
     "smoke/ppo",
     paper="-",
-    claim="the PPO loop runs, with a value head on the policy, adaptive KL, whitened rewards and a missing-stop score",
+    claim="the PPO loop runs, with a value head on the policy, adaptive KL, whitened rewards, a missing-stop score, Adam of TF 1",
     costs=COST,
 )
 def smoke_ppo(scale: str) -> Experiment:
@@ -88,7 +88,7 @@ def smoke_ppo(scale: str) -> Experiment:
     return _smoke(
         "smoke/ppo",
         ppo=PPO(
-            optim=Optim(lr=1e-3, rows=16, schedule="linear"),
+            optim=Optim(lr=1e-3, rows=16, schedule="linear", eps=1e-5, adam="tf1"),
             value_optim=None,
             iterations=4,
             prompts=16,

@@ -23,12 +23,13 @@ class Optim:
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
+    adam: Literal["torch", "tf1"] = "torch"  # eps beside the corrected second moment, or the raw one
     weight_decay: float = 0.0  # on matrices only
     max_grad_norm: float | None = 1.0  # None: no clipping
 
     def __post_init__(self):
         positive(self, "lr", "steps", "rows", "microbatches", "eps", "max_grad_norm")
-        one_of(self, "schedule")
+        one_of(self, "schedule", "adam")
         fraction(self, "final_lr", "b1", "b2")
         not_negative(self, "warmup", "weight_decay")
         require(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from rlhf_jax.config import Optim
@@ -34,15 +37,35 @@ def is_matrix(params):
     return jax.tree_util.tree_map_with_path(named, params)
 
 
+def scale_by_adam_tf1(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam as TensorFlow 1 has it: m_t sqrt(1 - b2^t) / (1 - b1^t) / (sqrt(v_t) + eps).
+
+    eps stands beside the root of the raw second moment, as if `optax.scale_by_adam` had eps / sqrt(1 - b2^t): early steps of small
+    gradients are shorter, by up to 1 / sqrt(1 - b2). Source: Kingma & Ba 2015, section 2, "epsilon hat".
+    """
+
+    def init(params) -> optax.ScaleByAdamState:
+        mu, nu = optax.tree.zeros_like(params), optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=mu, nu=nu)
+
+    def update(updates, state: Any, params=None):
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        count = optax.safe_increment(state.count)
+        scale = jnp.sqrt(1 - b2**count) / (1 - b1**count)
+        updates = jax.tree.map(lambda m, v: scale.astype(m.dtype) * m / (jnp.sqrt(v) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init, update)
+
+
 def make_optimizer(config: Optim) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (Loshchilov & Hutter 2019) on the schedule; eps is added to sqrt(v_hat), as in PyTorch."""
-    adam = optax.adamw(
-        learning_rate(config),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=is_matrix,
+    """Clip by global norm, then Adam as the config has it, with decoupled weight decay (Loshchilov & Hutter 2019), on the schedule."""
+    scale = {"torch": optax.scale_by_adam, "tf1": scale_by_adam_tf1}[config.adam]
+    adam = optax.chain(
+        scale(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, is_matrix),
+        optax.scale_by_learning_rate(learning_rate(config)),
     )
     if config.max_grad_norm is None:
         return adam

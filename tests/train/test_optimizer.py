@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from rlhf_jax.config import Optim
-from rlhf_jax.train.optimizer import is_matrix, learning_rate, make_optimizer
+from rlhf_jax.train.optimizer import is_matrix, learning_rate, make_optimizer, scale_by_adam_tf1
 
 
 def rates(**how):
@@ -51,11 +51,39 @@ def one_update(config: Optim, params, grads, times: int = 1):
     return params
 
 
-@pytest.mark.parametrize(("gradient", "expected"), [(1e-5, 0.5), (1e-3, 0.990)])
-def test_eps_stands_beside_the_root_of_the_corrected_moment(gradient, expected):
-    config = Optim(lr=1.0, rows=1, steps=10, schedule="constant", eps=1e-5, max_grad_norm=None)
+@pytest.mark.parametrize(
+    ("adam", "gradient", "expected"),
+    [("torch", 1e-5, 0.5), ("torch", 1e-3, 0.990099), ("tf1", 1e-5, 0.030655), ("tf1", 1e-3, 0.759747)],
+)
+def test_eps_stands_beside_the_root_of_the_corrected_moment_or_of_the_raw_one(adam, gradient, expected):
+    config = Optim(lr=1.0, rows=1, steps=10, schedule="constant", b2=0.999, eps=1e-5, max_grad_norm=None, adam=adam)
     params = one_update(config, {"x": jnp.zeros(())}, {"x": jnp.float32(gradient)})
-    np.testing.assert_allclose(params["x"], -expected, atol=1e-3)
+    np.testing.assert_allclose(params["x"], -expected, rtol=1e-4)
+
+
+def test_three_updates_of_tensorflows_adam_by_its_formula_and_its_state_is_that_of_optax():
+    gradients, b1, b2, eps, m, v, x = [0.3, -0.1, 0.2], 0.8, 0.9, 0.1, 0.0, 0.0, 0.0
+    for t, g in enumerate(gradients, start=1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        x += m * math.sqrt(1 - b2**t) / (1 - b1**t) / (math.sqrt(v) + eps)
+    tx, params = scale_by_adam_tf1(b1, b2, eps), {"x": jnp.zeros(())}
+    state = tx.init(params)
+    assert jax.tree.structure(state) == jax.tree.structure(optax.scale_by_adam(b1, b2).init(params))
+    for g in gradients:
+        updates, state = tx.update({"x": jnp.float32(g)}, state)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["x"], x, rtol=1e-5)
+
+
+def test_without_eps_both_adams_are_one_and_parameters_keep_their_dtype():
+    grads = [{"x": jnp.array([0.3, -2.0])}, {"x": jnp.array([0.1, 0.5])}]
+    first, second = optax.scale_by_adam(0.9, 0.95, 0.0), scale_by_adam_tf1(0.9, 0.95, 0.0)
+    one, other = first.init(grads[0]), second.init(grads[0])
+    for g in grads:
+        (a, one), (b, other) = first.update(g, one), second.update(g, other)
+        np.testing.assert_allclose(a["x"], b["x"], rtol=1e-5)
+    half = {"x": jnp.ones(2, jnp.bfloat16)}
+    assert second.update(half, second.init(half))[0]["x"].dtype == jnp.bfloat16
 
 
 def test_two_updates_of_adam_by_hand():
