@@ -24,6 +24,7 @@ def masked_mean(x: Float[Array, "*S"], mask: Bool[Array, "*S"]) -> Float[Array, 
 
 def masked_var(x: Float[Array, "*S"], mask: Bool[Array, "*S"]) -> Float[Array, ""]:
     """Population variance of x where mask is True (divides by the count, not by count - 1)."""
+    x = jnp.where(mask, x, 0.0)  # before the square, whose gradient would pass a nan on
     return masked_mean(jnp.square(x - masked_mean(x, mask)), mask)
 
 
@@ -32,6 +33,7 @@ def whiten(x: Float[Array, "*S"], mask: Bool[Array, "*S"], *, shift_mean: bool =
 
     Source: Ziegler et al. 2019, released code (population variance, eps 1e-8 inside the root).
     """
+    x = jnp.where(mask, x, 0.0)
     mean = masked_mean(x, mask)
     whitened = (x - mean) * jax.lax.rsqrt(masked_var(x, mask) + 1e-8)
     return jnp.where(mask, whitened if shift_mean else whitened + mean, 0.0)

@@ -69,7 +69,7 @@ def ilql_loss(
     value_loss = masked_mean(expectile(batch.target_q - v, tau=tau), mask)
     q_loss, cql_loss, taken = jnp.zeros(()), jnp.zeros(()), jnp.zeros(())
     for name in ("q1", "q2"):
-        q, norm = token_logits(params[name], batch.text)
+        q, norm = (jnp.where(mask, x, 0.0) for x in token_logits(params[name], batch.text))
         q_loss += masked_mean(jnp.square(target - q), mask)
         cql_loss += masked_mean(norm - q, mask)
         taken += 0.5 * masked_mean(q, mask)

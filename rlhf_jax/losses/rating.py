@@ -43,7 +43,7 @@ def process_loss(
 
     Source: Lightman et al. 2023 (arXiv:2305.20050), section 2.6; a solution's score there is the product of its steps' probabilities.
     """
-    scores = token_scores(params, batch.text)
+    scores = jnp.where(batch.mask, token_scores(params, batch.text), 0.0)
     right = batch.label > 0.5
     losses = -jax.nn.log_sigmoid(jnp.where(right, scores, -scores))
     loss = masked_mean(losses, batch.mask)
@@ -53,4 +53,5 @@ def process_loss(
 
 def solution_logprob(token_scores: Float[Array, "B T"], step_ends: Array) -> Float[Array, "B"]:
     """log of the product of the probabilities that each step is right: a solution's score. Source: Lightman et al. 2023, section 2.6."""
-    return jnp.sum(jnp.where(step_ends, jax.nn.log_sigmoid(token_scores), 0.0), axis=1)
+    right = jax.nn.log_sigmoid(jnp.where(step_ends, token_scores, 0.0))
+    return jnp.sum(jnp.where(step_ends, right, 0.0), axis=1)
