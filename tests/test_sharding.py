@@ -11,6 +11,9 @@ from builders import GPT2, LLAMA, built, lively, right_padded
 from jax.sharding import PartitionSpec
 
 from rlhf_jax.config import MeshConfig, Optim
+from rlhf_jax.data.batches import prompt_batches
+from rlhf_jax.data.encode import Encoded
+from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.sharding import (
     AXES,
     batch_shardings,
@@ -146,6 +149,25 @@ def test_rows_of_a_batch_are_dealt_and_scalars_stay():
     assert placed["temperature"].sharding.is_fully_replicated
     np.testing.assert_array_equal(placed["tokens"], batch["tokens"])
     assert batch_shardings(batch, mesh)["tokens"].spec == PartitionSpec(("data", "fsdp"))
+
+
+def test_devices_share_an_epoch_out_every_prompt_once_and_no_two_samples_share_their_noise():
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2))
+    batches = prompt_batches([Encoded((1, 10 + n), head=1) for n in range(32)], rows=8, length=3, pad=0, seed=1)
+    seen, noise = [], []
+    for step in range(4):
+        index = np.repeat(np.asarray(batches[step].index), 2)
+        sample = np.tile(np.arange(2, dtype=np.int32), 8)
+        keys = row_keys(jax.random.key(1), step, index, sample)
+        rows, keys = place_batch((index, jax.random.key_data(keys)), mesh)
+        # What one device has: its own two rows of this step, the two samples of one prompt.
+        parts = [np.unique(shard.data).tolist() for shard in rows.addressable_shards]
+        assert [len(part) for part in parts] == [1] * 8
+        seen += [place for part in parts for place in part]
+        noise += [tuple(row) for shard in keys.addressable_shards for row in np.asarray(shard.data).tolist()]
+    assert sorted(seen) == list(range(32))
+    assert seen != sorted(seen)
+    assert len(set(noise)) == 64
 
 
 def test_parameters_made_on_a_mesh_are_those_made_on_one_device():

@@ -82,6 +82,28 @@ def test_prompt_and_reply_apart_read_as_the_one_text(trained, name):
     assert template.reply_text(trained.decode(encoded.reply)) == " Tom.\n  12"
 
 
+@pytest.mark.parametrize("name", ["plain", "hh"])
+@pytest.mark.parametrize("kind", ["trained", "stories", "t5"])
+def test_a_reply_that_starts_with_a_blank_has_the_tokens_it_has_inside_the_whole_text(name, kind, request, data_root):
+    # Not so with Mistral's tokenizer: it puts a blank of its own in front of whatever it is given.
+    tokenizer = request.getfixturevalue(kind) if kind == "trained" else load_tokenizer(data_root / PUBLISHED[kind])
+    template = TEMPLATES[name]
+    encoded = encode_demonstration(Demonstration(PROMPT, "s"), tokenizer, template)
+    bos = [] if tokenizer.bos is None else [tokenizer.bos]
+    whole = tokenizer.encode(template.prompt(PROMPT) + template.reply("s"))
+    assert [*encoded.prompt, *encoded.reply] == [*bos, *whole, tokenizer.eos]
+
+
+def test_a_query_too_long_still_ends_where_the_reply_starts():
+    # Of 600 letters on four lines.
+    prompt = user_prompt("\n".join(letter * 143 for letter in "abcd") + "....", HERE)
+    encoded = encode_prompt(prompt, Letters(), TEMPLATES["hh"])
+    assert len(encoded.prompt) == 601
+    short = cut(encoded, 512)
+    assert len(short.prompt) == 512 and short.prompt[0] == Letters.bos
+    assert Letters().decode(short.prompt).endswith("d....\n\nAssistant:")
+
+
 def test_both_replies_of_a_pair_follow_the_same_prompt():
     pair = encode_comparison(Comparison(PROMPT, "yes", "no", margin=2.0, weight=0.5), Letters(), TEMPLATES["hh"])
     assert pair.chosen.prompt == pair.rejected.prompt

@@ -188,9 +188,8 @@ def ilql(x, mask, outside, trained):
 
 
 def steps(x, mask, outside):
-    return rating.process_loss(x, StepBatch(texts(), jnp.where(mask, YES_NO[:, None], 0.0), mask), token_scores=given)[
-        0
-    ]
+    batch = StepBatch(texts(), jnp.where(mask, YES_NO[:, None], 0.0), mask)
+    return rating.process_loss(x, batch, token_scores=given)[0]
 
 
 def kl_loss(x, mask, outside, estimator):

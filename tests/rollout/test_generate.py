@@ -19,10 +19,13 @@ from builders import (
     sampled,
 )
 
+from rlhf_jax.config import PolicyGradient
+from rlhf_jax.losses.ppo import token_rewards
 from rlhf_jax.masking import positions_of
 from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.replies import response_ids
 from rlhf_jax.rollout.sampling import greedy_tokens, sample_tokens
+from rlhf_jax.rollout.score import final_scores
 
 KEYS = jax.random.split(jax.random.key(5), 4)
 PROMPTS = left_padded([1, 4, 2, 3], 4, seed=7)
@@ -97,6 +100,18 @@ def test_a_response_ends_with_its_stop_token_and_padding_follows():
     np.testing.assert_array_equal(batch.tokens[:, 4:], [[9, 8, 2, 0], [2, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 2]])
     np.testing.assert_array_equal(rollout.logprobs[0], [0, 0, 0, 0, -1, -2, -3, 0])
     np.testing.assert_array_equal(rollout.logprobs[1], [0, 0, 0, 0, -1, 0, 0, 0])
+
+
+def test_what_is_written_behind_eos_is_dropped_the_score_stands_on_eos_and_without_one_it_is_fixed():
+    rollout = write(PROMPTS, [[5, 2, 7, 8], [5, 9, 7, 8], [2, 2, 2, 2], [5, 6, 7, 2]])
+    np.testing.assert_array_equal(rollout.batch.tokens[:2, 4:], [[5, 2, 0, 0], [5, 9, 7, 8]])
+    assert rollout.finished.tolist() == [True, False, True, True]
+    config = PolicyGradient(new_tokens=4, missing_stop_score=-1.0)
+    scores = final_scores(jnp.array([0.7, 0.7, 0.3, 0.0]), rollout, config)
+    same = jnp.zeros(rollout.logprobs.shape)
+    rewards = token_rewards(scores, same, same, rollout.batch.loss_mask, kl_coef=0.1)
+    np.testing.assert_array_equal(rewards[:, :4], 0.0)
+    np.testing.assert_allclose(rewards[:, 4:], [[0, 0.7, 0, 0], [0, 0, 0, -1], [0.3, 0, 0, 0], [0, 0, 0, 0]])
 
 
 def test_prompts_come_back_as_they_were_and_positions_count_on():
