@@ -22,7 +22,7 @@ from rlhf_jax.rollout.score import make_trajectory
 from rlhf_jax.sharding import compile_function, compile_step, make_mesh, place
 from rlhf_jax.train import init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
-from rlhf_jax.train.ppo import PPOState
+from rlhf_jax.train.ppo import start_ppo
 from rlhf_jax.types import PreferenceBatch, TokenBatch
 
 SIZES = {
@@ -104,13 +104,7 @@ def ppo(config: ModelConfig) -> Workload:
     learn = compile_step(make_update(policy, scalar, recipe), mesh)
     tx = make_optimizer(recipe.with_steps(optim))
     reference, rewarder = policy.init(jax.random.key(0)), scalar.init(jax.random.key(1))
-    state = PPOState(
-        policy=init_state(reference, tx),
-        value=init_state(rewarder, tx),
-        kl_coef=jnp.float32(0.05),
-        average=jnp.float32(0.0),
-        iteration=jnp.int32(0),
-    )
+    state = start_ppo(init_state(reference, tx), init_state(rewarder, tx), jnp.float32(0.05))
     roles = place({"state": state, "reference": reference, "rewarder": rewarder}, mesh)
     values = _prompts(config) | roles
 

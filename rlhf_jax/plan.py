@@ -18,7 +18,7 @@ from rlhf_jax.models import Model, build_model
 from rlhf_jax.sharding import batch_shardings, compile_step, tree_shardings
 from rlhf_jax.train import TrainState, init_state
 from rlhf_jax.train.optimizer import make_optimizer
-from rlhf_jax.train.ppo import PPOState
+from rlhf_jax.train.ppo import start_ppo
 from rlhf_jax.types import PreferenceBatch, ReferencedPairs, Rollout, TokenBatch, TokenWeights, Trajectory
 
 
@@ -66,12 +66,8 @@ def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
         value = build_model(dataclasses.replace(value_shape, head="scalar"))
         value_state = state_shapes(value, config.with_steps(config.value_optim), mesh)
     number = _shape((), jnp.float32)
-    scalars = on_mesh({"kl_coef": number, "average": number, "iteration": _shape((), jnp.int32)}, mesh)
-    state = PPOState(
-        policy=state_shapes(policy, config.with_steps(config.optim), mesh, ema=config.ema is not None),
-        value=value_state,
-        **scalars,
-    )
+    policy_state = state_shapes(policy, config.with_steps(config.optim), mesh, ema=config.ema is not None)
+    state = on_mesh(jax.eval_shape(start_ppo, policy_state, value_state, number), mesh)
     rows, length = config.prompts * config.samples, experiment.text.prompt_length + config.new_tokens
     per_token, per_row = _shape((rows, length), jnp.float32), _shape((rows,), jnp.float32)
     trajectory = Trajectory(

@@ -19,7 +19,7 @@ from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.rollout.score import make_trajectory, token_kl_to
 from rlhf_jax.train import init_state
-from rlhf_jax.train.ppo import PPOState, make_ppo_update
+from rlhf_jax.train.ppo import PPOState, make_ppo_update, start_ppo
 from rlhf_jax.types import Params, Rollout
 from rlhf_jax.worlds.exact import EOS
 
@@ -62,13 +62,8 @@ def train_on_policy(
         minibatch=study.rows,
     )
     noise, order, init = jax.random.split(key, 3)
-    state = PPOState(
-        policy=init_state(reference, adam),
-        value=None if critic is None else init_state(starting_at_zero(critic.init(init)), value_adam),
-        kl_coef=beta,
-        average=jnp.float32(0.0),
-        iteration=jnp.int32(0),
-    )
+    value = None if critic is None else init_state(starting_at_zero(critic.init(init)), value_adam)
+    state = start_ppo(init_state(reference, adam), value, beta)
 
     def iterate(state: PPOState, step: jax.Array):
         keys = row_keys(noise, step, group, sample)

@@ -38,7 +38,7 @@ from rlhf_jax.rollout.score import make_trajectory
 from rlhf_jax.sharding import Compiled, compile_step, make_mesh, place, place_batch
 from rlhf_jax.train import TrainState, init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
-from rlhf_jax.train.ppo import PPOState, combined, make_ppo_update
+from rlhf_jax.train.ppo import PPOState, combined, make_ppo_update, start_ppo
 from rlhf_jax.types import Trajectory
 
 # Adam divides by the root of its second moment, which blows rounding up where gradients are tiny; with this eps it does not.
@@ -74,8 +74,7 @@ def ppo_step(mesh: Mesh, microbatches: int = 1) -> Compiled:
 
 def ppo_state() -> PPOState:
     """What PPO's update changes, at its start."""
-    number, count = jnp.float32(0.1), jnp.int32(0)
-    return PPOState(init_state(lively(BOTH_HEADS), TX), None, kl_coef=number, average=number, iteration=count)
+    return start_ppo(init_state(lively(BOTH_HEADS), TX), None, jnp.float32(0.1))
 
 
 @functools.cache

@@ -29,7 +29,7 @@ from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.rollout.score import make_trajectory, token_kl_to
 from rlhf_jax.sharding import compile_function, compile_step, place, place_batch
 from rlhf_jax.train.optimizer import make_optimizer
-from rlhf_jax.train.ppo import PPOState, Term, combined, make_ppo_update
+from rlhf_jax.train.ppo import PPOState, Term, combined, make_ppo_update, start_ppo
 from rlhf_jax.types import Params, Rollout, TokenBatch
 
 Scorer = Callable[[Rollout, np.ndarray], Any]
@@ -125,12 +125,8 @@ def init_ppo_state(run: Run, config: PPO, policy_params: Params, value_params: P
     if config.value_optim is not None:
         assert value_params is not None
         value = fresh_state(run, value_params, config.with_steps(config.value_optim))
-    scalars = {"kl_coef": jnp.float32(config.kl_coef), "average": jnp.float32(0.0), "iteration": jnp.int32(0)}
-    return PPOState(
-        policy=fresh_state(run, policy_params, config.with_steps(config.optim), ema=config.ema is not None),
-        value=value,
-        **place(scalars, run.mesh),
-    )
+    policy = fresh_state(run, policy_params, config.with_steps(config.optim), ema=config.ema is not None)
+    return place(start_ppo(policy, value, jnp.float32(config.kl_coef)), run.mesh)
 
 
 def watched(watch: Watch, scored: Scored) -> Mapping[str, float]:

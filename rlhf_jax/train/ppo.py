@@ -26,6 +26,13 @@ class PPOState:
     iteration: jax.Array
 
 
+def start_ppo(policy: TrainState, value: TrainState | None, kl_coef: jax.Array) -> PPOState:
+    """The state before the first iteration."""
+    return PPOState(
+        policy=policy, value=value, kl_coef=kl_coef, average=jnp.zeros(()), iteration=jnp.zeros((), jnp.int32)
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Term:
     """A loss with its coefficient; each term is a mean over its own weight, so that ptx and PPO do not dilute each other."""

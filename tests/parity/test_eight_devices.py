@@ -28,7 +28,7 @@ from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.sharding import compile_function, compile_step, make_mesh, place, place_batch
 from rlhf_jax.train import init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
-from rlhf_jax.train.ppo import PPOState, combined, make_ppo_update
+from rlhf_jax.train.ppo import combined, make_ppo_update, start_ppo
 from rlhf_jax.types import PreferenceBatch
 
 BOTH_HEADS = dataclasses.replace(LLAMA, head="lm+scalar")
@@ -76,7 +76,7 @@ def ppo(mesh):
     value = partial(ppo_value_loss, values=model.values, clip=0.2)
     update = make_ppo_update(combined(policy, value, 0.1), TX, None, None, epochs=1, minibatch=8, ema=0.9)
     start = init_state(lively(BOTH_HEADS), TX, ema=True)
-    state = PPOState(policy=start, value=None, kl_coef=jnp.float32(0.1), average=jnp.float32(0), iteration=jnp.int32(0))
+    state = start_ppo(start, None, jnp.float32(0.1))
     there = make_mesh(mesh)
     return compile_step(update, there)(place(state, there), place_batch(played(0.7, 16), there), jax.random.key(0))
 

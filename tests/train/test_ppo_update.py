@@ -20,7 +20,7 @@ from rlhf_jax.models.api import TokenStats
 from rlhf_jax.models.output import predicted, shift_right
 from rlhf_jax.train import init_state
 from rlhf_jax.train.optimizer import make_optimizer
-from rlhf_jax.train.ppo import PPOState, Term, combined, make_ppo_update, minibatch_rows, select_rows
+from rlhf_jax.train.ppo import PPOState, Term, combined, make_ppo_update, minibatch_rows, select_rows, start_ppo
 from rlhf_jax.types import Aux, Trajectory
 
 SGD = optax.sgd(1.0)
@@ -65,13 +65,8 @@ def seen_by_the_table() -> Trajectory:
 
 
 def fresh(tx=SGD, params=None, *, value=False, ema=False) -> PPOState:
-    return PPOState(
-        policy=init_state(table() if params is None else params, tx, ema=ema),
-        value=init_state(critic(), tx) if value else None,
-        kl_coef=jnp.float32(0.1),
-        average=jnp.float32(0.0),
-        iteration=jnp.int32(0),
-    )
+    policy = init_state(table() if params is None else params, tx, ema=ema)
+    return start_ppo(policy, init_state(critic(), tx) if value else None, jnp.float32(0.1))
 
 
 def change(after, before):
