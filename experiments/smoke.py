@@ -141,6 +141,41 @@ def smoke_dapo(scale: str) -> Experiment:
 
 
 @register(
+    "smoke/ppo_max",
+    paper="Zheng et al. 2023",
+    claim="the PPO loop runs with the parts of PPO-max: running unit of scores, bounds, entropy bonus, value model trained first",
+    costs=COST,
+)
+def smoke_ppo_max(scale: str) -> Experiment:
+    """A few iterations of PPO with what "Secrets of RLHF" (arXiv:2307.04964, section 5.4) adds to it. It learns little.
+
+    Scores are normalised by the moments of all so far and bounded at 0.8 deviations, advantages at 0.5; the value model learns alone for
+    one iteration; demonstrations are mixed in. The numbers are there to exercise the options, not the paper's.
+    """
+    optim = Optim(lr=1e-3, rows=16)
+    return _smoke(
+        "smoke/ppo_max",
+        sft=_sft(10),
+        ppo=PPO(
+            optim=optim,
+            value_optim=optim,
+            value_init="policy",
+            value_warmup=1,
+            iterations=4,
+            prompts=32,
+            new_tokens=8,
+            score_unit="normalised",
+            score_clip=0.8,
+            advantage_clip=0.5,
+            entropy_coef=0.01,
+            ptx_coef=0.1,
+            ptx_rows=16,
+            reward="gold",
+        ),
+    )
+
+
+@register(
     "smoke/mesh",
     paper="-",
     claim="SFT, reward model and PPO run sharded over 2 x 2 x 2 devices",

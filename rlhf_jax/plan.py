@@ -19,7 +19,15 @@ from rlhf_jax.sharding import batch_shardings, compile_step, tree_shardings
 from rlhf_jax.train import TrainState, init_state
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import start_ppo
-from rlhf_jax.types import PreferenceBatch, ReferencedPairs, Rollout, TokenBatch, TokenWeights, Trajectory
+from rlhf_jax.types import (
+    Moments,
+    PreferenceBatch,
+    ReferencedPairs,
+    Rollout,
+    TokenBatch,
+    TokenWeights,
+    Trajectory,
+)
 
 
 def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
@@ -66,7 +74,7 @@ def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
         value = build_model(dataclasses.replace(value_shape, head="scalar"))
         value_state = state_shapes(value, config.with_steps(config.value_optim), mesh)
     number = _shape((), jnp.float32)
-    policy_state = state_shapes(policy, config.with_steps(config.optim), mesh, ema=config.ema is not None)
+    policy_state = state_shapes(policy, config.policy_optim, mesh, ema=config.ema is not None)
     state = on_mesh(jax.eval_shape(start_ppo, policy_state, value_state, number), mesh)
     rows, length = config.prompts * config.samples, experiment.text.prompt_length + config.new_tokens
     per_token, per_row = _shape((rows, length), jnp.float32), _shape((rows,), jnp.float32)
@@ -82,6 +90,7 @@ def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
         weights=TokenWeights(per_token, per_row),
         loss_kl_coef=number,
         average=number,
+        moments=Moments(number, number, number),
     )
     demonstrations = None
     if config.ptx_rows is not None:

@@ -113,6 +113,15 @@ class TokenWeights:
 
 
 @pytree
+class Moments:
+    """Of all numbers seen so far: how many, their mean, their population variance."""
+
+    count: Float[Array, ""]
+    mean: Float[Array, ""]
+    variance: Float[Array, ""]
+
+
+@pytree
 class Trajectory:
     """A rollout with everything that policy gradients learn from."""
 
@@ -127,6 +136,7 @@ class Trajectory:
     weights: TokenWeights  # of the policy loss, over the whole batch
     loss_kl_coef: Float[Array, ""]  # of a KL term in the loss; 0 where KL is in the reward
     average: Float[Array, ""]  # moving average of the rewards per response, this batch included
+    moments: Moments  # of the scores of all batches, this one included
 
 
 @pytree

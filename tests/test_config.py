@@ -110,6 +110,13 @@ RELATIVE = dataclasses.replace(
         (BASE.ppo, {"kl_in": "loss"}, "its gradient is 0 on average"),
         (BASE.ppo, {"kl_estimator": "k3"}, "another gradient than the KL's"),
         (BASE.ppo, {"value_init": "zero"}, "'reward' or 'policy'"),
+        (BASE.ppo, {"value_warmup": -1}, "value_warmup is -1"),
+        (BASE.ppo, {"value_warmup": 1, "value_optim": None}, "only a value model of its own can learn alone"),
+        (BASE.ppo, {"value_warmup": 3}, "leaves the policy none of the iterations=3"),
+        (BASE.ppo, {"score_unit": "unit"}, "'raw' or 'scaled' or 'normalised'"),
+        (BASE.ppo, {"score_clip": 0.0}, "PPO.score_clip is 0.0"),
+        (BASE.ppo, {"entropy_coef": -0.1}, "PPO.entropy_coef is -0.1"),
+        (OPTIM, {"adam": "tf2"}, "'torch' or 'tf1'"),
         (BASE, {"mesh": MeshConfig(tensor=8)}, "policy.heads=4 is not a multiple of mesh.tensor=8"),
         (BASE, {"mesh": MeshConfig(data=3)}, "does not split over mesh data x fsdp = 3 devices"),
         (BASE, {"sft": SFT(data=WORLD, optim=OPTIM)}, "sft.optim.steps is not set"),
@@ -182,7 +189,8 @@ def test_what_follows_from_a_config():
         config = dataclasses.replace(MODEL, head=head)
         assert (config.lm_head, config.scalar_head) == (language, scalar)
     assert BASE.ppo.minibatches == 2
-    assert BASE.ppo.with_steps(OPTIM).total == 3 * 2 * 2
+    assert BASE.ppo.with_steps(OPTIM).total == BASE.ppo.policy_optim.total == 3 * 2 * 2
+    assert dataclasses.replace(BASE.ppo, value_warmup=1).policy_optim.total == 2 * 2 * 2
     assert BASE.reward_shape == dataclasses.replace(MODEL, head="scalar")
     assert (MeshConfig(2, 3, 5).devices, MeshConfig(2, 3, 5).row_shards) == (30, 6)
 

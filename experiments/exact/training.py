@@ -79,6 +79,7 @@ def train_on_policy(
             gold_scores(setting, rollout, jnp.asarray(prompt)),
             state.kl_coef,
             state.average,
+            state.moments,
             policy=policy,
             values=values,
             config=config,

@@ -47,6 +47,11 @@ class PolicyGradient:
     decay: float = 0.9  # of the moving average
     whiten_rewards: bool = False
     whiten_advantages: bool = True
+    # What the score adds to the rewards: over the deviation of all scores of the run so far (scaled), less their mean too (normalised);
+    # and bounds on either side of it, and of the advantages. Zheng et al. 2023 (arXiv:2307.04964), section 5.3.1.
+    score_unit: Literal["raw", "scaled", "normalised"] = "raw"
+    score_clip: float | None = None
+    advantage_clip: float | None = None
     # The objective of a token, and how tokens are averaged.
     objective: Literal["clip", "score", "truncated"] = "clip"
     ratio: Literal["token", "sequence"] = "token"
@@ -55,6 +60,7 @@ class PolicyGradient:
     dual_clip: float | None = None
     importance_cap: float = 2.0  # of the objective "truncated"
     normaliser: Literal["token", "sequence", "constant", "group"] = "token"  # constant: new_tokens
+    entropy_coef: float = 0.0  # of the entropy of each token's distribution, which the loss then rewards
     epochs: int = 1
     # KL to the reference: k1 in the reward, or k2, k3 or exact in the loss; or in the preference, whose beta kl_coef then is.
     kl_in: Literal["reward", "loss", "preference"] = "reward"
@@ -69,10 +75,11 @@ class PolicyGradient:
 
     def __post_init__(self):
         positive(self, "samples", "new_tokens", "temperature", "clip", "clip_high", "importance_cap", "epochs")
-        positive(self, "kl_target", "kl_horizon", "overlong_cache")
-        one_of(self, "baseline", "credit", "labels", "objective", "ratio", "normaliser", "kl_in", "kl_estimator")
+        positive(self, "kl_target", "kl_horizon", "overlong_cache", "score_clip", "advantage_clip")
+        one_of(self, "score_unit", "baseline", "credit", "labels", "objective", "ratio", "normaliser", "kl_in")
+        one_of(self, "kl_estimator")
         fraction(self, "gamma", "lam", "decay")
-        not_negative(self, "kl_coef")
+        not_negative(self, "kl_coef", "entropy_coef")
         require(self.kl_target is None or self.kl_coef > 0, "an adaptive kl_coef must start above 0")
         require(
             self.baseline not in GROUPED or self.samples > 1,
@@ -135,6 +142,7 @@ class PPO(PolicyGradient):
     value_clip: float | None = 0.2
     value_coef: float = 0.1  # weight of the value loss where the value is a head on the policy
     value_init: Literal["reward", "policy"] = "reward"
+    value_warmup: int = 0  # iterations before the first update of the policy, in which the value model learns alone
     # Text of the token that must end a response, Ziegler's truncation; eos alone is a missing stop.
     stop_token: str | None = None
     stop_after: int = 0  # tokens that must stand before it
@@ -158,10 +166,18 @@ class PPO(PolicyGradient):
             self.baseline != "value" or self.value_optim is not None or self.normaliser == "token",
             f"normaliser={self.normaliser!r}: a value head on the policy shares its mean over tokens; give the value a value_optim",
         )
-        not_negative(self, "value_coef", "ptx_coef", "stop_after", "refills")
+        not_negative(self, "value_coef", "ptx_coef", "stop_after", "refills", "value_warmup")
         require(
             not self.refills or self.baseline in GROUPED,
             f"refills={self.refills}: with baseline={self.baseline!r} responses that score alike teach as well; leave it at 0",
+        )
+        require(
+            self.value_warmup == 0 or self.value_optim is not None,
+            f"value_warmup={self.value_warmup}: only a value model of its own can learn alone; give the value a value_optim",
+        )
+        require(
+            self.value_warmup < self.iterations,
+            f"value_warmup={self.value_warmup} leaves the policy none of the iterations={self.iterations}",
         )
         episodes = self.prompts * self.samples
         require(
@@ -186,14 +202,20 @@ class PPO(PolicyGradient):
             self.ptx_rows is None or self.ptx_rows % self.optim.microbatches == 0,
             f"ptx_rows={self.ptx_rows} do not split into optim.microbatches={self.optim.microbatches}",
         )
-        for optim in (self.optim, self.value_optim):
-            if optim is not None:
-                self.with_steps(optim)  # checks the warm-up against the number of updates
+        # These check the warm-up against the number of updates.
+        _ = self.policy_optim
+        if self.value_optim is not None:
+            self.with_steps(self.value_optim)
 
     @property
     def minibatches(self) -> int:
         return self.prompts * self.samples // self.optim.rows
 
-    def with_steps(self, optim: Optim) -> Optim:
-        """The optimiser config with the number of updates of the whole run."""
-        return dataclasses.replace(optim, steps=self.iterations * self.epochs * self.minibatches)
+    def with_steps(self, optim: Optim, *, skipped: int = 0) -> Optim:
+        """The optimiser config with the number of updates of the whole run, but for those of the `skipped` iterations."""
+        return dataclasses.replace(optim, steps=(self.iterations - skipped) * self.epochs * self.minibatches)
+
+    @property
+    def policy_optim(self) -> Optim:
+        """The optimiser config of the policy with its number of updates."""
+        return self.with_steps(self.optim, skipped=self.value_warmup)

@@ -95,7 +95,7 @@ def make_update(
     shared = value is None and config.baseline == "value"
     update = make_ppo_update(
         combined(objective, value_loss, config.value_coef) if shared else objective,
-        make_optimizer(config.with_steps(config.optim)),
+        make_optimizer(config.policy_optim),
         None if value is None else value_loss,
         None if config.value_optim is None else make_optimizer(config.with_steps(config.value_optim)),
         epochs=config.epochs,
@@ -103,6 +103,7 @@ def make_update(
         microbatches=config.optim.microbatches,
         ptx=ptx,
         ema=config.ema,
+        value_warmup=config.value_warmup,
     )
 
     def with_controller(
@@ -113,7 +114,9 @@ def make_update(
         kl_coef = state.kl_coef
         if config.kl_target is not None:
             episodes = config.prompts * config.samples
-            kl_coef = adapt_kl_coef(kl_coef, kl, target=config.kl_target, horizon=config.kl_horizon, episodes=episodes)
+            adapted = adapt_kl_coef(kl_coef, kl, target=config.kl_target, horizon=config.kl_horizon, episodes=episodes)
+            # A policy that may not move yet has no KL, which says nothing about the coefficient.
+            kl_coef = jnp.where(state.iteration < config.value_warmup, kl_coef, adapted)
         return dataclasses.replace(state, kl_coef=kl_coef, iteration=state.iteration + 1), metrics
 
     return with_controller
@@ -125,7 +128,7 @@ def init_ppo_state(run: Run, config: PPO, policy_params: Params, value_params: P
     if config.value_optim is not None:
         assert value_params is not None
         value = fresh_state(run, value_params, config.with_steps(config.value_optim))
-    policy = fresh_state(run, policy_params, config.with_steps(config.optim), ema=config.ema is not None)
+    policy = fresh_state(run, policy_params, config.policy_optim, ema=config.ema is not None)
     return place(start_ppo(policy, value, jnp.float32(config.kl_coef)), run.mesh)
 
 
@@ -196,7 +199,7 @@ def run_ppo(
         rollout, scores = scored.rollout, scored.scores
         value_params = state.policy.params if state.value is None else state.value.params
         trajectory, seen = trajectory_program(
-            state.policy.params, reference, value_params, rollout, scores, state.kl_coef, state.average
+            state.policy.params, reference, value_params, rollout, scores, state.kl_coef, state.average, state.moments
         )
         state, metrics = update(
             state,

@@ -160,7 +160,10 @@ def policy_loss(
     config: PolicyGradient,
     token_kl: Callable[[Params, Params, Rollout], jax.Array] | None = None,
 ) -> tuple[jax.Array, Aux]:
-    """The loss of a policy gradient on a minibatch, its tokens weighed by `trajectory.weights`; entropy is reported, not rewarded.
+    """The loss of a policy gradient on a minibatch, its tokens weighed by `trajectory.weights`; entropy is rewarded with its coefficient.
+
+    loss = weighted mean of -(objective + entropy_coef H(pi(. | x_<t))); the effect of a token on later entropies is left out.
+    Source of the bonus: Schulman et al. 2017 (arXiv:1707.06347), eq. 9.
 
     With KL in the loss, `trajectory.loss_kl_coef` times `kl_loss` is added under the same weights; the estimator "exact" needs
     `token_kl(params, reference, rollout)` and the reference's parameters.
@@ -172,6 +175,8 @@ def policy_loss(
         stats.logprobs, trajectory.old_logprobs, trajectory.advantages, mask, config=config
     )
     losses = -objective
+    if config.entropy_coef:
+        losses = losses - config.entropy_coef * jnp.where(mask, stats.entropy, 0.0)
     if config.kl_in == "loss":
         exact = None
         if config.kl_estimator == "exact":

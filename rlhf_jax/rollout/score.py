@@ -24,11 +24,12 @@ from rlhf_jax.losses.advantages import (
 from rlhf_jax.losses.kl import k1
 from rlhf_jax.losses.policy import only_finished, overlong_penalty, token_weights
 from rlhf_jax.losses.ppo import explained_variance, token_rewards
+from rlhf_jax.losses.scores import in_unit, no_moments, with_batch
 from rlhf_jax.masking import masked_mean, whiten
 from rlhf_jax.models.api import Model, TokenStats
 from rlhf_jax.models.output import token_kl, token_stats
 from rlhf_jax.rollout.refill import has_signal
-from rlhf_jax.types import Params, Rollout, TokenBatch, Trajectory
+from rlhf_jax.types import Moments, Params, Rollout, TokenBatch, Trajectory
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -135,6 +136,7 @@ def make_trajectory(
     scores: Float[Array, "B"],
     kl_coef: Float[Array, ""],
     average: Float[Array, ""] | float = 0.0,
+    moments: Moments | None = None,
     *,
     policy: Model,
     values: Callable[[Params, TokenBatch], jax.Array] | None,
@@ -144,8 +146,9 @@ def make_trajectory(
 
     Old log-probs are recomputed by the training graph at the rollout's temperature, so that the first ratio is 1. `kl` is exact over the
     vocabulary; `kl_sequence` sums it over the response; `kl_sampled` is the estimate that enters the reward. `average` is the moving
-    average of the batches before, which a baseline may use. `signal` is the share of prompts whose responses differ in score,
-    penalties aside.
+    average of the batches before, which a baseline may use; `moments` those of their scores (None: there are none), which the unit of the
+    score may come from. Scores are reported as they are, rewards in that unit. `signal` is the share of prompts whose responses differ in
+    score, penalties aside.
     """
     batch, mask = rollout.batch, rollout.batch.loss_mask
     old, ref, kl = compare_policies(policy_params, reference_params, rollout, policy=policy)
@@ -155,13 +158,19 @@ def make_trajectory(
 
     signal = jnp.mean(has_signal(scores, samples=config.samples), dtype=jnp.float32)
     scores = final_scores(scores, rollout, config)
+    moments = with_batch(no_moments() if moments is None else moments, scores)
+    measured = in_unit(scores, moments, unit=config.score_unit, clip=config.score_clip)
     in_reward = config.kl_in == "reward"
-    rewards = token_rewards(scores, old.logprobs, ref.logprobs, mask, kl_coef=kl_coef if in_reward else 0.0)
+    rewards = token_rewards(measured, old.logprobs, ref.logprobs, mask, kl_coef=kl_coef if in_reward else 0.0)
     learned_from = whiten(rewards, mask, shift_mean=False) if config.whiten_rewards else rewards
     log_ratio = jnp.sum(jnp.where(mask, k1(old.logprobs, ref.logprobs), 0.0), axis=1)
     advantages, returns, average = advantages_of(
         learned_from, predictions, mask, jnp.asarray(average), log_ratio, kl_coef, config=config
     )
+    if config.whiten_advantages:
+        advantages = whiten(advantages, mask)
+    if config.advantage_clip is not None:
+        advantages = jnp.clip(advantages, -config.advantage_clip, config.advantage_clip)
     metrics = {
         "score": jnp.mean(scores),
         "score_std": jnp.std(scores),
@@ -188,7 +197,7 @@ def make_trajectory(
         ref_logprobs=ref.logprobs,
         values=predictions,
         rewards=rewards,
-        advantages=whiten(advantages, mask) if config.whiten_advantages else advantages,
+        advantages=advantages,
         returns=returns,
         scores=scores,
         weights=token_weights(
@@ -200,5 +209,6 @@ def make_trajectory(
         ),
         loss_kl_coef=jnp.asarray(kl_coef if config.kl_in == "loss" else 0.0, jnp.float32),
         average=average,
+        moments=moments,
     )
     return trajectory, metrics

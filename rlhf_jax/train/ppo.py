@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax.losses.scores import no_moments
 from rlhf_jax.sharding import constrain
 from rlhf_jax.train.step import TrainState, apply_gradients, gradients
-from rlhf_jax.types import Aux, LossFn, Params, TokenBatch, Trajectory, pytree
+from rlhf_jax.types import Aux, LossFn, Moments, Params, TokenBatch, Trajectory, pytree
 
 
 @pytree
@@ -23,13 +24,19 @@ class PPOState:
     value: TrainState | None  # None: the value is a head on the policy, or there is none
     kl_coef: jax.Array
     average: jax.Array  # moving average of the rewards per response, which a baseline may use
+    moments: Moments  # of all scores so far, which their unit may come from
     iteration: jax.Array
 
 
 def start_ppo(policy: TrainState, value: TrainState | None, kl_coef: jax.Array) -> PPOState:
     """The state before the first iteration."""
     return PPOState(
-        policy=policy, value=value, kl_coef=kl_coef, average=jnp.zeros(()), iteration=jnp.zeros((), jnp.int32)
+        policy=policy,
+        value=value,
+        kl_coef=kl_coef,
+        average=jnp.zeros(()),
+        moments=no_moments(),
+        iteration=jnp.zeros((), jnp.int32),
     )
 
 
@@ -79,12 +86,14 @@ def make_ppo_update(
     microbatches: int = 1,
     ptx: Term | None = None,
     ema: float | None = None,
+    value_warmup: int = 0,
 ) -> Callable[..., tuple[PPOState, dict[str, jax.Array]]]:
     """(state, trajectory, key, ptx batch or None, reference or None) -> (state, mean metrics over the minibatches).
 
     The ptx batch holds [epochs * minibatches, rows, T] demonstrations; its gradient is added before the one clipping and update,
     as in Ouyang et al. 2022, section 3.5 and appendix C.4. Advantages come whitened over the whole batch.
-    With `reference` the policy loss is called as (params, minibatch, reference).
+    With `reference` the policy loss is called as (params, minibatch, reference). In the first `value_warmup` iterations the policy's state
+    stays as it is, moments and schedule too, and the value model learns alone (Zheng et al. 2023, arXiv:2307.04964, section 5.3.3).
     """
 
     def one_minibatch(trajectory: Trajectory, reference: Params | None):
@@ -100,6 +109,9 @@ def make_ppo_update(
                 metrics |= {f"ptx_{name}": value for name, value in extra_metrics.items()}
             metrics["grad_norm"] = optax.tree.norm(grads)
             policy = apply_gradients(state.policy, grads, policy_tx, ema=ema)
+            if value_warmup:
+                wait = state.iteration < value_warmup
+                policy = jax.tree.map(lambda new, old: jnp.where(wait, old, new), policy, state.policy)
             value = state.value
             if value is not None:
                 assert value_loss is not None and value_tx is not None
@@ -121,6 +133,7 @@ def make_ppo_update(
         state, metrics = jax.lax.scan(one_minibatch(trajectory, reference), state, (rows, demonstrations))
         first = ("ratio", "clip_fraction", "approx_kl")
         seen = {f"first_{name}": metrics[name][0] for name in first if name in metrics}
-        return dataclasses.replace(state, average=trajectory.average), jax.tree.map(jnp.mean, metrics) | seen
+        state = dataclasses.replace(state, average=trajectory.average, moments=trajectory.moments)
+        return state, jax.tree.map(jnp.mean, metrics) | seen
 
     return update

@@ -4,19 +4,26 @@ import dataclasses
 import io
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 import sentencepiece
+from builders import LLAMA, VALUE, assert_trees_close, built, lively, played
 
 from experiments.smoke import smoke_reward, smoke_sft
 from rlhf_jax.config import PPO, Optim
 from rlhf_jax.data.templates import get_template
 from rlhf_jax.data.tokenizer import SentencePieceTokenizer
+from rlhf_jax.doctor.subjects import largest_difference
 from rlhf_jax.loops import evaluate, pipeline
-from rlhf_jax.loops.rlhf import ending_of
+from rlhf_jax.loops.rlhf import ending_of, make_update
 from rlhf_jax.loops.run import open_run, run_stage
 from rlhf_jax.loops.sources import Texts, open_texts, policy_prompts
 from rlhf_jax.models import build_model
 from rlhf_jax.rollout.generate import Ending
+from rlhf_jax.train import init_state
+from rlhf_jax.train.optimizer import make_optimizer
+from rlhf_jax.train.ppo import start_ppo
 
 SLOW = 0.3  # seconds
 
@@ -93,3 +100,29 @@ def test_comparisons_and_evaluation_sample_replies_that_end_as_those_of_ppo(tmp_
         pipeline.sampled_comparisons(run, run.experiment.reward, model, {}, texts, policy_prompts(run)[0])
     newline = texts.tokenizer.encode("\n")
     assert asked == [Ending(texts.tokenizer.eos, newline[0], 3)] * 2
+
+
+def test_while_the_value_warms_up_neither_the_policy_nor_the_coefficient_of_kl_moves():
+    optim = Optim(lr=0.01, rows=8)
+    config = PPO(
+        optim=optim,
+        value_optim=optim,
+        iterations=3,
+        prompts=8,
+        new_tokens=6,
+        kl_coef=0.2,
+        kl_target=1.0,
+        kl_horizon=80.0,
+        value_warmup=1,
+    )
+    update = jax.jit(make_update(built(LLAMA), built(VALUE), config))
+    policy = init_state(lively(LLAMA), make_optimizer(config.policy_optim))
+    value = init_state(lively(VALUE, seed=2), make_optimizer(config.with_steps(optim)))
+    start = start_ppo(policy, value, jnp.float32(0.2))
+    first, _ = update(start, played(), jnp.float32(9.0), jax.random.key(0))
+    second, _ = update(first, played(), jnp.float32(9.0), jax.random.key(1))
+    assert_trees_close(first.policy, policy, atol=0.0)
+    assert [float(state.kl_coef) for state in (first, second)] == pytest.approx([0.2, 0.2 * (1 + 0.2 * 8 / 80)])
+    for before, after in ((start.value, first.value), (first.policy, second.policy)):
+        assert largest_difference(before.params, after.params) > 1e-3
+    assert float(first.moments.count) == 8

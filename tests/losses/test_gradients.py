@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 from rlhf_jax.config import PolicyGradient
 from rlhf_jax.losses import ensemble, kl, policy, preference, q_learning, ranking, rating, reward
 from rlhf_jax.losses.ppo import ppo_value_loss, token_rewards
+from rlhf_jax.losses.scores import no_moments
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.masking import whiten
 from rlhf_jax.models.api import TokenStats
@@ -138,6 +139,7 @@ def trajectory(mask: jax.Array, outside: float, config: PolicyGradient) -> Traje
         ),
         loss_kl_coef=jnp.float32(0.3),
         average=jnp.float32(0.0),
+        moments=no_moments(),
     )
 
 
@@ -147,7 +149,7 @@ def policy_loss(x, mask, outside, **parts):
         x,
         trajectory(mask, outside, config),
         x,  # stands for the reference's parameters
-        token_stats=lambda params, *_: TokenStats(logprobs=params, entropy=-params * jnp.exp(params)),
+        token_stats=lambda params, *_: TokenStats(logprobs=params, entropy=-1.5 * params),
         token_kl=lambda params, *_: 0.5 * params,
         config=config,
     )[0]
@@ -206,6 +208,7 @@ OF_TOKENS = {
     "ppo, every bound": partial(policy_loss, clip=0.1, clip_high=0.2, dual_clip=1.5, normaliser="group"),
     "gspo": partial(policy_loss, ratio="sequence", normaliser="sequence"),
     "score": partial(policy_loss, objective="score", **CONSTANT),
+    "ppo with entropy": partial(policy_loss, entropy_coef=0.3),
     "ppo with k3": partial(policy_loss, kl_in="loss", kl_estimator="k3"),
     "preference_loss": pairs_of,
     "ilql, q": partial(ilql, trained="q1"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -15,6 +16,7 @@ from rlhf_jax.losses.ppo import (
     ppo_value_loss,
     token_rewards,
 )
+from rlhf_jax.losses.scores import no_moments
 from rlhf_jax.models.api import TokenStats
 from rlhf_jax.types import Rollout, TokenBatch, Trajectory
 
@@ -180,6 +182,7 @@ def small_trajectory() -> Trajectory:
         weights=token_weights(mask, "token"),
         loss_kl_coef=jnp.float32(0.0),
         average=jnp.float32(0.0),
+        moments=no_moments(),
     )
 
 
@@ -198,6 +201,18 @@ def test_the_policy_loss_uses_the_temperature_of_the_rollout_and_reports_without
     assert float(gradient) == 0.0
     np.testing.assert_allclose(aux.metrics["entropy"], 0.4, rtol=1e-6)
     assert {"policy_loss", "clip_fraction", "approx_kl", "ratio"} < set(aux.metrics)
+
+
+def test_an_entropy_bonus_is_a_mean_over_the_response():
+    def token_stats(params, batch, temperature):
+        return TokenStats(logprobs=jnp.full((2, 4), -1.0), entropy=params * jnp.where(batch.loss_mask, 2.0, 9.0))
+
+    config = dataclasses.replace(CONFIG, entropy_coef=0.1)
+    run = jax.value_and_grad(partial(policy_loss, token_stats=token_stats, config=config), has_aux=True)
+    (loss, aux), gradient = run(jnp.float32(0.4), small_trajectory())
+    np.testing.assert_allclose(loss, -0.1 * 0.8, rtol=1e-5)  # the advantages 1, 2 and -3 cancel
+    np.testing.assert_allclose(aux.metrics["entropy"], 0.8, rtol=1e-6)
+    np.testing.assert_allclose(gradient, -0.2, rtol=1e-5)
 
 
 def test_the_value_loss_clips_around_the_values_of_the_rollout():

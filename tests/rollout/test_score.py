@@ -17,6 +17,7 @@ from rlhf_jax.models.output import token_kl
 from rlhf_jax.rollout.generate import truncate
 from rlhf_jax.rollout.replies import response_ids
 from rlhf_jax.rollout.score import describe_rows, final_scores, make_trajectory
+from rlhf_jax.types import Moments
 
 SCORES = np.random.default_rng(3).normal(size=8).astype(np.float32)
 KL_COEF = 0.1
@@ -144,6 +145,46 @@ def test_whitened_rewards_keep_their_mean_and_enter_advantages_only():
     np.testing.assert_allclose(trajectory.advantages, advantages, atol=1e-5)
     np.testing.assert_allclose(trajectory.returns, returns, atol=1e-5)
     np.testing.assert_allclose(trajectory.rewards, played().rewards, atol=1e-6)  # reported as they are
+
+
+def test_rewards_take_the_score_in_the_unit_of_all_scores_so_far_and_metrics_as_it_is():
+    config = dataclasses.replace(SCORING, score_unit="normalised", score_clip=0.8, missing_stop_score=-1.0)
+    before = Moments(jnp.float32(24.0), jnp.float32(2.0), jnp.float32(9.0))
+    make = jitted(program(config))
+    value, scores = lively(VALUE, seed=2), jnp.asarray(SCORES)
+    trajectory, metrics = make(
+        lively(LLAMA), lively(LLAMA), value, sampled(), scores, jnp.float32(KL_COEF), jnp.float32(0.0), before
+    )
+    said = np.where(sampled().finished, SCORES, -1.0)
+    mean = (24 * 2 + said.sum()) / 32
+    deviation = np.sqrt((24 * (9 + 2**2) + (said**2).sum()) / 32 - mean**2)
+    np.testing.assert_allclose(
+        [trajectory.moments.count, trajectory.moments.mean, trajectory.moments.variance],
+        [32, mean, deviation**2],
+        rtol=1e-5,
+    )
+    expected = np.clip((said - mean) / deviation, -0.8, 0.8)
+    assert set(np.abs(expected) < 0.8) == {True, False}
+    np.testing.assert_allclose(
+        np.asarray(trajectory.rewards)[np.arange(8), last_columns(trajectory)], expected, atol=1e-5
+    )
+    np.testing.assert_allclose(trajectory.scores, said)
+    np.testing.assert_allclose(metrics["score"], said.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["reward"], expected.mean(), atol=1e-5)
+
+
+def test_a_first_batch_is_measured_by_itself():
+    trajectory, _ = trajectory_of(dataclasses.replace(SCORING, score_unit="scaled"), reference=lively(LLAMA))
+    rewards = np.asarray(trajectory.rewards)[np.arange(8), last_columns(trajectory)]
+    np.testing.assert_allclose(rewards, SCORES / SCORES.std(), rtol=1e-4)
+
+
+def test_advantages_are_bounded_after_whitening():
+    white, _ = trajectory_of()
+    bounded, _ = trajectory_of(dataclasses.replace(SCORING, advantage_clip=0.5))
+    assert np.abs(white.advantages).max() > 0.5
+    np.testing.assert_allclose(bounded.advantages, np.clip(white.advantages, -0.5, 0.5), atol=1e-6)
+    np.testing.assert_allclose(bounded.returns, white.returns, atol=1e-6)
 
 
 def test_values_are_those_of_the_value_model_on_the_response_and_nothing_elsewhere():

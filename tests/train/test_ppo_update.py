@@ -247,6 +247,23 @@ def test_a_value_head_on_the_policy_adds_its_loss_times_the_coefficient():
     assert float(jnp.abs(other["tokens"]["embedding"]).max()) > 1e-4  # the trunk learns from it too
 
 
+def test_while_the_value_model_warms_up_the_policy_and_its_optimiser_stand_still():
+    trajectory = seen_by_the_table()
+
+    def run(warmup, iteration):
+        update = make_ppo_update(
+            POLICY_LOSS, ADAM, VALUE_LOSS, ADAM, epochs=1, minibatch=4, ema=0.9, value_warmup=warmup
+        )
+        start = fresh(ADAM, value=True, ema=True).replace(iteration=jnp.int32(iteration))
+        return start, jax.jit(update)(start, trajectory, jax.random.key(0))[0]
+
+    (start, waiting), (_, after), (_, without) = run(2, 1), run(2, 2), run(0, 2)
+    assert_trees_close(waiting.policy, start.policy, atol=0.0)
+    assert_trees_close(waiting.value, without.value, atol=1e-6)
+    assert_trees_close(after, without, atol=1e-6)
+    assert int(after.policy.step) == int(after.value.step) == int(waiting.value.step) == 2
+
+
 def test_policy_and_average_follow_every_minibatch():
     update = jax.jit(make_ppo_update(POLICY_LOSS, SGD, None, None, epochs=2, minibatch=4, ema=0.75))
     state, _ = update(fresh(ema=True), seen_by_the_table(), jax.random.key(0))
