@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from mutations import mutated, mutations
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("rlhf_jax", "experiments", "benchmarks", "notebooks", "tests", "docs")
@@ -129,6 +130,17 @@ def test_no_file_is_longer_than_a_reader_can_hold():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in python_files(*FOLDERS)}
     long = [f"{path.relative_to(ROOT)}: {lines} lines" for path, lines in lengths.items() if lines > MAX_LINES]
     assert not long, f"over {MAX_LINES} lines; find the part that has its own name:\n" + "\n".join(long)
+
+
+def test_every_mutation_still_fits_the_code_and_its_tests():
+    seen = set()
+    for mutation in mutations():
+        text = mutated((ROOT / mutation.path).read_text(encoding="utf-8"), mutation)
+        ast.parse(text)
+        assert all((ROOT / test).is_file() for test in mutation.tests), mutation
+        assert (mutation.path, text) not in seen, f"twice: {mutation}"
+        seen.add((mutation.path, text))
+    assert len(seen) >= 25
 
 
 def test_importing_opens_no_socket_starts_no_device_and_loads_nothing_heavy():

@@ -215,6 +215,30 @@ def test_an_entropy_bonus_is_a_mean_over_the_response():
     np.testing.assert_allclose(gradient, -0.2, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("how", "loss", "slope"),
+    [
+        ({}, -2 / 3, -2 / 3),
+        # k3 of ratios ref / pi = e^-.5 to the reference: e^-.5 - 1 + .5, and its slope 1 - e^-.5
+        ({"kl_in": "loss", "kl_estimator": "k3"}, -2 / 3 + 0.5 * 0.106531, -2 / 3 + 0.5 * 0.393469),
+    ],
+)
+def test_the_policy_loss_falls_with_the_advantages_and_rises_with_the_kl_by_hand(how, loss, slope):
+    def token_stats(params, batch, temperature):
+        return TokenStats(logprobs=params * jnp.ones((2, 4)), entropy=jnp.zeros((2, 4)))
+
+    trajectory = dataclasses.replace(
+        small_trajectory(),
+        advantages=jnp.array([[0, 0, 1.0, 2.0], [0, 0, -1.0, 0]]),
+        ref_logprobs=jnp.full((2, 4), -1.5),
+        loss_kl_coef=jnp.float32(0.5),
+    )
+    config = dataclasses.replace(CONFIG, **how)
+    run = jax.value_and_grad(partial(policy_loss, token_stats=token_stats, config=config), has_aux=True)
+    (found, _), gradient = run(jnp.float32(-1.0), trajectory)
+    np.testing.assert_allclose([found, gradient], [loss, slope], rtol=1e-5)
+
+
 def test_the_value_loss_clips_around_the_values_of_the_rollout():
     def values(params, batch):
         return params + jnp.where(batch.loss_mask, 0.0, jnp.inf)  # whose gradient would be nan

@@ -85,6 +85,7 @@ def test_ilql_by_hand():
     found = [float(aux.metrics[name]) for name in ("q_loss", "value_loss", "cql_loss")]
     np.testing.assert_allclose(found, [q_loss, value_loss, cql], rtol=1e-5)
     np.testing.assert_allclose(loss, q_loss + value_loss + 0.1 * cql, rtol=1e-5)
+    np.testing.assert_allclose([aux.metrics["q"], aux.metrics["v"]], [(0.7 + 0.8) / 2, 0.3], rtol=1e-5)
     assert float(aux.weight) == 2.0
 
 

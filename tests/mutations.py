@@ -1,0 +1,339 @@
+"""Do the tests notice mistakes? Makes one mistake at a time in a copy of the package and runs the tests of what it is in.
+
+    python tests/mutations.py [--only TEXT] [--jobs N] [--list]
+
+Each mistake is one that this kind of code really contains: a sign, a mask, a shift, a temperature, a divisor, a missing stop_gradient.
+Every line of the report says what was changed and which test caught it first. Exits with 1 where more than one mistake survives, and
+with 2 where the table below no longer fits the code: a text that does not stand exactly once in its file, tests that fail without
+any mistake, or a mistake after which the code does not run at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("rlhf_jax", "experiments", "tests", "pyproject.toml")
+SECONDS = 300  # after which a test that hangs has noticed too
+
+# (file in rlhf_jax/, its tests in tests/): what stands there, and the mistake.
+MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
+    ("masking.py", "test_masking.py"): [
+        ("masked_sum(x, mask) / jnp.maximum(mask_weight(mask), 1.0)", "masked_sum(x, mask) / x.size"),
+        (
+            "return masked_mean(jnp.square(x - masked_mean(x, mask)), mask)",
+            "return masked_sum(jnp.square(x - masked_mean(x, mask)), mask) / jnp.maximum(mask_weight(mask) - 1.0, 1.0)",
+        ),
+        ("whitened if shift_mean else whitened + mean", "whitened + mean if shift_mean else whitened"),
+        ("jnp.max(jnp.where(mask, columns[None, :], 0), axis=1)", "jnp.sum(mask, axis=1, dtype=jnp.int32) - 1"),
+        ("return counts - mask.astype(jnp.int32)", "return counts"),
+    ],
+    ("models/output.py", "models/test_output.py"): [
+        ("jnp.pad(x[:, :-1], ((0, 0), (1, 0))", "jnp.pad(x[:, 1:], ((0, 0), (0, 1))"),
+        (" & (batch.segments[:, 1:] != 0)", ""),
+        ("(batch.segments[:, 1:] == batch.segments[:, :-1]) & ", ""),
+        ("logits = unembed(h) / temperature", "logits = unembed(h)"),
+        ("unembed_q(hq) / temperature", "unembed_q(hq)"),
+        ("entropy = norm - jnp.sum", "entropy = norm + jnp.sum"),
+        ("jnp.exp(p) * (p - q)", "jnp.exp(q) * (p - q)"),
+    ],
+    ("losses/advantages.py", "losses/test_advantages.py"): [
+        ("rewards + gamma * next_values - values", "rewards + next_values - values"),
+        ("delta + gamma * lam * following", "delta + lam * following"),
+        ("jnp.pad(values[:, 1:], ((0, 0), (0, 1)))", "jnp.pad(values[:, :-1], ((0, 0), (1, 0)))"),
+        (", jnp.where(mask, values, 0.0)", ", values"),
+        ("jnp.where(mask, advantages + values, 0.0)", "jnp.where(mask, advantages + rewards, 0.0)"),
+        (" * (count / (count - 1))", ""),
+        ("scores - jnp.mean(scores, axis=1, keepdims=True)", "scores - jnp.mean(scores)"),
+        ("keepdims=True, ddof=ddof)", "keepdims=True, ddof=0)"),
+        ("decay * average + (1 - decay) * jnp.mean(scores)", "(1 - decay) * average + decay * jnp.mean(scores)"),
+        ("return scores - average, ", "return scores - jnp.mean(scores), "),
+    ],
+    ("losses/ensemble.py", "losses/test_ensemble.py"): [
+        ("jnp.min(scores, axis=0)", "jnp.max(scores, axis=0)"),
+        ("jnp.var(scores, axis=0)", "jnp.var(scores, axis=0, ddof=1)"),
+    ],
+    ("losses/kl.py", "losses/test_kl.py"): [
+        ("return logprobs - other_logprobs", "return other_logprobs - logprobs"),
+        ("log_ratio = other_logprobs - logprobs", "log_ratio = logprobs - other_logprobs"),
+        ("jnp.cumsum(x[:, ::-1], axis=1)[:, ::-1]", "jnp.cumsum(x, axis=1)"),
+        ("return fixed(log_ratio) + ", "return log_ratio + "),
+        ("fixed(to_go(log_ratio, mask)) * score", "fixed(log_ratio) * score"),
+        ("later = to_go(token_kl, mask) - token_kl", "later = to_go(token_kl, mask)"),
+        ("jnp.clip(kl / target - 1.0, ", "jnp.clip(1.0 - kl / target, "),
+        ("jnp.clip(kl / target - 1.0, -0.2, 0.2)", "(kl / target - 1.0)"),
+        ("error * episodes / horizon", "error / horizon"),
+    ],
+    ("losses/policy.py", "losses/test_policy.py losses/test_ppo.py"): [
+        ("jnp.sum(log_ratio, axis=1, keepdims=True) / length", "jnp.sum(log_ratio, axis=1, keepdims=True)"),
+        ("jnp.clip(ratio, 1 - clip, 1 + high)", "jnp.clip(ratio, 1 - clip, 1 + clip)"),
+        ("jnp.minimum(ratio * advantages, ", "jnp.maximum(ratio * advantages, "),
+        ("jnp.where(advantages < 0, ", "jnp.where(advantages > 0, "),
+        ("jax.lax.stop_gradient(jnp.minimum(ratio, cap))", "jnp.minimum(ratio, cap)"),
+        ("inside / jnp.maximum(length, 1.0)[:, None], present", "inside, length"),
+        ("jnp.ones_like(length)", "present"),
+        ("inside * share[:, None], length * share", "inside * share[:, None], present"),
+        ("jnp.where(weights.token > 0, weights.token * losses, 0.0)", "weights.token * losses"),
+        ("mask & finished[:, None]", "mask & ~finished[:, None]"),
+        ("longest - cache - length", "longest - length"),
+        ("k3(old_logprobs, logprobs)", "k3(logprobs, old_logprobs)"),
+        ("rollout.batch, rollout.temperature)", "rollout.batch, jnp.float32(1.0))"),
+        ("losses = -objective", "losses = objective"),
+        ("losses + trajectory.loss_kl_coef * penalty", "losses - trajectory.loss_kl_coef * penalty"),
+        ("kl_loss(stats.logprobs, trajectory.ref_logprobs, ", "kl_loss(stats.logprobs, trajectory.old_logprobs, "),
+    ],
+    ("losses/ppo.py", "losses/test_ppo.py"): [
+        ("-kl_coef * k1(", "kl_coef * k1("),
+        ("last_index(mask)[:, None])", "last_index(mask)[:, None] - 1)"),
+        ("jnp.where(last, scores[:, None], 0.0)", "jnp.where(last, jnp.trunc(scores)[:, None], 0.0)"),
+        ("near = old_values + ", "near = values + "),
+        ("jnp.maximum(error, clipped)", "jnp.minimum(error, clipped)"),
+        ("0.5 * masked_mean(error, mask)", "0.5 * jnp.mean(error)"),
+        ("jnp.square(residual - masked_mean(residual, mask))", "jnp.square(residual)"),
+        ("trajectory.values, trajectory.returns, ", "trajectory.returns, trajectory.values, "),
+    ],
+    ("losses/preference.py", "losses/test_preference_losses.py"): [
+        ("self.chosen_ratio - self.rejected_ratio", "self.rejected_ratio - self.chosen_ratio"),
+        ("(1 - flip) * right - flip * wrong", "(1 - flip) * right + flip * wrong"),
+        ("pair.rejected_ratio / pair.rejected_length", "pair.rejected_ratio / pair.chosen_length"),
+        ("1 / (2 * tau)", "1 / tau"),
+        ("beta * difference - margin", "beta * difference + margin"),
+        ("pair.chosen / pair.chosen_length, pair.rejected / pair.rejected_length", "pair.chosen, pair.rejected"),
+        ("jax.lax.stop_gradient(jnp.maximum(baseline, 0.0))", "jnp.maximum(baseline, 0.0)"),
+        ("jnp.maximum(baseline, 0.0)", "baseline"),
+        ("jnp.where(wanted, gain, -gain)", "gain"),
+        ("jnp.sum(jnp.where(batch.loss_mask, per_token, 0.0)", "jnp.mean(jnp.where(batch.loss_mask, per_token, 0.0)"),
+        ("jnp.where(batch.loss_mask, per_token, 0.0)", "per_token"),
+        ("accuracy_of(pair.chosen_ratio, pair.rejected_ratio)", "accuracy_of(pair.chosen, pair.rejected)"),
+        ("weighted_mean(mismatched - batch.ref_mismatched, ", "weighted_mean(logp - batch.ref, "),
+    ],
+    ("losses/q_learning.py", "losses/test_q_learning.py"): [
+        ("[:, 1:], ((0, 0), (0, 1)))", "[:, :-1], ((0, 0), (1, 0)))"),
+        ("rewards + gamma * best", "gamma * (rewards + best)"),
+        ("jnp.where(u < 0, 1 - tau, tau)", "jnp.where(u < 0, tau, 1 - tau)"),
+        ("incremental_update(online, target, rate)", "incremental_update(target, online, rate)"),
+        ("following(jax.lax.stop_gradient(v), mask)", "following(v, mask)"),
+        ("masked_mean(norm - q, mask)", "masked_mean(q - norm, mask)"),
+        ("taken += 0.5 * masked_mean", "taken += masked_mean"),
+        ("jnp.minimum(q1, q2)", "jnp.maximum(q1, q2)"),
+    ],
+    ("losses/ranking.py", "losses/test_ranking.py"): [
+        ("rank[:, :, None] < rank[:, None, :]", "rank[:, :, None] <= rank[:, None, :]"),
+        ("-difference - threshold", "-difference + threshold"),
+    ],
+    ("losses/rating.py", "losses/test_rating.py"): [
+        ("low, high = rising[grade] - scores, ", "low, high = rising[grade] + scores, "),
+        ("masked_mean(losses, batch.mask)", "masked_mean(losses, batch.text.loss_mask)"),
+    ],
+    ("losses/reward.py", "losses/test_reward.py losses/test_ranking.py"): [
+        ("(chosen - rejected - margin, ", "(chosen - rejected + margin, "),
+        ("(1 - label_smoothing) * right + label_smoothing", "label_smoothing * right + (1 - label_smoothing)"),
+        ("chosen == rejected, 0.5, ", "chosen == rejected, 1.0, "),
+        ("float(np.std(scores))", "float(np.std(scores, ddof=1))"),
+        ("return 1 / std, -mean / std", "return 1 / std, -mean"),
+        ("jnp.sum(weight * x) / jnp.maximum(jnp.sum(weight), 1e-9)", "jnp.mean(weight * x)"),
+    ],
+    ("losses/sft.py", "losses/test_sft.py"): [
+        ("logprobs(params, batch, 1.0), batch.loss_mask)", "logprobs(params, batch, 1.0), batch.segments != 0)"),
+        ("weight=mask_weight(batch.loss_mask)", "weight=mask_weight(batch.segments != 0)"),
+    ],
+    ("rollout/generate.py", "rollout/test_generate.py rollout/test_truncate.py"): [
+        ("choose(logits, keys, column, temperature)", "choose(logits, keys, column, 1.0)"),
+        ("choose(logits, keys, column, temperature)", "choose(logits, keys, 0, temperature)"),
+        ("place = next_position + column - 1", "place = next_position + column"),
+        ("width + column - 1, alive", "width + column, alive"),
+        ('put(s["written"], column, alive)', 'put(s["written"], column, alive & ~stopped)'),
+        ('s["finished"] | stopped', "stopped"),
+        ("[jnp.zeros_like(prompts.loss_mask), written]", "[prompts.loss_mask, written]"),
+        ("place >= after", "place > after"),
+        ("stops = mask & (rollout", "stops = (rollout"),
+        ("jnp.cumsum(stops, axis=1) - stops.astype(jnp.int32) > 0", "jnp.cumsum(stops, axis=1) > 0"),
+        ("real = (rollout.batch.segments != 0)", "real = (rollout.batch.tokens != 0)"),
+    ],
+    ("rollout/sampling.py", "rollout/test_sampling.py"): [
+        ("jax.random.fold_in(run_key, step)", "run_key"),
+        ("jax.random.fold_in(jax.random.fold_in(at_step, prompt), sample)", "jax.random.fold_in(at_step, prompt)"),
+        ("gumbel(jax.random.fold_in(key, column), ", "gumbel(key, "),
+        ("jnp.argmax(logits + noise, ", "jnp.argmax(logits - noise, "),
+        ("jnp.argmax(logits + noise, ", "jnp.argmax(logits * temperature + noise, "),
+    ],
+    ("rollout/replies.py", "rollout/test_replies.py"): [
+        ("if ids and ids[-1] == tokenizer.eos", "if ids"),
+        ("row_keys(key, 0, index, ", "row_keys(key, 0, np.arange(len(index)), "),
+    ],
+    ("rollout/score.py", "rollout/test_score.py rollout/test_advantages_of.py"): [
+        ("token_stats(first, hidden, batch, rollout.temperature", "token_stats(first, hidden, batch, 1.0"),
+        ("token_stats(second, ref_hidden, batch, rollout.temperature", "token_stats(second, ref_hidden, batch, 1.0"),
+        ("hidden, second, ref_hidden, batch, rollout.temperature", "hidden, second, ref_hidden, batch, 1.0"),
+        ("scores = scores + overlong_penalty", "scores = scores - overlong_penalty"),
+        ("rollout.finished, scores, config.missing_stop_score", "rollout.finished, config.missing_stop_score, scores"),
+        ("totals.reshape(-1, config.samples)", "totals.reshape(config.samples, -1).T"),
+        ("to_go + (relative - totals)[:, None]", "to_go + relative[:, None]"),
+        ("kl_coef=kl_coef if in_reward else 0.0", "kl_coef=kl_coef"),
+        ("whiten(rewards, mask, shift_mean=False)", "whiten(rewards, mask)"),
+        ("whiten(advantages, mask)", "whiten(advantages, jnp.ones_like(mask))"),
+        ("jnp.mean(jnp.sum(jnp.where(mask, kl, 0.0), axis=1))", "jnp.mean(jnp.where(mask, kl, 0.0))"),
+        ("k1(old.logprobs, ref.logprobs)", "k1(ref.logprobs, old.logprobs)"),
+        ("jnp.abs(rollout.logprobs - old.logprobs)", "rollout.logprobs - old.logprobs"),
+        ("constant=float(config.new_tokens)", "constant=float(mask.shape[1])"),
+        ("jnp.arange(rows) // config.samples", "jnp.arange(rows) % (rows // config.samples)"),
+    ],
+    ("train/optimizer.py", "train/test_optimizer.py"): [
+        ("max(config.total - config.warmup, 1)", "max(config.total, 1)"),
+        ("linear_schedule(config.lr / config.warmup, ", "linear_schedule(0.0, "),
+        ("[warmup, decay], [config.warmup]", "[warmup, decay], [config.warmup + 1]"),
+        ("eps=config.eps", "eps_root=config.eps"),
+        ("mask=is_matrix", "mask=None"),
+        (
+            "optax.clip_by_global_norm(config.max_grad_norm), adam",
+            "adam, optax.clip_by_global_norm(config.max_grad_norm)",
+        ),
+    ],
+    ("train/ppo.py", "train/test_ppo_update.py"): [
+        ("jax.random.split(key, epochs)", "jnp.stack([key] * epochs)"),
+        ("return a + coef * b, ", "return a + b, "),
+        ("g + coef * e", "g + e"),
+        ("grads, policy_tx, ema=ema)", "grads, policy_tx, ema=None)"),
+        ("average=trajectory.average", "average=state.average"),
+        ("metrics[name][0]", "metrics[name][-1]"),
+    ],
+    ("train/step.py", "train/test_step.py"): [
+        (
+            "x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)",
+            "x.reshape(microbatches, x.shape[0] // microbatches, *x.shape[1:])",
+        ),
+        ("return (*weighted, aux.weight)", "return grads, aux.metrics, jnp.ones_like(aux.weight)"),
+        ("scale = 1.0 / jnp.maximum(weight, 1e-9)", "scale = jnp.float32(1 / microbatches)"),
+        ("ema * old + (1 - ema) * new", "(1 - ema) * old + ema * new"),
+        ("* new, state.ema, params)", "* new, state.ema, state.params)"),
+    ],
+}
+
+
+class Mutation(NamedTuple):
+    path: str  # from the root
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+
+class Outcome(NamedTuple):
+    caught_by: str  # empty where it survives
+    broken: str  # why this says nothing, where it does
+    seconds: float
+
+
+def mutations() -> Iterator[Mutation]:
+    for (path, tests), changes in MUTATIONS.items():
+        files = tuple(f"tests/{name}" for name in tests.split())
+        yield from (Mutation(f"rlhf_jax/{path}", before, after, files) for before, after in changes)
+
+
+def mutated(text: str, mutation: Mutation) -> str:
+    """The file's text with the mistake. Raises: ValueError where what to change does not stand exactly once."""
+    count = text.count(mutation.before)
+    if count != 1:
+        raise ValueError(f"{mutation.path}: {mutation.before!r} stands there {count} times, not once")
+    return text.replace(mutation.before, mutation.after)
+
+
+def run_tests(folder: Path, tests: tuple[str, ...]) -> Outcome:
+    """The first test that fails in this copy, if any."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", *tests]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env={**environment, "PYTHONPATH": str(folder)},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(f"no end after {SECONDS} s", "", time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    if done.returncode == 0:
+        return Outcome("", "", seconds)
+    failed = re.search(r"^FAILED (\S+::.+?)(?: - (.*))?$", done.stdout, re.MULTILINE)
+    if done.returncode != 1 or failed is None or re.match(r"(Name|Import|Syntax)Error", failed[2] or ""):
+        return Outcome("", (done.stdout + done.stderr)[-2000:], seconds)
+    return Outcome(failed[1], "", seconds)
+
+
+def try_one(mutation: Mutation, base: Path) -> Outcome:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "copy"
+        shutil.copytree(base, folder)
+        path = folder / mutation.path
+        path.write_text(mutated(path.read_text(encoding="utf-8"), mutation), encoding="utf-8")
+        return run_tests(folder, mutation.tests)
+
+
+def copy_package(to: Path) -> None:
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, to / name)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="TEXT", help="those with this text in their file or change")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="how many at a time")
+    parser.add_argument("--list", action="store_true", help="say what would be changed, and run nothing")
+    args = parser.parse_args()
+    chosen = [m for m in mutations() if args.only in f"{m.path} {m.before} -> {m.after}"]
+    try:
+        for mutation in chosen:
+            mutated((ROOT / mutation.path).read_text(encoding="utf-8"), mutation)
+    except ValueError as error:
+        print(error)
+        return 2
+    if args.list:
+        print(*(f"{m.path}: {m.before} -> {m.after}" for m in chosen), f"{len(chosen)} mutations", sep="\n")
+        return 0
+
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(args.jobs) as pool:
+        base = Path(name)
+        copy_package(base)
+        groups = sorted({m.tests for m in chosen})
+        for tests, outcome in zip(groups, pool.map(lambda tests: run_tests(base, tests), groups), strict=True):
+            if outcome.caught_by or outcome.broken:
+                pool.shutdown(cancel_futures=True)
+                print(f"{' '.join(tests)} fails without any mistake: {outcome.caught_by or outcome.broken}")
+                return 2
+        outcomes = []
+        for mutation, outcome in zip(chosen, pool.map(lambda m: try_one(m, base), chosen), strict=True):
+            outcomes.append(outcome)
+            if outcome.broken:
+                print(f"the next one breaks the code, which shows nothing about its tests:\n{outcome.broken}")
+            print(f"{mutation.path.removeprefix('rlhf_jax/')}: {mutation.before} -> {mutation.after}")
+            print(
+                f"    {outcome.caught_by or ('BROKEN' if outcome.broken else 'SURVIVED')}  {outcome.seconds:.0f} s",
+                flush=True,
+            )
+    caught = sum(bool(outcome.caught_by) for outcome in outcomes)
+    print(f"{caught} of {len(chosen)} caught in {(time.perf_counter() - start) / 60:.1f} minutes")
+    if any(outcome.broken for outcome in outcomes):
+        return 2
+    return int(caught < len(chosen) - 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
