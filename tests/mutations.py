@@ -75,7 +75,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("jnp.clip(kl / target - 1.0, -0.2, 0.2)", "(kl / target - 1.0)"),
         ("error * episodes / horizon", "error / horizon"),
     ],
-    ("losses/policy.py", "losses/test_policy.py losses/test_ppo.py"): [
+    ("losses/policy.py", "losses/test_policy.py"): [
         ("jnp.sum(log_ratio, axis=1, keepdims=True) / length", "jnp.sum(log_ratio, axis=1, keepdims=True)"),
         ("jnp.clip(ratio, 1 - clip, 1 + high)", "jnp.clip(ratio, 1 - clip, 1 + clip)"),
         ("jnp.minimum(ratio * advantages, ", "jnp.maximum(ratio * advantages, "),
@@ -87,6 +87,8 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("jnp.where(weights.token > 0, weights.token * losses, 0.0)", "weights.token * losses"),
         ("mask & finished[:, None]", "mask & ~finished[:, None]"),
         ("longest - cache - length", "longest - length"),
+    ],
+    ("losses/policy.py", "losses/test_ppo.py"): [
         ("k3(old_logprobs, logprobs)", "k3(logprobs, old_logprobs)"),
         ("rollout.batch, rollout.temperature)", "rollout.batch, jnp.float32(1.0))"),
         ("losses = -objective", "losses = objective"),
@@ -136,26 +138,30 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("low, high = rising[grade] - scores, ", "low, high = rising[grade] + scores, "),
         ("masked_mean(losses, batch.mask)", "masked_mean(losses, batch.text.loss_mask)"),
     ],
-    ("losses/reward.py", "losses/test_reward.py losses/test_ranking.py"): [
+    ("losses/reward.py", "losses/test_reward.py"): [
         ("(chosen - rejected - margin, ", "(chosen - rejected + margin, "),
-        ("(1 - label_smoothing) * right + label_smoothing", "label_smoothing * right + (1 - label_smoothing)"),
         ("chosen == rejected, 0.5, ", "chosen == rejected, 1.0, "),
         ("float(np.std(scores))", "float(np.std(scores, ddof=1))"),
         ("return 1 / std, -mean / std", "return 1 / std, -mean"),
         ("jnp.sum(weight * x) / jnp.maximum(jnp.sum(weight), 1e-9)", "jnp.mean(weight * x)"),
     ],
+    ("losses/reward.py", "losses/test_ranking.py"): [
+        ("(1 - label_smoothing) * right + label_smoothing", "label_smoothing * right + (1 - label_smoothing)"),
+    ],
     ("losses/sft.py", "losses/test_sft.py"): [
         ("logprobs(params, batch, 1.0), batch.loss_mask)", "logprobs(params, batch, 1.0), batch.segments != 0)"),
         ("weight=mask_weight(batch.loss_mask)", "weight=mask_weight(batch.segments != 0)"),
     ],
-    ("rollout/generate.py", "rollout/test_generate.py rollout/test_truncate.py"): [
+    ("rollout/generate.py", "rollout/test_generate.py"): [
         ("choose(logits, keys, column, temperature)", "choose(logits, keys, column, 1.0)"),
         ("choose(logits, keys, column, temperature)", "choose(logits, keys, 0, temperature)"),
         ("place = next_position + column - 1", "place = next_position + column"),
-        ("width + column - 1, alive", "width + column, alive"),
+        ("width + column - 1, alive", "width + column - 2, alive"),
         ('put(s["written"], column, alive)', 'put(s["written"], column, alive & ~stopped)'),
         ('s["finished"] | stopped', "stopped"),
         ("[jnp.zeros_like(prompts.loss_mask), written]", "[prompts.loss_mask, written]"),
+    ],
+    ("rollout/generate.py", "rollout/test_truncate.py"): [
         ("place >= after", "place > after"),
         ("stops = mask & (rollout", "stops = (rollout"),
         ("jnp.cumsum(stops, axis=1) - stops.astype(jnp.int32) > 0", "jnp.cumsum(stops, axis=1) > 0"),
@@ -172,20 +178,22 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("if ids and ids[-1] == tokenizer.eos", "if ids"),
         ("row_keys(key, 0, index, ", "row_keys(key, 0, np.arange(len(index)), "),
     ],
-    ("rollout/score.py", "rollout/test_score.py rollout/test_advantages_of.py"): [
+    ("rollout/score.py", "rollout/test_score.py"): [
         ("token_stats(first, hidden, batch, rollout.temperature", "token_stats(first, hidden, batch, 1.0"),
         ("token_stats(second, ref_hidden, batch, rollout.temperature", "token_stats(second, ref_hidden, batch, 1.0"),
         ("hidden, second, ref_hidden, batch, rollout.temperature", "hidden, second, ref_hidden, batch, 1.0"),
-        ("scores = scores + overlong_penalty", "scores = scores - overlong_penalty"),
         ("rollout.finished, scores, config.missing_stop_score", "rollout.finished, config.missing_stop_score, scores"),
-        ("totals.reshape(-1, config.samples)", "totals.reshape(config.samples, -1).T"),
-        ("to_go + (relative - totals)[:, None]", "to_go + relative[:, None]"),
-        ("kl_coef=kl_coef if in_reward else 0.0", "kl_coef=kl_coef"),
         ("whiten(rewards, mask, shift_mean=False)", "whiten(rewards, mask)"),
         ("whiten(advantages, mask)", "whiten(advantages, jnp.ones_like(mask))"),
         ("jnp.mean(jnp.sum(jnp.where(mask, kl, 0.0), axis=1))", "jnp.mean(jnp.where(mask, kl, 0.0))"),
-        ("k1(old.logprobs, ref.logprobs)", "k1(ref.logprobs, old.logprobs)"),
         ("jnp.abs(rollout.logprobs - old.logprobs)", "rollout.logprobs - old.logprobs"),
+    ],
+    ("rollout/score.py", "rollout/test_advantages_of.py"): [
+        ("scores = scores + overlong_penalty", "scores = scores - overlong_penalty"),
+        ("totals.reshape(-1, config.samples)", "totals.reshape(config.samples, -1).T"),
+        ("to_go + (relative - totals)[:, None]", "to_go + relative[:, None]"),
+        ("kl_coef=kl_coef if in_reward else 0.0", "kl_coef=kl_coef"),
+        ("k1(old.logprobs, ref.logprobs)", "k1(ref.logprobs, old.logprobs)"),
         ("constant=float(config.new_tokens)", "constant=float(mask.shape[1])"),
         ("jnp.arange(rows) // config.samples", "jnp.arange(rows) % (rows // config.samples)"),
     ],
