@@ -101,6 +101,17 @@ def test_the_overlong_filter_takes_the_weight_of_what_was_cut_and_nothing_else()
     np.testing.assert_array_equal(filtered.advantages, plain.advantages)
 
 
+def test_weights_divide_by_the_longest_response_or_by_the_tokens_of_a_prompt():
+    base = dataclasses.replace(CRITIC_FREE, new_tokens=6)
+    mask = np.asarray(sampled(LLAMA, 0.7).batch.loss_mask)
+    constant, _ = trajectory_of(dataclasses.replace(base, normaliser="constant"))
+    np.testing.assert_allclose(constant.weights.token, mask / 6, rtol=1e-6)
+    # Rows 0 and 1 answer the first prompt, rows 2 and 3 the second ...
+    group, _ = trajectory_of(dataclasses.replace(base, normaliser="group"))
+    tokens = mask.sum(axis=1).reshape(4, 2).sum(axis=1).repeat(2)
+    np.testing.assert_allclose(group.weights.token, mask / tokens[:, None], rtol=1e-6)
+
+
 def test_the_soft_penalty_counts_response_tokens():
     rollout = sampled(LLAMA, 0.7)
     length = np.asarray(rollout.batch.loss_mask).sum(axis=1)

@@ -82,6 +82,13 @@ def test_a_wrong_temperature_shows_in_the_gap():
     assert float(trajectory_of(rollout=rollout)[1]["sampler_gap"]) > 0.1
 
 
+@pytest.mark.parametrize("off", [-0.25, 0.25])
+def test_the_gap_counts_to_both_sides(off):
+    rollout = sampled(LLAMA, 0.7)
+    rollout = rollout.replace(logprobs=rollout.logprobs + off)
+    np.testing.assert_allclose(trajectory_of(rollout=rollout)[1]["sampler_gap"], 0.25, atol=1e-4)
+
+
 def test_rewards_are_the_penalty_of_every_token_and_the_score_of_the_last():
     trajectory, metrics = trajectory_of()
     mask = mask_of(trajectory)
