@@ -266,7 +266,9 @@ def test_while_the_value_model_warms_up_the_policy_and_its_optimiser_stand_still
 
 def test_policy_and_average_follow_every_minibatch():
     update = jax.jit(make_ppo_update(POLICY_LOSS, SGD, None, None, epochs=2, minibatch=4, ema=0.75))
-    state, _ = update(fresh(ema=True), seen_by_the_table(), jax.random.key(0))
+    trajectory = seen_by_the_table().replace(average=jnp.float32(2.5))
+    state, _ = update(fresh(ema=True), trajectory, jax.random.key(0))
+    assert float(state.average) == 2.5  # that of the rewards, which the next trajectory starts from
     params = average = table()
     for rows in minibatch_rows(jax.random.key(0), 8, 2, 4):
         gradient = gradient_of(POLICY_LOSS, params, select_rows(seen_by_the_table(), rows))
