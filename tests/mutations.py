@@ -237,7 +237,7 @@ class Mutation(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    caught_by: str  # empty where it survives
+    caught_by: str  # the test and the kind of error; empty where it survives
     broken: str  # why this says nothing, where it does
     seconds: float
 
@@ -265,7 +265,7 @@ def run_tests(folder: Path, tests: tuple[str, ...]) -> Outcome:
         done = subprocess.run(
             command,
             cwd=folder,
-            env={**environment, "PYTHONPATH": str(folder)},
+            env={**environment, "PYTHONPATH": str(folder), "COLUMNS": "1000"},  # or the reason is cut off
             capture_output=True,
             text=True,
             timeout=SECONDS,
@@ -278,7 +278,8 @@ def run_tests(folder: Path, tests: tuple[str, ...]) -> Outcome:
     failed = re.search(r"^FAILED (\S+::.+?)(?: - (.*))?$", done.stdout, re.MULTILINE)
     if done.returncode != 1 or failed is None or re.match(r"(Name|Import|Syntax)Error", failed[2] or ""):
         return Outcome("", (done.stdout + done.stderr)[-2000:], seconds)
-    return Outcome(failed[1], "", seconds)
+    kind = re.match(r"\w*", failed[2] or "")
+    return Outcome(f"{failed[1]} ({kind[0] if kind else ''})", "", seconds)
 
 
 def try_one(mutation: Mutation, base: Path) -> Outcome:
