@@ -307,6 +307,8 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="say what would be changed, and run nothing")
     args = parser.parse_args()
     chosen = [m for m in mutations() if args.only in f"{m.path} {m.before} -> {m.after}"]
+    if not chosen:
+        parser.error(f"no mutation has {args.only!r} in its file or change; see --list")
     try:
         for mutation in chosen:
             mutated((ROOT / mutation.path).read_text(encoding="utf-8"), mutation)
