@@ -55,6 +55,9 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         (", jnp.where(mask, values, 0.0)", ", values"),
         ("jnp.where(mask, advantages + values, 0.0)", "jnp.where(mask, advantages + rewards, 0.0)"),
         (" * (count / (count - 1))", ""),
+        ("jax.nn.one_hot(jnp.argmax(scores, axis=1)", "jax.nn.one_hot(jnp.argmin(scores, axis=1)"),
+        ("sign = best - worst", "sign = worst - best"),
+        ("jax.nn.sigmoid(beta * difference(log_ratio))", "jax.nn.sigmoid(difference(log_ratio))"),
         ("scores - jnp.mean(scores, axis=1, keepdims=True)", "scores - jnp.mean(scores)"),
         ("keepdims=True, ddof=ddof)", "keepdims=True, ddof=0)"),
         ("decay * average + (1 - decay) * jnp.mean(scores)", "(1 - decay) * average + decay * jnp.mean(scores)"),
@@ -178,6 +181,16 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("if ids and ids[-1] == tokenizer.eos", "if ids"),
         ("row_keys(key, 0, index, ", "row_keys(key, 0, np.arange(len(index)), "),
     ],
+    ("losses/scores.py", "losses/test_scores.py"): [
+        ("distance**2 * moments.count * size / count", "distance**2 * size / count"),
+        ("distance * size / count, squares", "distance, squares"),
+        ("scores - shift", "scores + shift"),
+    ],
+    ("rollout/refill.py", "rollout/test_refill.py"): [
+        ("jnp.argsort(~has_signal", "jnp.argsort(has_signal"),
+        ("groups[:, None] * samples + ", "groups[:, None] + "),
+        ("jnp.max(table, axis=1) > jnp.min(table, axis=1)", "jnp.max(table, axis=1) > 0"),
+    ],
     ("rollout/score.py", "rollout/test_score.py"): [
         ("token_stats(first, hidden, batch, rollout.temperature", "token_stats(first, hidden, batch, 1.0"),
         ("token_stats(second, ref_hidden, batch, rollout.temperature", "token_stats(second, ref_hidden, batch, 1.0"),
@@ -202,7 +215,8 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("linear_schedule(config.lr / config.warmup, ", "linear_schedule(0.0, "),
         ("[warmup, decay], [config.warmup]", "[warmup, decay], [config.warmup + 1]"),
         ("eps=config.eps", "eps_root=config.eps"),
-        ("mask=is_matrix", "mask=None"),
+        ("(config.weight_decay, is_matrix)", "(config.weight_decay)"),
+        ("jnp.sqrt(1 - b2**count) / (1 - b1**count)", "1.0 / (1 - b1**count)"),
         (
             "optax.clip_by_global_norm(config.max_grad_norm), adam",
             "adam, optax.clip_by_global_norm(config.max_grad_norm)",
