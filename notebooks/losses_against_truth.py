@@ -108,7 +108,7 @@ def train_dpo(pairs, lr=5e-4, steps=600, rows=256, every=20):
         if number % every == 0:
             gaps.append(j_best - exact.objective(logprobs(state.params), logref, reward, beta))
         drawn = jax.random.randint(jax.random.key(number), (rows,), 0, len(pairs.prompt))
-        batch = jax.tree.map(lambda x: x[drawn], pairs)  # noqa: B023
+        batch = jax.tree.map(lambda x, drawn=drawn: x[drawn], pairs)
         referenced = ReferencedPairs(
             comparisons(setting, batch), logref[batch.prompt, batch.chosen], logref[batch.prompt, batch.rejected]
         )

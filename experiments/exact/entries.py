@@ -167,7 +167,7 @@ def judge_selection(figures: Mapping[str, list[float]]) -> list[Claim]:
     "exact/selection",
     paper="Dong et al. 2023; Guo et al. 2024; Ahmadian et al. 2024",
     claim="RAFT ends near the optimum, RLOO nearer; online DPO does where labels are noisy, and leaves it where they never are",
-    costs={"cpu": "4 min for 5 seeds on 2 cores"},
+    costs={"cpu": "6 min for 5 seeds on 2 cores"},
     judge=judge_selection,
     run_study="experiments.exact.on_policy:run",
 )

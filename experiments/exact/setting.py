@@ -22,7 +22,7 @@ from rlhf_jax.worlds.exact import ExactWorld
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A study's world and models. Its functions are pure: they are compiled, and vmapped over seeds, by who calls them."""
+    """A study's world and models. Its functions are pure: they are compiled, and run over seeds, by who calls them."""
 
     study: ExactStudy
     world: ExactWorld
@@ -85,9 +85,8 @@ def over_seeds(function: Callable) -> Callable:
     def together(*arguments):
         seeds = jax.tree.leaves(arguments)[0].shape[0]
         devices = jax.devices()[:seeds]
-        rest = -seeds % len(
-            devices
-        )  # seeds that do not divide are filled up with the last one, whose results are dropped
+        # Seeds that do not divide are filled up with the last one, whose results are dropped.
+        rest = -seeds % len(devices)
         filled = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], rest, axis=0)]), arguments)
         each = in_turn(function) if devices[0].platform == "cpu" else jax.vmap(function)
         mesh = jax.make_mesh((len(devices),), ("seeds",), axis_types=(AxisType.Auto,), devices=devices)

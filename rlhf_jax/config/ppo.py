@@ -39,9 +39,8 @@ class PolicyGradient:
         "preferred",  # DPO on the best and the worst one (online DPO)
     ] = "value"
     credit: Literal["token", "sequence"] = "token"
-    labels: Literal["higher", "bradley_terry"] = (
-        "higher"  # of "preferred": the higher score always wins, or with its probability
-    )
+    # Of "preferred": the higher score always wins, or with the probability of Bradley and Terry.
+    labels: Literal["higher", "bradley_terry"] = "higher"
     gamma: float = 1.0
     lam: float = 0.95  # of GAE
     decay: float = 0.9  # of the moving average
@@ -104,6 +103,14 @@ class PolicyGradient:
         require(
             self.baseline != "preferred" or (self.objective, self.epochs) == ("score", 1),
             "baseline='preferred' is DPO's gradient at the policy that sampled: set objective='score' and epochs=1",
+        )
+        require(
+            self.baseline != "preferred" or (self.kl_coef > 0 and self.kl_estimator == "k1"),
+            "baseline='preferred' has kl_coef as DPO's beta and estimates no KL: set kl_coef above 0 and leave kl_estimator",
+        )
+        require(
+            self.baseline == "preferred" or self.labels == "higher",
+            f"labels={self.labels!r} is about pairs, and baseline={self.baseline!r} makes none: leave it at 'higher'",
         )
         require(
             self.baseline not in ("best", "preferred") or not self.whiten_advantages,

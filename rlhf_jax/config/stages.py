@@ -87,13 +87,17 @@ class Reward:
         )
 
 
+Objective = Literal["dpo", "cdpo", "ipo", "simpo", "orpo", "slic"]
+"""Names of losses/preference.py's objectives on pairs."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Preference:
     """Learning from comparisons without a reward model (Rafailov et al. 2023), held to the policy it starts from."""
 
     data: Mixture | None  # None: pairs are sampled from the policy and labelled by the world's annotator
     optim: Optim
-    objective: Literal["dpo", "cdpo", "ipo", "simpo", "orpo", "slic"] = "dpo"
+    objective: Objective = "dpo"
     beta: float = 0.1  # of DPO; what it is to the others, losses/preference.py says
     pairs: int | None = None  # how many comparisons are collected when they are sampled
     temperature: float = 1.0  # at which they are sampled

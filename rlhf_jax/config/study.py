@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from rlhf_jax.checks import fraction, not_negative, positive, require
 from rlhf_jax.config.model import ONE_DEVICE, MeshConfig, ModelConfig
+from rlhf_jax.config.stages import Objective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class Study:
 
     @property
     def mesh(self) -> MeshConfig:
-        """A study runs on one device."""
+        """What a study needs at least: it has no mesh of its own, as its seeds are shared out to all devices there are."""
         return ONE_DEVICE
 
 
@@ -147,7 +148,7 @@ class BestOfNStudy(ExactStudy):
 class PreferenceStudy(ExactStudy):
     """Objectives that learn from pairs of the reference's own samples, labelled on the gold reward."""
 
-    objectives: tuple[str, ...]  # names in experiments/algorithms.py
+    objectives: tuple[str, ...]  # those of a preference stage, and kto
     betas: tuple[float, ...]  # of every objective, with all pairs; tau of IPO, the weight of the odds ratio of ORPO
     pairs: tuple[int, ...]  # from few to many, of DPO at the study's beta
     deterministic: bool = False  # the better reply always wins; else with the probability of Bradley and Terry
@@ -161,6 +162,9 @@ class PreferenceStudy(ExactStudy):
         require(
             bool(self.objectives and self.betas and self.pairs), "objectives, betas and pairs need one entry or more"
         )
+        known = (*get_args(Objective), "kto")
+        for name in self.objectives:
+            require(name in known, f"objectives: there is no {name!r}; they are {', '.join(known)}")
         require(all(beta > 0 for beta in self.betas), f"betas={self.betas} must be above 0")
         rising = all(a < b for a, b in zip(self.pairs, self.pairs[1:], strict=False))
         require(rising and self.pairs[0] > 0, f"pairs={self.pairs} must be numbers above 0 that rise")

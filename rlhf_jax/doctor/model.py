@@ -32,7 +32,8 @@ def examinations(folder: Path) -> tuple[Examination, ...]:
     tokenizer = find_tokenizer(folder)
     params = jax.tree.map(jnp.asarray, params)
     name = path.name
-    prompt, response = PROMPT, min(RESPONSE, config.max_length - PROMPT)
+    prompt = min(PROMPT, config.max_length // 2)
+    response = min(RESPONSE, config.max_length - prompt)
 
     def tokens() -> Iterator[Check]:
         """The tokenizer."""
@@ -66,7 +67,7 @@ def examinations(folder: Path) -> tuple[Examination, ...]:
     def padding() -> Iterator[Check]:
         """Padding on either side of the checkpoint's texts."""
         model = build_model(dataclasses.replace(config, head="lm"))
-        batch = right_padded([prompt - row % 8 for row in range(ROWS)], prompt, vocab=config.vocab)
+        batch = right_padded([max(prompt - row % 8, 3) for row in range(ROWS)], prompt, vocab=config.vocab)
         logprobs = jax.jit(model.logprobs)
         left = moved_left(batch)
         right_there, left_there = (

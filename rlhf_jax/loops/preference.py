@@ -43,20 +43,19 @@ def run_preference(
         state, metrics = step(state, pairs)
         return state, metrics, None
 
-    evaluate = None
+    measure = None
     if held_out:
         pairs = pad_pairs(held_out, length, pad)
         measure = make_evaluation(
             lambda both, batch: loss(both[0], refer(both[1], batch)), run, pairs, experiment.evaluation.rows
         )
-        evaluate = lambda state: measure((state.params, reference))  # noqa: E731
     state = run_stage(
         run,
         "preference",
         fresh_state(run, reference, config.optim),
         advance,
         config.optim.total,
-        evaluate=evaluate,
+        evaluate=None if measure is None else lambda state: measure((state.params, reference)),
         eval_every=config.eval_every,
         show=("loss", "accuracy", "margin"),
     )

@@ -171,7 +171,7 @@ def make_objective(name: str, beta: Number) -> Objective:
     Raises: KeyError with the closest names.
     """
     if name not in OBJECTIVES:
-        raise KeyError(unknown_name(f"objective {name!r}", name, [*OBJECTIVES, "kto"]))
+        raise KeyError(unknown_name(f"objective {name!r}", name, OBJECTIVES))
     return partial(OBJECTIVES[name], beta)
 
 

@@ -44,7 +44,10 @@ def fresh(monkeypatch):
 
 def temperature_dropped_from_the_recomputation(monkeypatch):
     right = score.compare_policies
-    cold = lambda p, r, rollout, **how: right(p, r, dataclasses.replace(rollout, temperature=jnp.float32(1.0)), **how)  # noqa: E731
+
+    def cold(one, other, rollout, **how):
+        return right(one, other, dataclasses.replace(rollout, temperature=jnp.float32(1.0)), **how)
+
     monkeypatch.setattr(score, "compare_policies", cold)
 
 

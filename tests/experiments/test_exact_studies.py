@@ -288,6 +288,8 @@ def test_ensembles_that_cannot_be_are_refused(field, value, message):
 def test_an_unknown_objective_lists_the_closest():
     with pytest.raises(KeyError, match="no objective 'dpp'; did you mean"):
         make_objective("dpp", 0.1)
+    with pytest.raises(ValueError, match=r"objectives: there is no 'dpp'; they are dpo, cdpo, .* kto"):
+        dataclasses.replace(PREFERENCE, objectives=("dpo", "dpp"))
 
 
 @pytest.fixture
@@ -364,3 +366,17 @@ def test_studies_refuse_sizes_that_do_not_divide(name):
     study = find(name).experiment("cpu")
     with pytest.raises(ValueError, match="does not divide into heads"):
         dataclasses.replace(study, width=30, heads=4)
+
+
+@pytest.mark.parametrize("seeds", [2, 11])
+def test_seeds_that_do_not_divide_over_the_devices_come_out_in_order(seeds):
+    keys = seed_keys(PREFERENCE, seeds)
+
+    def draw(key, size):
+        return {"draw": size * jax.random.normal(key, (3,)), "size": size}
+
+    sizes = jnp.arange(1.0, seeds + 1)
+    found = over_seeds(draw)(keys, sizes)
+    expected = jax.vmap(draw)(keys, sizes)
+    np.testing.assert_allclose(found["draw"], expected["draw"], rtol=1e-6)
+    np.testing.assert_array_equal(found["size"], sizes)

@@ -169,7 +169,10 @@ def desired(x, mask, outside):
     batch = ReferencedLabels(
         LabelBatch(texts(mask), YES_NO, WEIGHT), texts(mask).replace(tokens=1 + texts(mask).tokens), ROW, ROW
     )
-    logprobs = lambda params, text, _: jnp.where(jnp.all(text.tokens == 0), params, other)  # noqa: E731
+
+    def logprobs(params, text, temperature):
+        return jnp.where(jnp.all(text.tokens == 0), params, other)
+
     return preference.kto_loss(x, batch, logprobs=logprobs, beta=0.5)[0]
 
 

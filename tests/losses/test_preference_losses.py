@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from rlhf_jax.config.stages import Objective
 from rlhf_jax.losses.preference import (
     OBJECTIVES,
     PairLogprobs,
@@ -195,6 +197,10 @@ def test_the_reference_sees_each_reply_of_a_pair():
     for found, side in ((pairs.ref_chosen, CHOSEN), (pairs.ref_rejected, REJECTED)):
         np.testing.assert_allclose(found, reply_logprobs(jnp.float32(0.5), side, logprobs=logprobs)[0], rtol=1e-6)
     assert not np.allclose(pairs.ref_chosen, pairs.ref_rejected)
+
+
+def test_a_config_can_name_every_objective():
+    assert set(get_args(Objective)) == set(OBJECTIVES)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
