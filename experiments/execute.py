@@ -176,7 +176,7 @@ def check_data(experiment: Experiment, data_root: Path | None) -> None:
 
 def mixtures(experiment: Experiment) -> Iterator[Mixture]:
     """Every mixture that the experiment reads."""
-    stages = (experiment.sft, experiment.reward, experiment.preference, experiment.ppo)
+    stages = (experiment.sft, experiment.reward, experiment.preference, experiment.ilql, experiment.ppo)
     found = (getattr(stage, name, None) for stage in stages for name in ("data", "ptx_data"))
     yield from (mixture for mixture in (*found, experiment.prompts) if mixture is not None)
 

@@ -21,6 +21,7 @@ MODULES = (
     "smoke",
     "real",
     "instructgpt2022",
+    "snell2022",
     "exact.entries",
     "exact.reward_entries",
     "exact.offline_entries",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from experiments.registry import register
 from rlhf_jax.config import (
+    ILQL,
     PPO,
     SFT,
     Evaluation,
@@ -75,6 +76,18 @@ def smoke_preference(scale: str) -> Experiment:
     """SFT of a tiny decoder, then DPO on its own samples. Expect an accuracy of the implicit reward above one half in training."""
     optim = Optim(lr=1e-3, steps=20, rows=16, microbatches=2)
     return _smoke("smoke/preference", sft=_sft(30), preference=Preference(data=None, pairs=128, optim=optim))
+
+
+@register(
+    "smoke/ilql",
+    paper="Snell et al. 2022",
+    claim="the loop of offline values runs: ILQL on replies sampled from the fine-tuned policy and scored by the world",
+    costs=COST,
+)
+def smoke_ilql(scale: str) -> Experiment:
+    """SFT of a tiny decoder, then critics of its own samples that guide it. Expect the error of Q to fall; the answers are nonsense."""
+    optim = Optim(lr=1e-3, steps=20, rows=16, microbatches=2)
+    return _smoke("smoke/ilql", sft=_sft(30), ilql=ILQL(data=None, replies=128, polyak=0.1, optim=optim))
 
 
 @register(

@@ -10,19 +10,23 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rlhf_jax.config import Experiment, Optim
+from rlhf_jax.loops.ilql import make_ilql_step
 from rlhf_jax.loops.preference import make_preference_step
 from rlhf_jax.loops.reward import make_reward_step
 from rlhf_jax.loops.rlhf import make_update
 from rlhf_jax.loops.sft import make_sft_step
 from rlhf_jax.models import Model, build_model
+from rlhf_jax.models.critics import build_critics
 from rlhf_jax.sharding import batch_shardings, compile_step, tree_shardings
 from rlhf_jax.train import TrainState, init_state
+from rlhf_jax.train.critics import start_critics
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import start_ppo
 from rlhf_jax.types import (
     Moments,
     PreferenceBatch,
     ReferencedPairs,
+    RewardedBatch,
     Rollout,
     TokenBatch,
     TokenWeights,
@@ -31,7 +35,7 @@ from rlhf_jax.types import (
 
 
 def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
-    """Stage -> lowered update (SFT, reward, preference, PPO) of the stages the experiment has; no weight is allocated.
+    """Stage -> lowered update (SFT, reward, preference, ILQL, PPO) of the stages the experiment has; no weight is allocated.
 
     A reward stage is lowered for comparisons.
     """
@@ -56,6 +60,13 @@ def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
         side, row = token_shapes(optim.rows, length), _shape((optim.rows,), jnp.float32)
         batch = on_mesh_rows(ReferencedPairs(PreferenceBatch(side, side, row, row), row, row), mesh)
         lowered["preference"] = compile_step(update, mesh).lower(state_shapes(policy, optim, mesh), batch)
+    if experiment.ilql is not None:
+        optim = experiment.ilql.optim
+        critics = build_critics(experiment.policy)
+        _, update = make_ilql_step(critics, experiment.ilql)
+        state = jax.eval_shape(lambda key: start_critics(critics.init(key), make_optimizer(optim)), jax.random.key(0))
+        batch = RewardedBatch(token_shapes(optim.rows, length), _shape((optim.rows,), jnp.float32))
+        lowered["ilql"] = compile_step(update, mesh).lower(on_mesh(state, mesh), on_mesh_rows(batch, mesh))
     if experiment.ppo is not None:
         lowered["ppo"] = lower_ppo(experiment, mesh)
     return lowered

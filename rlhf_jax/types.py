@@ -86,6 +86,25 @@ class StepBatch:
 
 
 @pytree
+class RewardedBatch:
+    """Texts with one reward each."""
+
+    text: TokenBatch
+    reward: Float[Array, "B"]
+
+
+@pytree
+class TokenValues:
+    """What critics say of each token just before it: two Q of the token, the logsumexp of each Q over all tokens, and V."""
+
+    q1: Float[Array, "B T"]
+    q2: Float[Array, "B T"]
+    norm1: Float[Array, "B T"]
+    norm2: Float[Array, "B T"]
+    v: Float[Array, "B T"]
+
+
+@pytree
 class OfflineBatch:
     """Texts with what each token earned, for learning values from them."""
 
@@ -149,6 +168,9 @@ class Aux:
 
 LossFn: TypeAlias = Callable[[Params, Any], tuple[jax.Array, Aux]]
 """(params, batch) -> (mean loss, Aux). The update multiplies by `Aux.weight`, sums over microbatches, and divides once."""
+
+CriticFn: TypeAlias = Callable[[Params, TokenBatch], TokenValues]
+"""(params, batch) -> what critics say of the tokens given."""
 
 LogprobFn: TypeAlias = Callable[[Params, TokenBatch, Any], jax.Array]
 """(params, batch, temperature) -> log-probs [B, T] of the tokens given, in nats."""

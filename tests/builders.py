@@ -18,6 +18,7 @@ from rlhf_jax.doctor.subjects import (
     VALUE,
     VOCAB,
     built,
+    filled,
     left_padded,
     lively,
     moved_left,
@@ -25,9 +26,10 @@ from rlhf_jax.doctor.subjects import (
     right_padded,
     token_batch,
 )
+from rlhf_jax.models.critics import Critics, build_critics
 from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.score import make_trajectory
-from rlhf_jax.types import Rollout, Trajectory
+from rlhf_jax.types import Params, Rollout, Trajectory
 
 __all__ = [
     "GPT2",
@@ -39,9 +41,11 @@ __all__ = [
     "VOCAB",
     "assert_trees_close",
     "built",
+    "critics_of",
     "jitted",
     "left_padded",
     "lively",
+    "lively_critics",
     "moved_left",
     "nearby",
     "played",
@@ -61,6 +65,18 @@ SHAPES = {
     "layer norm on rope, biased swiglu": dataclasses.replace(LLAMA, norm="layer", bias=True, tied=False),
     "learned positions, grouped": dataclasses.replace(LLAMA, position="learned", activation="gelu", kv_heads=2),
 }
+
+
+@functools.cache
+def critics_of(config: ModelConfig) -> Critics:
+    """One set of critics per config."""
+    return build_critics(config)
+
+
+@functools.cache
+def lively_critics(config: ModelConfig, seed: int = 0) -> Params:
+    """Parameters of critics far from the initial ones."""
+    return filled(critics_of(config).init, seed)
 
 
 @functools.cache

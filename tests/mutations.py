@@ -132,6 +132,13 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("masked_mean(norm - q, mask)", "masked_mean(q - norm, mask)"),
         ("taken += 0.5 * masked_mean", "taken += masked_mean"),
         ("jnp.minimum(q1, q2)", "jnp.maximum(q1, q2)"),
+        ("jnp.minimum(seen.q1, seen.q2)", "seen.q1"),
+        ("at_end = text.loss_mask & (", "at_end = ("),
+        ("== last_index(text.loss_mask)", "== last_index(text.segments != 0)"),
+    ],
+    ("models/critics.py", "models/test_critics.py"): [
+        ("values_before(trunk.scalar", "(lambda x, _: x)(trunk.scalar"),
+        ("for one in (first, second)", "for one in (first, first)"),
     ],
     ("losses/ranking.py", "losses/test_ranking.py"): [
         ("rank[:, :, None] < rank[:, None, :]", "rank[:, :, None] <= rank[:, None, :]"),
@@ -156,8 +163,8 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("weight=mask_weight(batch.loss_mask)", "weight=mask_weight(batch.segments != 0)"),
     ],
     ("rollout/generate.py", "rollout/test_generate.py"): [
-        ("choose(logits, keys, column, temperature)", "choose(logits, keys, column, 1.0)"),
-        ("choose(logits, keys, column, temperature)", "choose(logits, keys, 0, temperature)"),
+        ("keys, column, temperature)", "keys, column, 1.0)"),
+        ("keys, column, temperature)", "keys, 0, temperature)"),
         ("place = next_position + column - 1", "place = next_position + column"),
         ("width + column - 1, alive", "width + column - 2, alive"),
         ('put(s["written"], column, alive)', 'put(s["written"], column, alive & ~stopped)'),
@@ -169,6 +176,13 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("stops = mask & (rollout", "stops = (rollout"),
         ("jnp.cumsum(stops, axis=1) - stops.astype(jnp.int32) > 0", "jnp.cumsum(stops, axis=1) > 0"),
         ("real = (rollout.batch.segments != 0)", "real = (rollout.batch.tokens != 0)"),
+    ],
+    ("rollout/guided.py", "rollout/test_guided.py"): [
+        ('policy.unembed(params["policy"], x[..., :width])', 'policy.unembed(params["policy"], x[..., -width:])'),
+        (
+            'theirs = critics.trunk.decode(params["critics"]["trunk"], *read, cache[1])',
+            'theirs = critics.trunk.decode(params["critics"]["trunk"], *read, cache[0])',
+        ),
     ],
     ("rollout/sampling.py", "rollout/test_sampling.py"): [
         ("jax.random.fold_in(run_key, step)", "run_key"),
@@ -221,6 +235,10 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
             "optax.clip_by_global_norm(config.max_grad_norm), adam",
             "adam, optax.clip_by_global_norm(config.max_grad_norm)",
         ),
+    ],
+    ("train/critics.py", "train/test_critic_step.py"): [
+        ("with_targets(state.slow, batch", "with_targets(state.train.params, batch"),
+        ("polyak(state.slow, train.params", "polyak(state.slow, state.train.params"),
     ],
     ("train/ppo.py", "train/test_ppo_update.py"): [
         ("jax.random.split(key, epochs)", "jnp.stack([key] * epochs)"),

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from rlhf_jax.config import (
+    ILQL,
     PPO,
     SFT,
     Evaluation,
@@ -39,6 +40,7 @@ BASE = Experiment(
 )
 LEARNED = dataclasses.replace(MODEL, position="learned")
 PREFERENCE = Preference(data=None, pairs=32, optim=Optim(lr=1e-3, rows=16, steps=10))
+OFFLINE = ILQL(data=None, replies=32, optim=Optim(lr=1e-3, rows=16, steps=10))
 RELATIVE = dataclasses.replace(
     BASE.ppo,
     value_optim=None,
@@ -121,7 +123,13 @@ RELATIVE = dataclasses.replace(
         (BASE, {"mesh": MeshConfig(data=3)}, "does not split over mesh data x fsdp = 3 devices"),
         (BASE, {"sft": SFT(data=WORLD, optim=OPTIM)}, "sft.optim.steps is not set"),
         (BASE, {"reward": None}, "PPO needs a reward stage"),
-        (BASE, {"preference": PREFERENCE}, "both a preference stage and PPO"),
+        (BASE, {"preference": PREFERENCE}, "ppo and preference each go on from the policy of SFT"),
+        (BASE, {"ilql": OFFLINE}, "ppo and ilql each go on from the policy of SFT"),
+        (OFFLINE, {"replies": None}, "an ilql stage has either data, or a number of replies"),
+        (OFFLINE, {"data": WORLD}, "set exactly one"),
+        (OFFLINE, {"tau": 1.0}, "tau=1.0 must lie between 0 and 1"),
+        (OFFLINE, {"polyak": 0.0}, "polyak=0 would leave the slow copies"),
+        (OFFLINE, {"gamma": 1.1}, "ILQL.gamma is 1.1"),
         (PREFERENCE, {"pairs": None}, "a preference stage has either data, or a number of pairs"),
         (PREFERENCE, {"objective": "dpp"}, "'dpo' or 'cdpo' or 'ipo'"),
         (PREFERENCE, {"beta": 0.0}, "Preference.beta is 0.0"),

@@ -12,17 +12,18 @@ import optax
 
 from experiments.exact.pairs import draw_strings, texts_of
 from experiments.exact.setting import Setting, open_setting, over_seeds, seed_keys
-from experiments.exact.training import starting_at_zero
 from rlhf_jax.config.study import OfflineStudy
 from rlhf_jax.eval import exact
-from rlhf_jax.losses.q_learning import advantage_weighted_logits, ilql_loss, polyak
+from rlhf_jax.losses.q_learning import ilql_loss
 from rlhf_jax.losses.sft import sft_loss
-from rlhf_jax.masking import last_index
-from rlhf_jax.models.output import token_stats
+from rlhf_jax.models.critics import build_critics
+from rlhf_jax.models.params import carry_over
 from rlhf_jax.report.progress import progress
 from rlhf_jax.report.study import Curve, StudyResult
+from rlhf_jax.rollout.guided import guided
 from rlhf_jax.train import init_state, make_step
-from rlhf_jax.types import OfflineBatch, Params
+from rlhf_jax.train.critics import make_critic_step, start_critics
+from rlhf_jax.types import Params, RewardedBatch
 
 Figures = dict[str, jax.Array]
 
@@ -41,7 +42,7 @@ def run(study: OfflineStudy, seeds: int) -> StudyResult:
         return first, jax.vmap(partial(measures, setting), in_axes=(0, None))(logp, logp[0])
 
     def decoded(clone, critics):
-        logp = jax.vmap(partial(decoded_logprobs, setting, clone, critics))(betas)
+        logp = jax.vmap(partial(decoded_logprobs, setting, study, clone, critics))(betas)
         return jax.vmap(partial(measures, setting), in_axes=(0, None))(logp, setting.logprobs(clone))
 
     with progress(4, study.name) as bar:
@@ -53,8 +54,9 @@ def run(study: OfflineStudy, seeds: int) -> StudyResult:
         clones, of_clones = over_seeds(cloned)(clone, references, texts)
         jax.block_until_ready(of_clones)
         bar.advance("clones")
-        critics = over_seeds(lambda *seed: jax.vmap(partial(train_critics, setting, study, *seed))(taus))(learn, texts)
-        start = over_seeds(jax.vmap(partial(start_value, setting)))(critics)
+        train = partial(train_critics, setting, study)
+        critics = over_seeds(lambda *seed: jax.vmap(partial(train, *seed))(taus))(learn, references, texts)
+        start = over_seeds(jax.vmap(partial(start_value, setting, study)))(critics)
         jax.block_until_ready(start)
         bar.advance("critics")
         of_decoded = over_seeds(jax.vmap(decoded, in_axes=(None, 0)))(clones, critics)
@@ -160,47 +162,38 @@ def train_clone(
     return jax.lax.scan(advance, init_state(reference, tx), jax.random.split(key, study.steps))[0].params
 
 
-def train_critics(setting: Setting, study: OfflineStudy, key: jax.Array, texts: jax.Array, tau: jax.Array) -> Params:
-    """What ILQL decodes with: v, and the slow copies of q1 and q2."""
-    policy, value = setting.policy, setting.value
+def train_critics(
+    setting: Setting, study: OfflineStudy, key: jax.Array, reference: Params, texts: jax.Array, tau: jax.Array
+) -> Params:
+    """What ILQL decodes with: critics of the texts, their trunk started from the reference's."""
+    critics = build_critics(study.policy)
     init, order = jax.random.split(key)
-    one, two, third = jax.random.split(init, 3)
-    params = {"q1": policy.init(one), "q2": policy.init(two), "v": starting_at_zero(value.init(third))}
+    params = critics.init(init)
+    params |= {"trunk": carry_over(reference, params["trunk"])}
     tx = optax.adam(optax.cosine_decay_schedule(study.lr, study.steps))
-    loss = partial(ilql_loss, token_logits=policy.token_logits, values=value.values)
-    step = make_step(partial(loss, gamma=study.gamma, tau=tau, cql_coef=study.cql_coef), tx)
+    loss = partial(ilql_loss, critics=critics.values, gamma=study.gamma, tau=tau, cql_coef=study.cql_coef)
+    step = make_critic_step(loss, critics.values, tx, rate=study.polyak)
 
-    def advance(carry, key):
-        state, slow = carry
-        prompt, strings = draw_rows(study, texts, key, texts.shape[1])
-        text = texts_of(setting, prompt, strings)
-        q1, q2 = (policy.token_logits(slow[name], text)[0] for name in ("q1", "q2"))
-        at_end = jnp.arange(text.tokens.shape[1])[None] == last_index(text.loss_mask)[:, None]
-        rewards = jnp.where(at_end, setting.gold[prompt, strings][:, None], 0.0)
-        state, _ = step(state, OfflineBatch(text, rewards, jnp.minimum(q1, q2)))
-        return (state, polyak(slow, {name: state.params[name] for name in slow}, rate=study.polyak)), None
+    def advance(state, key):
+        drawn = draw_rows(study, texts, key, texts.shape[1])
+        return step(state, RewardedBatch(texts_of(setting, *drawn), setting.gold[drawn]))[0], None
 
-    start = init_state(params, tx), {name: params[name] for name in ("q1", "q2")}
-    (state, slow), _ = jax.lax.scan(advance, start, jax.random.split(order, study.steps))
-    return slow | {"v": state.params["v"]}
+    return jax.lax.scan(advance, start_critics(params, tx), jax.random.split(order, study.steps))[0].slow
 
 
-def start_value(setting: Setting, critics: Params) -> jax.Array:
+def start_value(setting: Setting, study: OfflineStudy, critics: Params) -> jax.Array:
     """V before the first token of a string, mean over prompts."""
-    values = setting.value.values(critics["v"], setting.batch).reshape(*setting.gold.shape, -1)
+    values = build_critics(study.policy).values(critics, setting.batch).v.reshape(*setting.gold.shape, -1)
     return jnp.mean(values[:, 0, setting.world.prompt_length])
 
 
-def decoded_logprobs(setting: Setting, clone: Params, critics: Params, beta: jax.Array) -> jax.Array:
-    """log-probabilities of all strings under softmax(log pi_clone + beta (min(Q1, Q2) - V)), [prompts, strings]."""
-    policy, value = setting.policy, setting.value
-
-    def logprobs(params, batch, temperature):
-        logits, q1, q2 = (policy.logits(p, batch) for p in (params, critics["q1"], critics["q2"]))
-        weighted = advantage_weighted_logits(logits, q1, q2, value.token_scores(critics["v"], batch), beta=beta)
-        return token_stats(lambda x: x, weighted, batch, temperature, chunk=batch.tokens.shape[1]).logprobs
-
-    return exact.string_logprobs(clone, setting.batch, logprobs=logprobs, prompts=setting.study.world.prompts)
+def decoded_logprobs(
+    setting: Setting, study: OfflineStudy, clone: Params, critics: Params, beta: jax.Array
+) -> jax.Array:
+    """log-probabilities of all strings under the clone that the critics guide, [prompts, strings]."""
+    model = guided(setting.policy, build_critics(study.policy))
+    params = {"policy": clone, "critics": critics, "beta": beta}
+    return exact.string_logprobs(params, setting.batch, logprobs=model.logprobs, prompts=study.world.prompts)
 
 
 def measures(setting: Setting, logp: jax.Array, clone: jax.Array) -> Figures:

@@ -7,9 +7,10 @@ from rlhf_jax.config.data import Mixture, Text, World
 from rlhf_jax.config.experiment import Evaluation, Experiment
 from rlhf_jax.config.model import MeshConfig, ModelConfig
 from rlhf_jax.config.ppo import PPO, PolicyGradient
-from rlhf_jax.config.stages import SFT, Optim, Preference, Reward
+from rlhf_jax.config.stages import ILQL, SFT, Optim, Preference, Reward
 
 __all__ = [
+    "ILQL",
     "PPO",
     "SFT",
     "Evaluation",

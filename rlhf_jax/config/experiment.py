@@ -9,7 +9,7 @@ from rlhf_jax.checks import positive, require
 from rlhf_jax.config.data import Mixture, Text, World
 from rlhf_jax.config.model import ONE_DEVICE, MeshConfig, ModelConfig
 from rlhf_jax.config.ppo import PPO
-from rlhf_jax.config.stages import SFT, Preference, Reward
+from rlhf_jax.config.stages import ILQL, SFT, Preference, Reward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Experiment:
     sft: SFT | None = None
     reward: Reward | None = None
     preference: Preference | None = None
+    ilql: ILQL | None = None
     reward_model: ModelConfig | None = None  # None: the policy's shape with a scalar head
     ppo: PPO | None = None
     prompts: Mixture | None = None  # what PPO asks; None: the world's prompts
@@ -76,14 +77,15 @@ class Experiment:
             self.ppo is None or not self.ppo.ptx_coef or self.ppo.ptx_data is not None or self.sft is not None,
             "ppo.ptx_coef needs demonstrations: set ppo.ptx_data, or an SFT stage",
         )
-        sampled = any(stage is not None and stage.data is None for stage in (self.reward, self.preference))
+        sampled = any(stage is not None and stage.data is None for stage in (self.reward, self.preference, self.ilql))
         require(
             not sampled or self.world is None or self.world.prompts > self.evaluation.prompts,
-            "world.prompts must exceed evaluation.prompts: the last of them are held out of the sampled comparisons",
+            "world.prompts must exceed evaluation.prompts: the last of them are held out of the sampled replies",
         )
+        learning = [name for name in ("ppo", "preference", "ilql") if getattr(self, name) is not None]
         require(
-            self.ppo is None or self.preference is None,
-            "both a preference stage and PPO train the policy from its SFT; set one of them, ppo or preference, to none",
+            len(learning) < 2,
+            f"{' and '.join(learning)} each go on from the policy of SFT; set all but one of them to none",
         )
         normalised = self.reward is not None and self.reward.scores == "normalised"
         require(self.ppo is not None or not normalised, "reward.scores='normalised' is over PPO's samples; set ppo")
@@ -108,7 +110,8 @@ class Experiment:
         return max(self.text.length, self.text.prompt_length + new_tokens)
 
     def _row_counts(self):
-        stages = {"sft": self.sft, "reward": self.reward, "preference": self.preference, "ppo": self.ppo}
+        names = ("sft", "reward", "preference", "ilql", "ppo")
+        stages = {name: getattr(self, name) for name in names}
         for name, stage in stages.items():
             if stage is not None:
                 optim = stage.optim

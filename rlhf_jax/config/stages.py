@@ -87,6 +87,33 @@ class Reward:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class ILQL:
+    """Implicit language Q-learning (Snell et al. 2022): critics from replies with a reward each, which guide the policy they start from."""
+
+    data: Mixture | None  # comparisons, chosen worth 1 and rejected 0; None: the policy's samples, scored by the world
+    optim: Optim
+    replies: int | None = None  # how many are sampled
+    temperature: float = 1.0  # at which they are sampled
+    gamma: float = 0.99
+    tau: float = 0.7  # expectile of V: 0.5 is the mean of what the replies did, 1 the best of it
+    cql_coef: float = 0.1
+    polyak: float = 0.005  # rate of the slow copies of Q
+    beta: float = 4.0  # weight of the advantage in decoding
+    eval_every: int | None = None
+
+    def __post_init__(self):
+        positive(self, "replies", "temperature", "eval_every")
+        fraction(self, "gamma", "tau", "polyak")
+        not_negative(self, "cql_coef", "beta")
+        require(0 < self.tau < 1, f"tau={self.tau} must lie between 0 and 1")
+        require(self.polyak > 0, "polyak=0 would leave the slow copies of Q where they start")
+        require(
+            (self.data is None) == (self.replies is not None),
+            "an ilql stage has either data, or a number of replies to sample from the policy; set exactly one",
+        )
+
+
 Objective = Literal["dpo", "cdpo", "ipo", "simpo", "orpo", "slic"]
 """Names of losses/preference.py's objectives on pairs."""
 

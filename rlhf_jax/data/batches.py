@@ -22,6 +22,7 @@ from rlhf_jax.data.encode import (
     Encoded,
     EncodedLabel,
     EncodedPair,
+    EncodedReward,
     count_cut,
     cut,
     cut_pair,
@@ -29,9 +30,9 @@ from rlhf_jax.data.encode import (
     pad_left,
     pad_right,
 )
-from rlhf_jax.types import LabelBatch, PreferenceBatch, TokenBatch, pytree
+from rlhf_jax.types import LabelBatch, PreferenceBatch, RewardedBatch, TokenBatch, pytree
 
-Example = TypeVar("Example", Encoded, EncodedPair, EncodedLabel)
+Example = TypeVar("Example", Encoded, EncodedPair, EncodedLabel, EncodedReward)
 
 
 @pytree
@@ -42,7 +43,7 @@ class PromptBatch:
     index: Int[Array, "B"]  # which prompt of the data set, for the keys of sampling; -1 for rows that only fill
 
 
-Data = TypeVar("Data", TokenBatch, PreferenceBatch, LabelBatch, PromptBatch)
+Data = TypeVar("Data", TokenBatch, PreferenceBatch, LabelBatch, RewardedBatch, PromptBatch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +157,15 @@ def label_batches(
     return Batches(pad_labels(flat, length, pad), sizes, weights, rows, seed, cut)
 
 
+def rewarded_batches(
+    replies: Sequence[EncodedReward] | Mixture[EncodedReward], rows: int, length: int, pad: int, seed: int
+) -> Batches[RewardedBatch]:
+    """Right-padded prompts with their replies and rewards."""
+    flat, sizes, weights = _flatten(replies)
+    cut = count_cut([example.text for example in flat], length)
+    return Batches(pad_rewarded(flat, length, pad), sizes, weights, rows, seed, cut)
+
+
 def prompt_batches(
     prompts: Sequence[Encoded] | Mixture[Encoded], rows: int, length: int, pad: int, seed: int
 ) -> Batches[PromptBatch]:
@@ -183,6 +193,12 @@ def pad_labels(texts: Sequence[EncodedLabel], length: int, pad: int) -> LabelBat
     return LabelBatch(text=pad_right([example.text for example in texts], length, pad), label=label, weight=weight)
 
 
+def pad_rewarded(replies: Sequence[EncodedReward], length: int, pad: int) -> RewardedBatch:
+    """All replies as one record of N rows."""
+    reward: Any = np.array([example.reward for example in replies], np.float32)
+    return RewardedBatch(text=pad_right([example.text for example in replies], length, pad), reward=reward)
+
+
 def pad_prompts(prompts: Sequence[Encoded], length: int, pad: int) -> PromptBatch:
     """All prompts as one record of N rows."""
     index: Any = np.arange(len(prompts), dtype=np.int32)
@@ -190,7 +206,7 @@ def pad_prompts(prompts: Sequence[Encoded], length: int, pad: int) -> PromptBatc
 
 
 def evaluation_batches(data: Data, rows: int) -> Iterator[Data]:
-    """Every row of what `pad_right`, `pad_pairs`, `pad_labels` or `pad_prompts` made, once, in order, `rows` at a time.
+    """Every row of what `pad_right` or a function beside this one made, once, in order, `rows` at a time.
 
     The last batch is filled up with copies of the first row that do not count: nothing to learn, weight 0, or index -1.
     """
@@ -210,6 +226,8 @@ def _only(data: Data, counts: np.ndarray) -> Data:
     """The record with the rows that do not count taken out of every mean."""
     if isinstance(data, TokenBatch):
         return data.replace(loss_mask=data.loss_mask & counts[:, None])  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(data, RewardedBatch):
+        return data.replace(text=_only(data.text, counts))  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(data, PromptBatch):
         return data.replace(index=np.where(counts, data.index, -1))  # pyright: ignore[reportAttributeAccessIssue]
     return data.replace(weight=data.weight * counts)  # pyright: ignore[reportAttributeAccessIssue]

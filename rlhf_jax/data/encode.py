@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt, Rated
 from rlhf_jax.data.templates import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.types import TokenBatch
@@ -36,6 +36,14 @@ class EncodedPair:
     rejected: Encoded
     margin: float = 0.0
     weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedReward:
+    """A prompt with a reply and its reward."""
+
+    text: Encoded
+    reward: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +89,12 @@ def encode_comparison(comparison: Comparison, tokenizer: Tokenizer, template: Te
         _with_reply(prompt, reply, tokenizer, template) for reply in (comparison.chosen, comparison.rejected)
     )
     return EncodedPair(chosen, rejected, comparison.margin, comparison.weight)
+
+
+def encode_rated(rated: Rated, tokenizer: Tokenizer, template: Template) -> EncodedReward:
+    """The prompt, the reply and eos, with the reward."""
+    prompt = encode_prompt(rated.prompt, tokenizer, template)
+    return EncodedReward(_with_reply(prompt, rated.reply, tokenizer, template), rated.reward)
 
 
 def encode_labelled(labelled: Labelled, tokenizer: Tokenizer) -> EncodedLabel:

@@ -58,6 +58,15 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rated:
+    """A reply to a prompt and what it was worth."""
+
+    prompt: Prompt
+    reply: str
+    reward: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Labelled:
     """A text with a class label (0 or 1), e.g. the sentiment of a review."""
 
@@ -66,7 +75,7 @@ class Labelled:
     provenance: Provenance
 
 
-Record = Prompt | Demonstration | Comparison | Labelled
+Record = Prompt | Demonstration | Comparison | Rated | Labelled
 
 
 def user_prompt(text: str, provenance: Provenance, key: str = "") -> Prompt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,13 +35,18 @@ def lively(config: ModelConfig, seed: int = 0) -> Params:
 
     By numpy, as compiling a model's initialisation takes longer than what uses it. Call it outside of traced functions.
     """
+    return filled(built(config).init, seed)
+
+
+def filled(init: Callable[[jax.Array], Params], seed: int) -> Params:
+    """Random numbers in the shapes of `init`, norms around 1."""
     noise = np.random.default_rng(seed)
 
     def fill(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         centre = 1.0 if path[-1].key == "scale" else 0.0
         return jnp.asarray(centre + 0.4 * noise.normal(size=leaf.shape), leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(built(config).init, jax.random.key(0)))
+    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(init, jax.random.key(0)))
 
 
 @functools.cache

@@ -1,15 +1,16 @@
-"""Comparisons of the policy's own replies, labelled by the world's simulated annotator."""
+"""The policy's own replies, compared by the world's simulated annotator or scored by the world."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.data.schema import Comparison, Prompt
+from rlhf_jax.data.schema import Comparison, Prompt, Rated
 from rlhf_jax.feedback.simulated import SimulatedAnnotator
 from rlhf_jax.loops.run import Run
 from rlhf_jax.loops.sources import Texts, world_of
@@ -70,24 +71,50 @@ def sample_pairs(
     offset: int,
 ) -> Judged:
     """Two sampled replies to each prompt, judged; as texts without what the template writes around a reply."""
-    encoded = texts.encode(prompts)
-    key = run.key("collect")
-    first, second = (
-        [texts.template.reply_text(reply) for reply in replies]
-        for replies in (
-            sampler.replies(params, encoded, key, temperature=temperature, sample=offset + n) for n in (0, 1)
-        )
-    )
-    return judge(run, prompts, first, second, offset)
+    draw = partial(sample_replies, run, sampler, params, texts, prompts, temperature=temperature)
+    return judge(run, prompts, draw(sample=offset), draw(sample=offset + 1), offset)
 
 
-def write_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
-    """One JSON object per line: prompt (key and text), chosen, rejected."""
-    lines = [
-        json.dumps(
-            {"key": c.prompt.key, "prompt": c.prompt.turns[-1].text, "chosen": c.chosen, "rejected": c.rejected},
-            ensure_ascii=False,
-        )
-        for c in comparisons
-    ]
-    write_atomic(path, "".join(line + "\n" for line in lines))
+def sample_rated(
+    run: Run,
+    sampler: Sampler,
+    params: Params,
+    texts: Texts,
+    prompts: Sequence[Prompt],
+    *,
+    temperature: float,
+    sample: int,
+) -> tuple[Rated, ...]:
+    """A sampled reply to each prompt with the world's reward."""
+    world = world_of(run.experiment)
+    replies = sample_replies(run, sampler, params, texts, prompts, temperature=temperature, sample=sample)
+    return tuple(Rated(p, reply, world.gold(p.key, reply)) for p, reply in zip(prompts, replies, strict=True))
+
+
+def sample_replies(
+    run: Run,
+    sampler: Sampler,
+    params: Params,
+    texts: Texts,
+    prompts: Sequence[Prompt],
+    *,
+    temperature: float,
+    sample: int,
+) -> list[str]:
+    """A reply to each prompt as text, without what the template writes around it; `sample` numbers the noise."""
+    encoded, key = texts.encode(prompts), run.key("collect")
+    replies = sampler.replies(params, encoded, key, temperature=temperature, sample=sample)
+    return [texts.template.reply_text(reply) for reply in replies]
+
+
+def write_collected(path: Path, records: Sequence[Comparison] | Sequence[Rated]) -> None:
+    """One JSON object per line: prompt (key and text), and chosen and rejected, or reply and reward."""
+    lines = []
+    for record in records:
+        asked = {"key": record.prompt.key, "prompt": record.prompt.turns[-1].text}
+        if isinstance(record, Rated):
+            said = {"reply": record.reply, "reward": record.reward}
+        else:
+            said = {"chosen": record.chosen, "rejected": record.rejected}
+        lines.append(json.dumps(asked | said, ensure_ascii=False) + "\n")
+    write_atomic(path, "".join(lines))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.config import Experiment
 from rlhf_jax.data.schema import Comparison, Prompt
 from rlhf_jax.eval.preference import accuracy, expected_calibration_error, mean_and_error, wilson_interval
 from rlhf_jax.eval.sentiment_words import sentiment_balance
@@ -25,6 +26,7 @@ from rlhf_jax.worlds.instruct import Split
 Figures = dict[str, float]
 MEASURES = ("gold", "positive_words", "score")
 """What a reply is worth: by the world's program, by a word list (positive - negative words per 100), by the reward model."""
+AFTER_SFT = ("preference", "ilql", "ppo")
 SPLITS: tuple[Split, ...] = ("held_out_prompts", "held_out_phrasings", "held_out_families")
 
 
@@ -101,20 +103,23 @@ def make_judge(run: Run, texts: Texts, model: Model, reference: Params, scorer: 
     return Judge(run, texts, reference, sampler(), sampler(greedy=True), describe, scorer)
 
 
+Candidates = Mapping[str, tuple[Judge, Params]]
+"""Policies by name, each with the judge of its kind of model."""
+
+
 def evaluate(
-    judge: Judge, policies: Mapping[str, Params], prompts: Sequence[Prompt]
+    experiment: Experiment, policies: Candidates, prompts: Sequence[Prompt]
 ) -> tuple[Figures, list[dict[str, Any]]]:
     """(figures, samples side by side) of the policies on these prompts, and what training after SFT changed, prompt by prompt."""
-    experiment = judge.run.experiment
     temperature = experiment.ppo.temperature if experiment.ppo is not None else 1.0
     figures: Figures = {}
     written: dict[str, Written] = {}
-    for name, params in policies.items():
+    for name, (judge, params) in policies.items():
         if judge.by_world:
             figures |= exact_figures(judge, name, params)
         written[name] = judge.sampled(params, prompts, temperature=temperature)
         figures |= row_figures(name, written[name])
-    for name in ("preference", "ppo"):
+    for name in AFTER_SFT:
         for measure in MEASURES:
             if name in written and measure in written[name].rows:
                 difference, error = mean_and_error(written[name].rows[measure] - written["sft"].rows[measure])

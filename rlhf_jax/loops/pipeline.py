@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from rlhf_jax.data.encode import EncodedLabel, EncodedPair
 from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
 from rlhf_jax.eval.preference import mean_and_error, wilson_interval
 from rlhf_jax.feedback.simulated import bayes_agreement
-from rlhf_jax.loops.collect import Judged, sample_pairs, write_comparisons
+from rlhf_jax.loops.collect import Judged, sample_pairs, sample_rated, write_collected
 from rlhf_jax.loops.evaluate import (
     Figures,
     evaluate,
@@ -25,6 +26,7 @@ from rlhf_jax.loops.evaluate import (
     make_judge,
     preference_figures,
 )
+from rlhf_jax.loops.ilql import guidance, rated_of, run_ilql
 from rlhf_jax.loops.preference import run_preference
 from rlhf_jax.loops.reward import rescaled, run_reward, score_all
 from rlhf_jax.loops.rlhf import Scorer, ending_of, model_scorer, run_ppo, text_scorer
@@ -37,11 +39,13 @@ from rlhf_jax.models.convert.llama2c import load_llama2c
 from rlhf_jax.models.params import carry_over, count_parameters
 from rlhf_jax.report.files import write_atomic
 from rlhf_jax.report.metrics import read_metrics
+from rlhf_jax.rollout.guided import guided
 from rlhf_jax.rollout.replies import Sampler, make_sampler, response_texts
 from rlhf_jax.sharding import initialise, place
 from rlhf_jax.types import Params, Rollout
 
 SUMMARY, SAMPLES, CALIBRATION = "summary.json", "samples.jsonl", "calibration.json"
+COMPARISONS, RATED = "comparisons.jsonl", "rated.jsonl"
 
 
 @dataclasses.dataclass
@@ -54,7 +58,9 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardModel:
+class Trained:
+    """A model with its parameters."""
+
     model: Model
     params: Params
 
@@ -77,14 +83,16 @@ def run_experiment(run: Run) -> Outcome:
     reward = None
     if experiment.reward is not None:
         reward = reward_stage(run, policy, tuned, texts, prompts, outcome)
-    learned, preferred = None, None
+    learned, preferred, guide = None, None, None
     if experiment.preference is not None:
         preferred = preference_stage(run, policy, tuned, texts, prompts, outcome)
+    if experiment.ilql is not None:
+        guide = ilql_stage(run, policy, tuned, texts, prompts, outcome)
     if experiment.ppo is not None:
         learned = ppo_stage(run, policy, tuned, reward, texts, prompts)
     if measure is not None and learned is not None:
         outcome.figures["ppo/demonstration_nll"] = measure(learned)["nll"]
-    if experiment.sft is not None or learned is not None or preferred is not None:
+    if experiment.sft is not None or any(part is not None for part in (learned, preferred, guide)):
         scorer = None if reward is None else model_scorer(run, reward.model, reward.params)
         judge = make_judge(run, texts, policy, tuned, scorer)
         policies = {
@@ -93,8 +101,11 @@ def run_experiment(run: Run) -> Outcome:
             "preference": preferred,
             "ppo": learned,
         }
-        policies = {name: params for name, params in policies.items() if params is not None}
-        figures, outcome.samples = evaluate(judge, policies, held_out)
+        candidates = {name: (judge, params) for name, params in policies.items() if params is not None}
+        if guide is not None:
+            alone = {**guide.params, "beta": jnp.zeros(())}
+            candidates["ilql"] = (make_judge(run, texts, guide.model, alone, scorer), guide.params)
+        figures, outcome.samples = evaluate(experiment, candidates, held_out)
         outcome.figures |= figures
 
     outcome.figures |= run.noted
@@ -138,7 +149,7 @@ def sft_figures(run: Run) -> Figures:
 
 def reward_stage(
     run: Run, policy: Model, tuned: Params, texts: Texts, prompts: Sequence[Prompt], outcome: Outcome
-) -> RewardModel:
+) -> Trained:
     """The reward model of the experiment, with its accuracy on held-out prompts in the outcome."""
     experiment, config = run.experiment, run.experiment.reward
     assert config is not None
@@ -148,7 +159,7 @@ def reward_stage(
         parts, kind = Mixture(((texts.encode(train.comparisons), 1.0),)), Comparison
         records = judged.comparisons
         outcome.figures["reward/bayes_accuracy"] = float(bayes_agreement(judged.probability).mean())
-        write_comparisons(run.directory / "comparisons.jsonl", train.comparisons)
+        write_collected(run.directory / COMPARISONS, train.comparisons)
     else:
         examples = load_examples(run, config.data, (Comparison, Labelled))
         parts, kind, records = examples.encoded(texts), examples.kind, examples.held_out
@@ -164,7 +175,7 @@ def reward_stage(
             "reward.scores='centred' is the mean of held-out texts, and none are held out: raise reward.data.held_out"
         )
     params = run_reward(run, model, params, texts, parts, kind, encoded)
-    reward = RewardModel(model, params)
+    reward = Trained(model, params)
     scores = np.zeros(0)
     if encoded:
         scores = (label_figures if kind is Labelled else pair_figures)(run, reward, texts, encoded, outcome)
@@ -185,11 +196,11 @@ def reward_stage(
         gain, bias = gain_and_bias(sample_scores(run, policy, tuned, reward, texts, prompts))
         params = rescaled(params, gain, bias)
         outcome.figures |= {"reward/gain": gain, "reward/bias": bias}
-    return RewardModel(model, params)
+    return Trained(model, params)
 
 
 def label_figures(
-    run: Run, reward: RewardModel, texts: Texts, encoded: Sequence[EncodedLabel], outcome: Outcome
+    run: Run, reward: Trained, texts: Texts, encoded: Sequence[EncodedLabel], outcome: Outcome
 ) -> np.ndarray:
     """The scores of held-out labelled texts, [N]; accuracy and calibration go to the outcome."""
     padded = pad_labels(encoded, run.experiment.text.length, texts.tokenizer.pad)
@@ -206,7 +217,7 @@ def label_figures(
 
 
 def pair_figures(
-    run: Run, reward: RewardModel, texts: Texts, encoded: Sequence[EncodedPair], outcome: Outcome
+    run: Run, reward: Trained, texts: Texts, encoded: Sequence[EncodedPair], outcome: Outcome
 ) -> np.ndarray:
     """The scores of held-out pairs, [2 N], the chosen replies first; accuracy and calibration go to the outcome."""
     pairs = pad_pairs(encoded, run.experiment.text.length, texts.tokenizer.pad)
@@ -218,7 +229,7 @@ def pair_figures(
 
 
 def sample_scores(
-    run: Run, policy: Model, tuned: Params, reward: RewardModel, texts: Texts, prompts: Sequence[Prompt]
+    run: Run, policy: Model, tuned: Params, reward: Trained, texts: Texts, prompts: Sequence[Prompt]
 ) -> np.ndarray:
     """Scores of the tuned policy's samples, one to each of as many training prompts as the evaluation asks, [N]."""
     config, size = run.experiment.ppo, run.experiment.evaluation
@@ -253,7 +264,7 @@ def preference_stage(
     if config.data is None:
         train, judged = sampled_comparisons(run, config, policy, tuned, texts, prompts)
         parts, held_out = Mixture(((texts.encode(train.comparisons), 1.0),)), judged.comparisons
-        write_comparisons(run.directory / "comparisons.jsonl", train.comparisons)
+        write_collected(run.directory / COMPARISONS, train.comparisons)
     else:
         examples = load_examples(run, config.data, Comparison)
         parts, held_out = examples.encoded(texts), examples.held_out
@@ -261,18 +272,43 @@ def preference_stage(
     return run_preference(run, policy, tuned, texts, parts, texts.encode(held_out))
 
 
+def ilql_stage(
+    run: Run, policy: Model, tuned: Params, texts: Texts, prompts: Sequence[Prompt], outcome: Outcome
+) -> Trained:
+    """The tuned policy, guided by critics of its own samples or of comparisons that are read."""
+    config = run.experiment.ilql
+    assert config is not None
+    if config.data is None:
+        assert config.replies is not None, "the config checks that a stage without data has replies"
+        repeated, aside = dealt_prompts(run, prompts, config.replies)
+        draw = partial(sample_rated, run, sampler_of(run, policy, texts), tuned, texts, temperature=config.temperature)
+        train, held_out = draw(repeated, sample=0), draw(aside, sample=1)
+        write_collected(run.directory / RATED, train)
+        parts = Mixture(((texts.encode(train), 1.0),))
+    else:
+        examples = load_examples(run, config.data, Comparison)
+        sides = ((texts.encode(rated_of(records)), weight) for records, weight in examples.parts)
+        parts, held_out = Mixture(tuple(sides)), rated_of(examples.held_out)
+        outcome.figures["ilql/rejected_rows"] = float(examples.rejected)
+    critics, params = run_ilql(run, tuned, texts, parts, texts.encode(held_out))
+    return Trained(guided(policy, critics), guidance(tuned, params, config.beta))
+
+
+def dealt_prompts(run: Run, prompts: Sequence[Prompt], count: int) -> tuple[list[Prompt], Sequence[Prompt]]:
+    """(`count` prompts to train on, each as often as it takes; the last ones, held out: of the same kind, but unseen by training)."""
+    held_out = prompts[-run.experiment.evaluation.prompts :]
+    asked = {prompt.turns for prompt in held_out}
+    prompts = [prompt for prompt in prompts if prompt.turns not in asked]
+    return [prompts[n % len(prompts)] for n in range(count)], held_out
+
+
 def sampled_comparisons(
     run: Run, config: Reward | Preference, policy: Model, tuned: Params, texts: Texts, prompts: Sequence[Prompt]
 ) -> tuple[Judged, Judged]:
     """(training, held-out) comparisons of the tuned policy's own samples, as many as the stage asks for."""
     assert config.pairs is not None, "the config checks that a stage without data has pairs"
-    size = run.experiment.evaluation
-    # The last prompts are for held-out pairs: of the kind that is trained, but none that training sees.
-    held_out = prompts[-size.prompts :]
-    asked = {prompt.turns for prompt in held_out}
-    prompts = [prompt for prompt in prompts if prompt.turns not in asked]
+    repeated, held_out = dealt_prompts(run, prompts, config.pairs)
     sampler = sampler_of(run, policy, texts)
-    repeated = [prompts[n % len(prompts)] for n in range(config.pairs)]
     train = sample_pairs(run, sampler, tuned, texts, repeated, temperature=config.temperature, offset=0)
     aside = sample_pairs(run, sampler, tuned, texts, held_out, temperature=config.temperature, offset=config.pairs)
     if not train.comparisons or not aside.comparisons:
@@ -281,7 +317,7 @@ def sampled_comparisons(
 
 
 def ppo_stage(
-    run: Run, policy: Model, tuned: Params, reward: RewardModel | None, texts: Texts, prompts: Sequence[Prompt]
+    run: Run, policy: Model, tuned: Params, reward: Trained | None, texts: Texts, prompts: Sequence[Prompt]
 ) -> Params:
     """The policy after PPO, as parameters of the plain language model."""
     experiment, config = run.experiment, run.experiment.ppo

@@ -19,7 +19,7 @@ from rlhf_jax.report.progress import progress
 from rlhf_jax.sharding import make_mesh
 
 State = TypeVar("State")
-STAGES = ("init", "sft", "collect", "reward", "value", "ppo", "evaluate", "normalise", "preference")
+STAGES = ("init", "sft", "collect", "reward", "value", "ppo", "evaluate", "normalise", "preference", "ilql")
 
 
 @runtime_checkable

@@ -12,8 +12,14 @@ from typing import Any
 from rlhf_jax.config import Experiment
 from rlhf_jax.config import Mixture as MixtureConfig
 from rlhf_jax.data.batches import Mixture
-from rlhf_jax.data.encode import encode_comparison, encode_demonstration, encode_labelled, encode_prompt
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt, Record
+from rlhf_jax.data.encode import (
+    encode_comparison,
+    encode_demonstration,
+    encode_labelled,
+    encode_prompt,
+    encode_rated,
+)
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt, Rated, Record
 from rlhf_jax.data.sources import load_source, split_by_prompt
 from rlhf_jax.data.templates import Template, get_template
 from rlhf_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
@@ -49,6 +55,7 @@ class Texts:
             Prompt: lambda r: encode_prompt(r, self.tokenizer, self.template),
             Demonstration: lambda r: encode_demonstration(r, self.tokenizer, self.template),
             Comparison: lambda r: encode_comparison(r, self.tokenizer, self.template),
+            Rated: lambda r: encode_rated(r, self.tokenizer, self.template),
             Labelled: lambda r: encode_labelled(r, self.tokenizer),
         }
         return [encoders[type(record)](record) for record in records]

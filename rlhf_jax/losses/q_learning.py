@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from rlhf_jax.masking import mask_weight, masked_mean
-from rlhf_jax.types import Aux, OfflineBatch, Params, TokenBatch
+from rlhf_jax.masking import last_index, mask_weight, masked_mean
+from rlhf_jax.types import Aux, CriticFn, OfflineBatch, Params, RewardedBatch
 
 Tokens = Float[Array, "B T"]
 Number = Float[Array, ""] | float
@@ -44,32 +41,32 @@ def polyak(target: Params, online: Params, *, rate: float) -> Params:
     return optax.incremental_update(online, target, rate)
 
 
+def with_targets(slow: Params, batch: RewardedBatch, *, critics: CriticFn) -> OfflineBatch:
+    """The reward on each text's last token to learn, 0 before it, and min(Q1, Q2) of the slow copies."""
+    text = batch.text
+    at_end = text.loss_mask & (jnp.arange(text.tokens.shape[1])[None] == last_index(text.loss_mask)[:, None])
+    seen = critics(slow, text)
+    return OfflineBatch(text, jnp.where(at_end, batch.reward[:, None], 0.0), jnp.minimum(seen.q1, seen.q2))
+
+
 def ilql_loss(
-    params: dict[str, Params],
-    batch: OfflineBatch,
-    *,
-    token_logits: Callable[[Params, TokenBatch], tuple[jax.Array, jax.Array]],
-    values: Callable[[Params, TokenBatch], jax.Array],
-    gamma: float,
-    tau: Number,
-    cql_coef: float,
+    params: Params, batch: OfflineBatch, *, critics: CriticFn, gamma: float, tau: Number, cql_coef: float
 ) -> tuple[jax.Array, Aux]:
-    """Implicit language Q-learning, per token of the loss mask; `params` holds q1, q2 and v.
+    """Implicit language Q-learning, per token of the loss mask.
 
     Q: (r + gamma V(s') - Q_i)^2 of both, with no gradient into V(s')
     V: expectile_tau(min_i target Q_i(s, a) - V(s)), the min in `batch.target_q`
     CQL: - cql_coef log softmax(Q_i(s, .))[a], which keeps the Q of tokens that the texts never show from floating up
 
-    `token_logits` gives the Q of the token at t, and the logsumexp over all tokens there. Source: Snell et al. 2022
-    (arXiv:2206.11871), section 4.
+    Source: Snell et al. 2022 (arXiv:2206.11871), section 4.
     """
     mask = batch.text.loss_mask
-    v = jnp.where(mask, values(params["v"], batch.text), 0.0)
+    seen = jax.tree.map(lambda x: jnp.where(mask, x, 0.0), critics(params, batch.text))
+    v = seen.v
     target = batch.rewards + gamma * following(jax.lax.stop_gradient(v), mask)
     value_loss = masked_mean(expectile(batch.target_q - v, tau=tau), mask)
     q_loss, cql_loss, taken = jnp.zeros(()), jnp.zeros(()), jnp.zeros(())
-    for name in ("q1", "q2"):
-        q, norm = (jnp.where(mask, x, 0.0) for x in token_logits(params[name], batch.text))
+    for q, norm in ((seen.q1, seen.norm1), (seen.q2, seen.norm2)):
         q_loss += masked_mean(jnp.square(target - q), mask)
         cql_loss += masked_mean(norm - q, mask)
         taken += 0.5 * masked_mean(q, mask)
@@ -86,7 +83,12 @@ def ilql_loss(
 
 
 def advantage_weighted_logits(
-    logits: Float[Array, "*B V"], q1: Any, q2: Any, v: Float[Array, "*B"], *, beta: Number
+    logits: Float[Array, "*B V"],
+    q1: Float[Array, "*B V"],
+    q2: Float[Array, "*B V"],
+    v: Float[Array, "*B"],
+    *,
+    beta: Number,
 ) -> Float[Array, "*B V"]:
     """log pi_b + beta (min(Q1, Q2) - V): what ILQL samples from; beta = 0 is the cloned policy. Source: Snell et al. 2022, section 4.3."""
     return logits + beta * (jnp.minimum(q1, q2) - v[..., None])

@@ -37,6 +37,7 @@ class Model:
     init(key) -> params
     hidden(params, batch) -> [B, T, D], the network's output after reading token t
     unembed(params, hidden [..., D]) -> logits [..., V] of the token that follows
+    scalar(params, hidden [..., D]) -> [...], the scalar head
     logits(params, batch) -> [B, T, V]; `logits[:, t]` belongs to the token at t + 1
     logprobs(params, batch, temperature) -> [B, T] in nats, of the token at t; 0 for the first token of a segment and for padding
     token_stats(params, batch, temperature) -> the same with entropies
@@ -45,14 +46,15 @@ class Model:
     values(params, batch) -> [B, T], V just before the token at t
     scores(params, batch) -> [B], the scalar head at each row's last real token
     empty_cache(rows, length) -> Cache
-    prefill(params, batch, cache) -> (logits [B, V] after the last column, cache)
-    decode(params, tokens [B], positions [B], column, filled [B], cache) -> (logits [B, V], cache)
+    prefill(params, batch, cache) -> (hidden [B, D] after the last column, cache)
+    decode(params, tokens [B], positions [B], column, filled [B], cache) -> (hidden [B, D], cache)
     """
 
     config: ModelConfig
     init: Callable[[jax.Array], Params]
     hidden: Callable[..., jax.Array]
     unembed: Callable[[Params, jax.Array], jax.Array]
+    scalar: Callable[[Params, jax.Array], jax.Array]
     logits: Callable[[Params, TokenBatch], jax.Array]
     logprobs: Callable[[Params, TokenBatch, Any], jax.Array]
     token_stats: Callable[[Params, TokenBatch, Any], TokenStats]

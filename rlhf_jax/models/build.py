@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -29,7 +31,7 @@ def build_model(config: ModelConfig) -> Model:
     decoder = Decoder(c)
     output = Unembed(c.width, c.vocab)
     # A model with both heads is a policy with a value head, which starts at 0; a scalar head alone starts with unit scale.
-    scalar = ScalarHead(zero=c.lm_head)
+    head = ScalarHead(zero=c.lm_head)
 
     def init(key: jax.Array) -> Params:
         trunk, unembed, score = jax.random.split(key, 3)
@@ -39,7 +41,7 @@ def build_model(config: ModelConfig) -> Model:
         if c.lm_head and not c.tied:
             params["unembed"] = output.init(unembed, width)["params"]
         if c.scalar_head:
-            params["score"] = scalar.init(score, width)["params"]
+            params["score"] = head.init(score, width)["params"]
         return params
 
     def trunk(params: Params, tokens, positions, mask, cache=None, column=0) -> Any:
@@ -58,20 +60,10 @@ def build_model(config: ModelConfig) -> Model:
             rows = cast(jax.Array, output.apply({"params": params["unembed"]}, x.reshape(-1, c.width)))
         return rows.reshape(*x.shape[:-1], c.vocab)
 
-    def stats(params: Params, batch: TokenBatch, temperature=1.0):
-        return token_stats(lambda x: unembed(params, x), hidden(params, batch), batch, temperature, chunk=c.logit_chunk)
-
-    def per_token(params: Params, batch: TokenBatch):
+    def scalar(params: Params, x: jax.Array) -> jax.Array:
         if not c.scalar_head:
             raise ValueError(f"this model has head={c.head!r}; scores and values need a scalar head")
-        return cast(jax.Array, scalar.apply({"params": params["score"]}, hidden(params, batch)))
-
-    def values(params: Params, batch: TokenBatch):
-        return jnp.where(predicted(batch), shift_right(per_token(params, batch)), 0.0)
-
-    def scores(params: Params, batch: TokenBatch):
-        last = last_index(batch.segments != 0)
-        return jnp.take_along_axis(per_token(params, batch), last[:, None], axis=1)[:, 0]
+        return cast(jax.Array, head.apply({"params": params["score"]}, x))
 
     def empty_cache(rows: int, length: int) -> Cache:
         shape = (c.layers, rows, c.kv_heads, length, c.head_size)
@@ -84,7 +76,7 @@ def build_model(config: ModelConfig) -> Model:
     def read(params: Params, tokens, positions, mask, column, filled, cache: Cache):
         h, (keys, values) = trunk(params, tokens, positions, mask, (cache.keys, cache.values), column)
         keys, values = (constrain(x, "layers", "batch", "kv", "length", "head_dim") for x in (keys, values))
-        return unembed(params, h[:, -1]), Cache(keys, values, filled)
+        return h[:, -1], Cache(keys, values, filled)
 
     def prefill(params: Params, batch: TokenBatch, cache: Cache):
         """Reads left-padded prompts into columns 0 .. T-1."""
@@ -98,21 +90,55 @@ def build_model(config: ModelConfig) -> Model:
         seen = jax.lax.dynamic_update_slice(cache.filled, filled[:, None], (0, column))
         return read(params, tokens[:, None], positions[:, None], seen[:, None, :], column, seen, cache)
 
+    return model_of(c, init, hidden, unembed, scalar, empty_cache, prefill, decode)
+
+
+def model_of(
+    config: ModelConfig,
+    init: Callable[[jax.Array], Params],
+    hidden: Callable[[Params, TokenBatch], jax.Array],
+    unembed: Callable[[Params, jax.Array], jax.Array],
+    scalar: Callable[[Params, jax.Array], jax.Array],
+    empty_cache: Callable[[int, int], Any],
+    prefill: Callable[..., tuple[jax.Array, Any]],
+    decode: Callable[..., tuple[jax.Array, Any]],
+) -> Model:
+    """A model from a network and its heads: log-probs, values and scores follow from them."""
+
+    def stats(params: Params, batch: TokenBatch, temperature=1.0):
+        return token_stats(
+            partial(unembed, params), hidden(params, batch), batch, temperature, chunk=config.logit_chunk
+        )
+
+    def picked(params: Params, batch: TokenBatch):
+        return token_logits(partial(unembed, params), hidden(params, batch), batch, chunk=config.logit_chunk)
+
+    def per_token(params: Params, batch: TokenBatch):
+        return scalar(params, hidden(params, batch))
+
+    def scores(params: Params, batch: TokenBatch):
+        last = last_index(batch.segments != 0)
+        return jnp.take_along_axis(per_token(params, batch), last[:, None], axis=1)[:, 0]
+
     return Model(
-        config=c,
+        config=config,
         init=init,
         hidden=hidden,
         unembed=unembed,
+        scalar=scalar,
         logits=lambda params, batch: unembed(params, hidden(params, batch)),
         logprobs=lambda params, batch, temperature=1.0: stats(params, batch, temperature).logprobs,
         token_stats=stats,
-        token_logits=lambda params, batch: token_logits(
-            lambda x: unembed(params, x), hidden(params, batch), batch, chunk=c.logit_chunk
-        ),
+        token_logits=picked,
         token_scores=per_token,
-        values=values,
+        values=lambda params, batch: values_before(per_token(params, batch), batch),
         scores=scores,
         empty_cache=empty_cache,
         prefill=prefill,
         decode=decode,
     )
+
+
+def values_before(scalars: jax.Array, batch: TokenBatch) -> jax.Array:
+    """[B, T], V just before the token at t, from a scalar head's numbers after reading it; 0 where nothing stands before."""
+    return jnp.where(predicted(batch), shift_right(scalars), 0.0)

@@ -66,7 +66,7 @@ class ScalarHead(nn.Module):
     zero: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T"]:
+    def __call__(self, x: Float[Array, "*S D"]) -> Float[Array, "*S"]:
         scale = 0.0 if self.zero else (x.shape[-1] + 1) ** -0.5
         kernel = self.param("kernel", nn.initializers.normal(scale), (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, ())

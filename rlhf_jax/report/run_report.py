@@ -45,6 +45,7 @@ HEADLINES = {
     "reward/accuracy": "reward model accuracy",
     "ppo_minus_sft/gold": "gold reward gained by PPO",
     "preference_minus_sft/gold": "gold reward gained from preferences",
+    "ilql_minus_sft/gold": "gold reward gained by ILQL",
     "ppo_minus_sft/positive_words": "word sentiment gained by PPO",
     "ppo_minus_sft/score": "score gained by PPO",
 }
@@ -84,6 +85,12 @@ STAGES: dict[str, tuple[Curves, ...]] = {
         Curves("Accuracy of the implicit reward", "share of pairs", _both("preference", "accuracy")),
         Curves("Margin", "nats per pair", _both("preference", "margin")),
         Curves("Loss", "per pair", _both("preference", "loss")),
+    ),
+    "Implicit Q-learning": (
+        Curves("Error of Q", "reward squared", _both("ilql", "q_loss")),
+        Curves("Expectile loss of V", "reward squared", _both("ilql", "value_loss")),
+        Curves("V of what the replies show", "reward", _both("ilql", "v")),
+        Curves("Conservative loss", "nats per token", _both("ilql", "cql_loss")),
     ),
     "PPO": (
         _ppo("Score", "per response", "score"),

@@ -33,12 +33,12 @@ def generate(
     """
     rows, width = prompts.tokens.shape
     cache = model.empty_cache(rows, width + new_tokens)
-    logits, cache = model.prefill(params, prompts, cache)
+    hidden, cache = model.prefill(params, prompts, cache)
     next_position = jnp.sum(prompts.segments != 0, axis=1, dtype=jnp.int32)
     stops = jnp.asarray(list(stop), jnp.int32)
 
-    def draw(logits, column, alive):
-        tokens, logprobs = choose(logits, keys, column, temperature)
+    def draw(hidden, column, alive):
+        tokens, logprobs = choose(model.unembed(params, hidden), keys, column, temperature)
         stopped = alive & jnp.any(tokens[:, None] == stops[None, :], axis=1)
         return jnp.where(alive, tokens, 0), jnp.where(alive, logprobs, 0.0), stopped
 
@@ -46,7 +46,7 @@ def generate(
         return jax.lax.dynamic_update_slice(array, value[:, None].astype(array.dtype), (0, column))
 
     alive = jnp.ones((rows,), bool)
-    token, logprob, stopped = draw(logits, 0, alive)
+    token, logprob, stopped = draw(hidden, 0, alive)
     zeros = jnp.zeros((rows, new_tokens))
     state = {
         "column": jnp.int32(1),
@@ -65,8 +65,8 @@ def generate(
     def advance(s):
         column, alive = s["column"], s["alive"]
         place = next_position + column - 1
-        logits, cache = model.decode(params, s["token"], place, width + column - 1, alive, s["cache"])
-        token, logprob, stopped = draw(logits, column, alive)
+        hidden, cache = model.decode(params, s["token"], place, width + column - 1, alive, s["cache"])
+        token, logprob, stopped = draw(hidden, column, alive)
         return {
             "column": column + 1,
             "token": token,

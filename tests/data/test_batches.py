@@ -11,11 +11,13 @@ from rlhf_jax.data.batches import (
     pad_labels,
     pad_pairs,
     pad_prompts,
+    pad_rewarded,
     preference_batches,
     prompt_batches,
+    rewarded_batches,
     token_batches,
 )
-from rlhf_jax.data.encode import Cut, Encoded, EncodedLabel, EncodedPair, pad_right
+from rlhf_jax.data.encode import Cut, Encoded, EncodedLabel, EncodedPair, EncodedReward, pad_right
 
 
 def examples(count, start=10):
@@ -46,6 +48,16 @@ def test_a_step_is_the_same_after_a_restart_and_in_any_order_of_asking():
             np.testing.assert_array_equal(getattr(again[step], name), getattr(expected[step], name))
     other = token_batches(examples(37), rows=8, length=6, pad=0, seed=4)
     assert seen(other, range(5)) != seen(first, range(5))
+
+
+def test_rewards_stay_with_their_replies_and_rows_that_only_fill_teach_nothing():
+    given = [EncodedReward(example, 0.5 * place) for place, example in enumerate(examples(5))]
+    batch = rewarded_batches(given, rows=5, length=6, pad=0, seed=1)[0]
+    np.testing.assert_array_equal(batch.reward, 0.5 * (batch.text.tokens[:, 1] - 10))
+    assert batch.reward.dtype == np.float32
+    first, last = evaluation_batches(pad_rewarded(given, 6, 0), rows=3)
+    assert first.text.loss_mask.any(axis=1).all()
+    np.testing.assert_array_equal(last.text.loss_mask.any(axis=1), [True, True, False])
 
 
 def test_rows_keep_their_own_masks():

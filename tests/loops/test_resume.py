@@ -43,6 +43,8 @@ def tiny(name: str) -> Experiment:
         config = dataclasses.replace(config, optim=dataclasses.replace(rows(config, 8), steps=STEPS), eval_every=STOP)
     if stage in ("reward", "preference"):
         config = dataclasses.replace(config, pairs=32)
+    if stage == "ilql":
+        config = dataclasses.replace(config, replies=32)
     return dataclasses.replace(
         experiment,
         policy=dataclasses.replace(experiment.policy, width=16, layers=1),
@@ -88,7 +90,7 @@ def summary(directory: Path) -> dict[str, float]:
     return {name: value for name, value in figures.items() if "second" not in name}
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "preference", "ppo", "dapo"])
+@pytest.mark.parametrize("name", ["sft", "reward", "preference", "ilql", "ppo", "dapo"])
 def test_an_interrupted_and_continued_run_equals_one_that_was_not_to_the_bit(name, tmp_path, saved):
     whole, broken, stage = tmp_path / "whole", tmp_path / "broken", stage_of(name)
     run(name, whole)

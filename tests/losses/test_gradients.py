@@ -28,6 +28,7 @@ from rlhf_jax.types import (
     Rollout,
     StepBatch,
     TokenBatch,
+    TokenValues,
     Trajectory,
 )
 
@@ -181,15 +182,12 @@ def ilql(x, mask, outside, trained):
     batch = OfflineBatch(texts(mask), *(jnp.where(mask, y, outside) for y in (TARGETS, OTHER)))
     params = {"q1": ADVANTAGES, "q2": OTHER, "v": TARGETS} | {trained: x}
     params = {name: jnp.where(mask, y, outside) if name != trained else y for name, y in params.items()}
-    return q_learning.ilql_loss(
-        params,
-        batch,
-        token_logits=lambda q, _: (q, 1.5 * q),
-        values=given,
-        gamma=0.0,
-        tau=0.7,
-        cql_coef=0.1,
-    )[0]
+
+    def critics(params, _):
+        q1, q2 = params["q1"], params["q2"]
+        return TokenValues(q1, q2, 1.5 * q1, 1.5 * q2, params["v"])
+
+    return q_learning.ilql_loss(params, batch, critics=critics, gamma=0.0, tau=0.7, cql_coef=0.1)[0]
 
 
 def steps(x, mask, outside):

@@ -12,8 +12,9 @@ from rlhf_jax.losses.q_learning import (
     ilql_loss,
     polyak,
     q_learning_targets,
+    with_targets,
 )
-from rlhf_jax.types import OfflineBatch, TokenBatch
+from rlhf_jax.types import OfflineBatch, RewardedBatch, TokenBatch, TokenValues
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -63,17 +64,15 @@ def batch() -> OfflineBatch:
     return OfflineBatch(text, jnp.array([[9.0, 0.0, 1.0]]), jnp.array([[9.0, 0.5, 2.0]]))
 
 
-def token_logits(params, text):
-    return jnp.array([[9.0, 0.6, 0.8]]) + params, jnp.array([[9.0, 1.0, 1.5]]) + params
-
-
-def values(params, text):
-    return jnp.array([[9.0, 0.2, 0.4]]) + params
+def critics(params, text):
+    q, norm = jnp.array([[9.0, 0.6, 0.8]]), jnp.array([[9.0, 1.0, 1.5]])
+    v = jnp.array([[9.0, 0.2, 0.4]])
+    return TokenValues(q + params["q1"], q + params["q2"], norm + params["q1"], norm + params["q2"], v + params["v"])
 
 
 def loss_at(q1, q2, v):
     params = {"q1": jnp.float32(q1), "q2": jnp.float32(q2), "v": jnp.float32(v)}
-    return ilql_loss(params, batch(), token_logits=token_logits, values=values, gamma=0.9, tau=0.7, cql_coef=0.1)
+    return ilql_loss(params, batch(), critics=critics, gamma=0.9, tau=0.7, cql_coef=0.1)
 
 
 def test_ilql_by_hand():
@@ -92,6 +91,16 @@ def test_ilql_by_hand():
 def test_the_value_learns_from_the_target_q_alone():
     gradient = jax.grad(lambda v: loss_at(0.0, 0.1, v)[0])(0.0)
     np.testing.assert_allclose(gradient, -0.7 * 2 * (0.3 + 1.6) / 2, rtol=1e-5)
+
+
+def test_the_reward_of_a_text_is_earned_by_its_last_token_to_learn():
+    text = batch().text
+    texts = jax.tree.map(lambda x: jnp.concatenate([x, x, x]), text)
+    texts = texts.replace(loss_mask=jnp.array([[False, True, True], [True, True, False], [False, False, False]]))
+    slow = {"q1": jnp.float32(0.1), "q2": jnp.float32(-0.2), "v": jnp.float32(0.0)}
+    found = with_targets(slow, RewardedBatch(texts, jnp.array([1.0, -2.0, 5.0])), critics=critics)
+    np.testing.assert_array_equal(found.rewards, [[0.0, 0.0, 1.0], [0.0, -2.0, 0.0], [0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(found.target_q[0], [8.8, 0.4, 0.6], rtol=1e-6)  # of Q2, the lesser
 
 
 def test_decoding_by_hand():

@@ -156,12 +156,12 @@ def test_reading_with_the_cache_gives_the_logits_of_the_whole_forward_pass(confi
     prompts = left_padded([3, 5, 1], 5, seed=1)
     more = np.random.default_rng(2).integers(0, config.vocab, (4, 3))
     prefill, decode = jitted(model.prefill), jitted(model.decode)
-    logits, cache = prefill(params, prompts, model.empty_cache(3, 9))
-    seen = [logits]
+    hidden, cache = prefill(params, prompts, model.empty_cache(3, 9))
+    seen = [model.unembed(params, hidden)]
     for column, tokens in enumerate(more):
         positions = jnp.array([3, 5, 1], jnp.int32) + column
-        logits, cache = decode(params, jnp.asarray(tokens, jnp.int32), positions, 5 + column, jnp.ones(3, bool), cache)
-        seen.append(logits)
+        hidden, cache = decode(params, jnp.asarray(tokens, jnp.int32), positions, 5 + column, jnp.ones(3, bool), cache)
+        seen.append(model.unembed(params, hidden))
     for row, prompt in enumerate(real_rows(prompts.tokens, prompts)):
         expected = logits_by_hand(config, params, np.concatenate([prompt, more[:, row]]))[len(prompt) - 1 :]
         np.testing.assert_allclose(np.stack(seen)[:, row], expected, atol=5e-5)

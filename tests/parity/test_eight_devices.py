@@ -16,20 +16,35 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from builders import LLAMA, SCORING, STOPS, VALUE, assert_trees_close, built, left_padded, lively, played, right_padded
+from builders import (
+    LLAMA,
+    SCORING,
+    STOPS,
+    VALUE,
+    assert_trees_close,
+    built,
+    critics_of,
+    left_padded,
+    lively,
+    lively_critics,
+    played,
+    right_padded,
+)
 
 from rlhf_jax.config import MeshConfig, Optim
 from rlhf_jax.losses.policy import policy_loss
 from rlhf_jax.losses.ppo import ppo_value_loss
+from rlhf_jax.losses.q_learning import ilql_loss
 from rlhf_jax.losses.reward import comparison_loss
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.sharding import compile_function, compile_step, make_mesh, place, place_batch
 from rlhf_jax.train import init_state, make_step
+from rlhf_jax.train.critics import make_critic_step, start_critics
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import combined, make_ppo_update, start_ppo
-from rlhf_jax.types import PreferenceBatch
+from rlhf_jax.types import PreferenceBatch, RewardedBatch
 
 BOTH_HEADS = dataclasses.replace(LLAMA, head="lm+scalar")
 ALONE = MeshConfig()
@@ -82,6 +97,15 @@ def ppo(mesh):
 
 
 @functools.cache
+def ilql(mesh):
+    critics = critics_of(LLAMA)
+    loss = partial(ilql_loss, critics=critics.values, gamma=0.9, tau=0.7, cql_coef=0.1)
+    step = make_critic_step(loss, critics.values, TX, rate=0.5, microbatches=2)
+    batch = RewardedBatch(right_padded(LENGTHS, 9), jnp.linspace(-1.0, 1.0, 16))
+    return two_updates(step, start_critics(lively_critics(LLAMA), TX), (batch,), mesh)
+
+
+@functools.cache
 def rollout(mesh):
     prompts = left_padded([1 + row % 4 for row in range(8)], 4, seed=7)
     keys = row_keys(jax.random.key(5), 0, np.arange(8), np.zeros(8, np.int32))
@@ -91,7 +115,7 @@ def rollout(mesh):
 
 
 @every_mesh
-@pytest.mark.parametrize("stage", [sft, reward, ppo])
+@pytest.mark.parametrize("stage", [sft, reward, ilql, ppo])
 def test_updates_on_eight_devices_are_those_on_one(stage, mesh):
     (one, metrics), (eight, other_metrics) = stage(ALONE), stage(mesh)
     assert len(jax.tree.leaves(eight)[0].devices()) == 8

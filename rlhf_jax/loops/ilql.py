@@ -1,0 +1,91 @@
+"""Implicit language Q-learning from fixed replies: critics that start from the policy, and then guide it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.config import ILQL
+from rlhf_jax.data.batches import Mixture, pad_rewarded, rewarded_batches
+from rlhf_jax.data.encode import EncodedReward
+from rlhf_jax.data.schema import Comparison, Rated, Record
+from rlhf_jax.loops.run import Run, run_stage
+from rlhf_jax.loops.sft import make_evaluation
+from rlhf_jax.loops.sources import Texts
+from rlhf_jax.losses.q_learning import ilql_loss, with_targets
+from rlhf_jax.models.critics import Critics, build_critics
+from rlhf_jax.models.params import carry_over
+from rlhf_jax.sharding import compile_step, initialise, place_batch, tree_shardings
+from rlhf_jax.train.critics import CriticState, make_critic_step, start_critics
+from rlhf_jax.train.optimizer import make_optimizer
+from rlhf_jax.types import LossFn, Params
+
+
+def rated_of(records: Iterable[Record]) -> list[Rated]:
+    """Both replies of each comparison among the records: the chosen one is worth 1, the other 0."""
+    pairs = (record for record in records if isinstance(record, Comparison))
+    return [
+        Rated(pair.prompt, reply, reward)
+        for pair in pairs
+        for reply, reward in ((pair.chosen, 1.0), (pair.rejected, 0.0))
+    ]
+
+
+def make_ilql_step(critics: Critics, config: ILQL) -> tuple[LossFn, Callable]:
+    """(loss on a batch with its targets, pure update of critics and their slow copies)."""
+    loss = partial(ilql_loss, critics=critics.values, gamma=config.gamma, tau=config.tau, cql_coef=config.cql_coef)
+    tx, pieces = make_optimizer(config.optim), config.optim.microbatches
+    return loss, make_critic_step(loss, critics.values, tx, rate=config.polyak, microbatches=pieces)
+
+
+def run_ilql(
+    run: Run, policy_params: Params, texts: Texts, parts: Mixture[EncodedReward], held_out: Sequence[EncodedReward]
+) -> tuple[Critics, Params]:
+    """The critics after the experiment's ILQL stage, their trunk started from the policy's, and what decoding reads of them."""
+    experiment, config = run.experiment, run.experiment.ilql
+    assert config is not None, "called for experiments with an ILQL stage"
+    length, pad = experiment.text.length, texts.tokenizer.pad
+    batches = rewarded_batches(parts, config.optim.rows, length, pad, experiment.seed)
+    critics = build_critics(experiment.policy)
+    params = initialise(critics.init, run.key("ilql"), run.mesh)
+    params |= {"trunk": carry_over(policy_params, params["trunk"])}
+    loss, update = make_ilql_step(critics, config)
+    step = compile_step(update, run.mesh)
+
+    def advance(state: CriticState, number: int):
+        state, metrics = step(state, place_batch(batches[number], run.mesh))
+        return state, metrics, None
+
+    evaluate = None
+    if held_out:
+
+        def measured(both: tuple[Params, Params], batch):
+            return loss(both[0], with_targets(both[1], batch, critics=critics.values))
+
+        measure = make_evaluation(measured, run, pad_rewarded(held_out, length, pad), experiment.evaluation.rows)
+        evaluate = lambda state: measure((state.train.params, state.slow))  # noqa: E731
+    state = run_stage(
+        run,
+        "ilql",
+        fresh_critics(run, params, config),
+        advance,
+        config.optim.total,
+        evaluate=evaluate,
+        eval_every=config.eval_every,
+        show=("q_loss", "value_loss", "v"),
+    )
+    return critics, state.slow
+
+
+def fresh_critics(run: Run, params: Params, config: ILQL) -> CriticState:
+    """The state before the first update, laid on the run's mesh."""
+    start = partial(start_critics, tx=make_optimizer(config.optim))
+    return jax.jit(start, out_shardings=tree_shardings(jax.eval_shape(start, params), run.mesh))(params)
+
+
+def guidance(policy_params: Params, critics: Params, beta: float) -> Params:
+    """Parameters of a guided policy; with beta = 0 it is the policy itself."""
+    return {"policy": policy_params, "critics": critics, "beta": jnp.float32(beta)}
