@@ -22,6 +22,7 @@ MODULES = (
     "real",
     "instructgpt2022",
     "snell2022",
+    "stiennon2020",
     "exact.entries",
     "exact.reward_entries",
     "exact.offline_entries",

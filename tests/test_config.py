@@ -125,6 +125,12 @@ RELATIVE = dataclasses.replace(
         (BASE, {"reward": None}, "PPO needs a reward stage"),
         (BASE, {"preference": PREFERENCE}, "ppo and preference each go on from the policy of SFT"),
         (BASE, {"ilql": OFFLINE}, "ppo and ilql each go on from the policy of SFT"),
+        (BASE.evaluation, {"best_of": 1}, "best_of=1 leaves nothing to pick"),
+        (
+            BASE,
+            {"reward": None, "ppo": None, "evaluation": dataclasses.replace(BASE.evaluation, best_of=4)},
+            "evaluation.best_of needs a reward stage",
+        ),
         (OFFLINE, {"replies": None}, "an ilql stage has either data, or a number of replies"),
         (OFFLINE, {"data": WORLD}, "set exactly one"),
         (OFFLINE, {"tau": 1.0}, "tau=1.0 must lie between 0 and 1"),

@@ -21,9 +21,13 @@ class Evaluation:
     new_tokens: int
     samples_shown: int = 24
     positive_words: bool = False  # count the sentiment words of English replies
+    best_of: int | None = None  # samples of the SFT policy to a prompt, of which the reward model picks one
 
     def __post_init__(self):
-        positive(self, "prompts", "rows", "new_tokens", "samples_shown")
+        positive(self, "prompts", "rows", "new_tokens", "samples_shown", "best_of")
+        require(
+            self.best_of is None or self.best_of > 1, f"best_of={self.best_of} leaves nothing to pick; set 2 or more"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,10 @@ class Experiment:
             self.policy.head == "lm", f"policy.head={self.policy.head!r}: the stages add the heads they need; leave it"
         )
         require(self.ppo is None or self.ppo.reward == "gold" or self.reward is not None, "PPO needs a reward stage")
+        require(
+            self.evaluation.best_of is None or self.reward is not None,
+            "evaluation.best_of needs a reward stage, whose model picks the best",
+        )
         require(
             self.ppo is None or not self.ppo.ptx_coef or self.ppo.ptx_data is not None or self.sft is not None,
             "ppo.ptx_coef needs demonstrations: set ppo.ptx_data, or an SFT stage",

@@ -11,22 +11,25 @@ import numpy as np
 
 from rlhf_jax.config import Experiment
 from rlhf_jax.data.schema import Comparison, Prompt
+from rlhf_jax.eval.best_of_n import best_of_n_from_pool, best_of_n_kl
 from rlhf_jax.eval.preference import accuracy, expected_calibration_error, mean_and_error, wilson_interval
 from rlhf_jax.eval.sentiment_words import sentiment_balance
 from rlhf_jax.loops.rlhf import Scorer, ending_of
 from rlhf_jax.loops.run import Run
 from rlhf_jax.loops.sources import Texts, world_of
 from rlhf_jax.models import Model
+from rlhf_jax.report.metrics import MetricsWriter
+from rlhf_jax.report.progress import progress
 from rlhf_jax.rollout.replies import Sampler, make_sampler, response_texts
 from rlhf_jax.rollout.score import describe_rows
 from rlhf_jax.sharding import compile_function
-from rlhf_jax.types import Params
+from rlhf_jax.types import Params, Rollout
 from rlhf_jax.worlds.instruct import Split
 
 Figures = dict[str, float]
 MEASURES = ("gold", "positive_words", "score")
 """What a reply is worth: by the world's program, by a word list (positive - negative words per 100), by the reward model."""
-AFTER_SFT = ("preference", "ilql", "ppo")
+AFTER_SFT = ("best_of_n", "preference", "ilql", "ppo")
 SPLITS: tuple[Split, ...] = ("held_out_prompts", "held_out_phrasings", "held_out_families")
 
 
@@ -57,11 +60,24 @@ class Judge:
 
     def sampled(self, params: Params, prompts: Sequence[Prompt], *, temperature: float) -> Written:
         """One sampled reply per prompt, with its exact KL to the reference, its log-probability under it, and its worth by each measure."""
+        return self.drawn(params, prompts, partial(self.describe, params, self.reference), temperature=temperature)
+
+    def drawn(
+        self,
+        params: Params,
+        prompts: Sequence[Prompt],
+        describe: Callable[[Rollout], Mapping[str, Any]],
+        *,
+        temperature: float,
+        sample: int = 0,
+    ) -> Written:
+        """Sample number `sample` of each prompt, with what `describe` says of each row, and its worth by each measure."""
         replies: list[str] = []
         columns: dict[str, list[np.ndarray]] = {}
         key = self.run.key("evaluate")
-        for rollout, counts in self.sampler.rollouts(params, self.texts.encode(prompts), key, temperature=temperature):
-            numbers: dict[str, Any] = dict(self.describe(params, self.reference, rollout))
+        how = {"temperature": temperature, "sample": sample}
+        for rollout, counts in self.sampler.rollouts(params, self.texts.encode(prompts), key, **how):
+            numbers: dict[str, Any] = dict(describe(rollout))
             if self.scorer is not None:
                 numbers["score"] = self.scorer(rollout, np.zeros(len(counts), np.int64))
             texts = [self.texts.template.reply_text(t) for t in response_texts(rollout, self.texts.tokenizer)]
@@ -119,6 +135,11 @@ def evaluate(
             figures |= exact_figures(judge, name, params)
         written[name] = judge.sampled(params, prompts, temperature=temperature)
         figures |= row_figures(name, written[name])
+    if experiment.evaluation.best_of is not None:
+        judge, params = policies["sft"]
+        written["best_of_n"] = pick(judge, params, prompts, experiment.evaluation.best_of, temperature)
+        figures |= row_figures("best_of_n", written["best_of_n"])
+        figures["best_of_n/kl_bound"] = best_of_n_kl(experiment.evaluation.best_of)
     for name in AFTER_SFT:
         for measure in MEASURES:
             if name in written and measure in written[name].rows:
@@ -140,19 +161,48 @@ def exact_figures(judge: Judge, name: str, params: Params) -> Figures:
 
 
 def row_figures(name: str, written: Written) -> Figures:
-    """Means over replies: their worth by each measure, KL in nats per reply, entropy per token, length, perplexity under the reference."""
+    """Means over replies: their worth by each measure, length, and where the rows have it KL in nats per reply, entropy per token and
+    perplexity under the reference.
+    """
     rows = written.rows
     tokens = max(rows["length"].sum(), 1.0)
-    figures: Figures = {}
-    for measure in MEASURES:
+    figures: Figures = {f"{name}/length": float(rows["length"].mean())}
+    for measure in (*MEASURES, "kl"):
         if measure in rows:
             figures[f"{name}/{measure}"], figures[f"{name}/{measure}_error"] = mean_and_error(rows[measure])
-    figures[f"{name}/kl"], figures[f"{name}/kl_error"] = mean_and_error(rows["kl"])
-    return figures | {
-        f"{name}/entropy": float(rows["entropy"].sum() / tokens),
-        f"{name}/length": float(rows["length"].mean()),
-        f"{name}/reference_perplexity": float(np.exp(-rows["ref_logprob"].sum() / tokens)),
-    }
+    if "entropy" in rows:
+        figures[f"{name}/entropy"] = float(rows["entropy"].sum() / tokens)
+    if "ref_logprob" in rows:
+        figures[f"{name}/reference_perplexity"] = float(np.exp(-rows["ref_logprob"].sum() / tokens))
+    return figures
+
+
+def pick(judge: Judge, params: Params, prompts: Sequence[Prompt], n: int, temperature: float) -> Written:
+    """Of n samples to each prompt the one that the reward model scores highest; its first sample is that of `Judge.sampled`.
+
+    What the best of fewer is worth is estimated from the same samples and written as metrics, whose step is the number of samples.
+    Source: Stiennon et al. 2020 (arXiv:2009.01325), appendix G.3; Nakano et al. 2021 (arXiv:2112.09332), appendix I, for the estimate.
+    """
+    pool: list[Written] = []
+    with progress(n, "best of n") as bar:
+        for sample in range(n):
+            pool.append(judge.drawn(params, prompts, reply_lengths, temperature=temperature, sample=sample))
+            bar.advance()
+    rows = {name: np.stack([written.rows[name] for written in pool], axis=1) for name in pool[0].rows}
+    with MetricsWriter(judge.run.directory, "best_of_n", resume_step=0) as writer:
+        for fewer in sorted({2**k for k in range(n.bit_length())} | {n}):
+            worth = {name: rows[name] for name in MEASURES if name in rows}
+            estimate = partial(best_of_n_from_pool, n=fewer)
+            means = {name: np.mean(list(map(estimate, rows["score"], values))) for name, values in worth.items()}
+            writer.write("best_of_n", fewer, {name: float(mean) for name, mean in means.items()})
+    best = np.argmax(rows["score"], axis=1)
+    chosen = {name: np.take_along_axis(values, best[:, None], axis=1)[:, 0] for name, values in rows.items()}
+    return Written([pool[sample].replies[place] for place, sample in enumerate(best)], chosen)
+
+
+def reply_lengths(rollout: Rollout) -> dict[str, np.ndarray]:
+    """Tokens of each response."""
+    return {"length": np.asarray(rollout.batch.loss_mask).sum(axis=1, dtype=np.float32)}
 
 
 def preference_figures(chosen: np.ndarray, rejected: np.ndarray) -> tuple[Figures, dict[str, list[float]]]:

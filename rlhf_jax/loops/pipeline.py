@@ -92,7 +92,8 @@ def run_experiment(run: Run) -> Outcome:
         learned = ppo_stage(run, policy, tuned, reward, texts, prompts)
     if measure is not None and learned is not None:
         outcome.figures["ppo/demonstration_nll"] = measure(learned)["nll"]
-    if experiment.sft is not None or any(part is not None for part in (learned, preferred, guide)):
+    trained = any(part is not None for part in (experiment.sft, learned, preferred, guide))
+    if trained or experiment.evaluation.best_of is not None:
         scorer = None if reward is None else model_scorer(run, reward.model, reward.params)
         judge = make_judge(run, texts, policy, tuned, scorer)
         policies = {

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from rlhf_jax.report.progress import duration
 from rlhf_jax.report.runs import Figure
 
-POLICIES = ("untrained", "sft", "preference", "ilql", "ppo")
+POLICIES = ("untrained", "sft", "best_of_n", "preference", "ilql", "ppo")
 SECONDS = "seconds/"
 SPREADS = ("_error", "_low", "_high")  # stand beside their figure, never as figures of their own
 

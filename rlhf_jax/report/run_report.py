@@ -46,6 +46,7 @@ HEADLINES = {
     "ppo_minus_sft/gold": "gold reward gained by PPO",
     "preference_minus_sft/gold": "gold reward gained from preferences",
     "ilql_minus_sft/gold": "gold reward gained by ILQL",
+    "best_of_n_minus_sft/gold": "gold reward gained by best of n",
     "ppo_minus_sft/positive_words": "word sentiment gained by PPO",
     "ppo_minus_sft/score": "score gained by PPO",
 }
@@ -68,6 +69,10 @@ def _both(stage: str, metric: str) -> dict[str, tuple[str, str]]:
 
 def _ppo(title: str, ylabel: str, metric: str) -> Curves:
     return Curves(title, ylabel, {metric: ("ppo", metric)}, xlabel="iteration")
+
+
+def _best(title: str, metric: str, levels: Mapping[str, str]) -> Curves:
+    return Curves(f"{title} of the best of n by score", "per reply", {metric: ("best_of_n", metric)}, levels, "n")
 
 
 STAGES: dict[str, tuple[Curves, ...]] = {
@@ -101,6 +106,10 @@ STAGES: dict[str, tuple[Curves, ...]] = {
         _ppo("KL coefficient", "", "kl_coef"),
         _ppo("Explained variance of the value", "share", "explained_variance"),
         _ppo("Clip fraction", "share of tokens", "clip_fraction"),
+    ),
+    "Best of n": (
+        _best("Gold reward", "gold", {"SFT": "sft/gold", "PPO": "ppo/gold"}),
+        _best("Score", "score", {"SFT": "sft/score", "PPO": "ppo/score"}),
     ),
 }
 

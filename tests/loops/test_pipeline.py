@@ -134,7 +134,8 @@ def experiment(**stages) -> Experiment:
 
 def everything(mesh: MeshConfig) -> Experiment:
     reward = Reward(data=None, pairs=32, optim=dataclasses.replace(OPTIM, steps=4), scores="centred", eval_every=2)
-    return experiment(sft=SFT_STAGE, reward=reward, ppo=AGAINST_MODEL, mesh=mesh)
+    config = experiment(sft=SFT_STAGE, reward=reward, ppo=AGAINST_MODEL, mesh=mesh)
+    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, best_of=5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +244,22 @@ def test_all_stages_in_one_leave_figures_of_each(one_device):
     calibration = json.loads((one_device.directory / "calibration.json").read_text())
     assert len(calibration["confidence"]) == figures["reward/pairs"]
     assert len((one_device.directory / "comparisons.jsonl").read_text().splitlines()) <= 32
+
+
+def test_the_best_of_n_is_picked_by_score_and_estimated_for_fewer(one_device):
+    figures, curve = one_device.figures, one_device.metrics["best_of_n"]
+    np.testing.assert_array_equal(curve["score"].steps, [1, 2, 4, 5])
+    assert (np.diff(curve["score"].values) > 0).all()
+    assert curve["score"].values[-1] == pytest.approx(figures["best_of_n/score"], abs=1e-5)
+    assert curve["gold"].values[-1] == pytest.approx(figures["best_of_n/gold"], abs=1e-5)
+    assert figures["best_of_n/kl_bound"] == pytest.approx(np.log(5) - 0.8)
+    assert "best_of_n/kl" not in figures and "best_of_n/entropy" not in figures
+    gain = figures["best_of_n/score"] - figures["sft/score"]
+    assert figures["best_of_n_minus_sft/score"] == pytest.approx(gain, abs=1e-5)
+    samples = [json.loads(line) for line in (one_device.directory / "samples.jsonl").read_text().splitlines()]
+    for sample in samples:  # SFT's reply is the first of the five
+        assert sample["best_of_n score"] >= sample["sft score"]
+        assert (sample["best_of_n"] == sample["sft"]) == (sample["best_of_n score"] == sample["sft score"])
 
 
 def test_demonstrations_enter_every_update_of_ppo_ptx(one_device, against_gold):
