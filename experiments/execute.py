@@ -18,9 +18,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.algorithms import algorithm
 from experiments.registry import Claim, Entry
 from rlhf_jax.config import Experiment, Mixture
-from rlhf_jax.config.study import Study
+from rlhf_jax.config.study import OnPolicyStudy, Study
 from rlhf_jax.overrides import difference, to_dict
 from rlhf_jax.report.files import write_atomic
 from rlhf_jax.report.html import write_report
@@ -62,6 +63,8 @@ def execute(plan: Plan) -> RunFiles:
     start_jax(plan.experiment)
     check_directory(plan)
     check_devices(plan.experiment)
+    if isinstance(plan.experiment, OnPolicyStudy):
+        check_algorithms(plan.experiment)
     if isinstance(plan.experiment, Experiment):
         check_data(plan.experiment, plan.data_root)
     record(plan)
@@ -146,6 +149,15 @@ def check_devices(experiment: Experiment | Study) -> None:
             f"{jax.process_count()} processes share these devices; runs are of one process, on the devices of one host"
         )
     make_mesh(experiment.mesh)
+
+
+def check_algorithms(study: OnPolicyStudy) -> None:
+    """Raises: KeyError for a name that no algorithm has, with the closest; ValueError for one twice."""
+    for name in study.algorithms:
+        algorithm(name, new_tokens=study.world.length, kl_coef=study.beta)
+    twice = sorted({name for name in study.algorithms if study.algorithms.count(name) > 1})
+    if twice:
+        raise ValueError(f"algorithms names {', '.join(twice)} more than once")
 
 
 def cpu_is_asked_for() -> bool:

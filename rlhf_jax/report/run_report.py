@@ -149,6 +149,7 @@ def runs_report(runs: Sequence[RunFiles]) -> str:
     sections = [
         Section("Verdicts", [Table(columns, verdicts)] if verdicts else []),
         Section("Figures", [_table(table, caption)] if table.rows else []),
+        Section("Curves", _plots(named)),
         *(Section(title, _stage(named, title)) for title in STAGES),
         Section("Configs", [*_differences(named), *(Details(label, run.config) for label, run in named.items())]),
     ]
@@ -177,6 +178,18 @@ def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]
             yield from _leaves(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", json.dumps(value, ensure_ascii=False)
+
+
+def _plots(runs: Runs) -> list[Block]:
+    """The plots of studies, those of one title beside each other."""
+    titles = dict.fromkeys(plot["title"] for run in runs.values() for plot in run.plots)
+    return [
+        Plot(line_plot(**{**plot, "title": f"{title}, {label}"}))
+        for title in titles
+        for label, run in runs.items()
+        for plot in run.plots
+        if plot["title"] == title
+    ]
 
 
 def _verdicts(run: RunFiles) -> Section:

@@ -308,3 +308,12 @@ def test_the_sharded_smoke_run_finishes_in_a_process_of_its_own(tmp_path):
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "mesh" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [('["rloo","rlo"]', "no algorithm 'rlo'; did you mean rloo"), ('["rloo","rloo"]', "names rloo more than once")],
+)
+def test_algorithms_that_cannot_be_run_are_told_before_anything_is_written(tmp_path, capsys, names, said):
+    assert said in error_of(capsys, command(tmp_path / "study", name="exact/on_policy", algorithms=names))
+    assert not (tmp_path / "study").exists()

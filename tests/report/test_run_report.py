@@ -9,6 +9,7 @@ import pytest
 from rlhf_jax.report.figures import figure_tables, main_names, shown, side_by_side, with_error
 from rlhf_jax.report.run_report import run_report, runs_report
 from rlhf_jax.report.runs import POINTS, Figure, combine, read_run, thin
+from rlhf_jax.report.study import Curve, StudyResult, write_study
 
 PPO = ("score", "gold", "kl_sequence", "rollout_entropy", "length", "kl_coef", "explained_variance", "clip_fraction")
 
@@ -126,6 +127,16 @@ def test_runs_side_by_side_have_a_column_and_a_curve_each_and_say_where_their_co
     plots = 2 + 2 + len(PPO)  # the loss of SFT, train and held out; accuracy and loss of the reward model, train only
     assert page.count(">weak</text>") == page.count(">strong</text>") == plots
     assert "Loss, held out, weak" not in page
+
+
+def test_the_plots_of_studies_stand_beside_each_other_by_their_titles(tmp_path):
+    for name, titles in (("one", ("Gap", "Entropy")), ("other", ("Gap",))):
+        curves = [Curve(title, "steps", "nats", {"rloo": ([1, 2], [0.5, 0.25])}) for title in titles]
+        write_study(write_run(tmp_path / name), 0, 2, StudyResult({"gap": [0.1, 0.2]}, curves))
+    page = runs_report([read_run(tmp_path / name) for name in ("one", "other")])
+    places = [page.find(f">{title}</text>") for title in ("Gap, one", "Gap, other", "Entropy, one")]
+    assert -1 not in places and places == sorted(places)
+    assert "Entropy, other" not in page
 
 
 def test_runs_of_one_directory_name_are_told_apart_by_their_paths(tmp_path):
