@@ -22,8 +22,8 @@ from experiments.algorithms import algorithm
 from experiments.registry import Claim, Entry
 from rlhf_jax.config import Experiment, Mixture
 from rlhf_jax.config.study import OnPolicyStudy, Study
+from rlhf_jax.files import write_atomic
 from rlhf_jax.overrides import difference, to_dict
-from rlhf_jax.report.files import write_atomic
 from rlhf_jax.report.html import write_report
 from rlhf_jax.report.run_report import run_report
 from rlhf_jax.report.runs import (

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from experiments.registry import entries
+from rlhf_jax.files import write_atomic
 from rlhf_jax.overrides import to_dict
-from rlhf_jax.report.files import write_atomic
 
 FOLDER = Path(__file__).parent / "golden"
 

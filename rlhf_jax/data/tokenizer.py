@@ -6,15 +6,16 @@ and eos.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
+
+from rlhf_jax.files import read_sealed, write_atomic, write_sealed
 
 
 @runtime_checkable
@@ -70,15 +71,7 @@ class SentencePieceTokenizer:
 
     def save(self, path: Path) -> None:
         """Writes the .model file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(self.model)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomic(path, self.model)
 
 
 class TransformersTokenizer:
@@ -179,7 +172,8 @@ def train_sentencepiece(
     fingerprint = _fingerprint(lines, settings, sentencepiece.__version__)
     stored = None if cache is None else cache / f"sentencepiece-{fingerprint}.model"
     if stored is not None and stored.is_file():
-        return SentencePieceTokenizer(stored)
+        with contextlib.suppress(ValueError):  # a damaged one is trained again
+            return SentencePieceTokenizer(read_sealed(stored))
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -190,7 +184,7 @@ def train_sentencepiece(
         raise ValueError(f"cannot learn {vocab_size} pieces from {len(lines)} lines: {reason}") from error
     tokenizer = SentencePieceTokenizer(model.getvalue())
     if stored is not None:
-        tokenizer.save(stored)
+        write_sealed(stored, tokenizer.model)
     return tokenizer
 
 

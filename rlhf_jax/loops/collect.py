@@ -12,9 +12,9 @@ import numpy as np
 
 from rlhf_jax.data.schema import Comparison, Prompt, Rated
 from rlhf_jax.feedback.simulated import SimulatedAnnotator
+from rlhf_jax.files import write_atomic
 from rlhf_jax.loops.run import Run
 from rlhf_jax.loops.sources import Texts, world_of
-from rlhf_jax.report.files import write_atomic
 from rlhf_jax.rollout.replies import Sampler
 from rlhf_jax.types import Params
 

@@ -18,6 +18,7 @@ from rlhf_jax.data.encode import EncodedLabel, EncodedPair
 from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
 from rlhf_jax.eval.preference import mean_and_error, wilson_interval
 from rlhf_jax.feedback.simulated import bayes_agreement
+from rlhf_jax.files import write_atomic
 from rlhf_jax.loops.collect import Judged, sample_pairs, sample_rated, write_collected
 from rlhf_jax.loops.evaluate import (
     Figures,
@@ -37,7 +38,6 @@ from rlhf_jax.losses.reward import gain_and_bias
 from rlhf_jax.models import Model, build_model
 from rlhf_jax.models.convert.llama2c import load_llama2c
 from rlhf_jax.models.params import carry_over, count_parameters
-from rlhf_jax.report.files import write_atomic
 from rlhf_jax.report.metrics import read_metrics
 from rlhf_jax.rollout.guided import guided
 from rlhf_jax.rollout.replies import Sampler, make_sampler, response_texts

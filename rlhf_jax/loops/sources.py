@@ -22,7 +22,8 @@ from rlhf_jax.data.encode import (
 from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt, Rated, Record
 from rlhf_jax.data.sources import load_source, split_by_prompt
 from rlhf_jax.data.templates import Template, get_template
-from rlhf_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from rlhf_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer, train_sentencepiece
+from rlhf_jax.files import read_sealed, write_sealed
 from rlhf_jax.loops.run import Run
 from rlhf_jax.worlds.instruct import InstructWorld
 
@@ -70,12 +71,12 @@ def open_texts(run: Run) -> Texts:
     kind, _, size = experiment.text.tokenizer.partition(":")
     kept = run.directory / TOKENIZER
     if kept.exists():
-        tokenizer: Tokenizer = load_tokenizer(kept)
+        tokenizer: Tokenizer = kept_tokenizer(kept)
     elif kind == "train":
         # One tokenizer for all seeds: the corpus of seed 0. It stays with the run, whose checkpoints mean nothing under another.
         corpus = InstructWorld(seed=0).corpus(CORPUS)
         trained = train_sentencepiece(corpus, int(size), cache_directory() / "tokenizers")
-        trained.save(kept)
+        write_sealed(kept, trained.model)
         tokenizer = trained
     else:
         tokenizer = load_tokenizer(run.data() / experiment.text.tokenizer)
@@ -85,6 +86,16 @@ def open_texts(run: Run) -> Texts:
             f"{experiment.policy.vocab}; it must be at least as large"
         )
     return Texts(tokenizer, get_template(experiment.text.template))
+
+
+def kept_tokenizer(path: Path) -> SentencePieceTokenizer:
+    """The tokenizer that a run has kept. Raises: ValueError where the file is not what was written."""
+    try:
+        return SentencePieceTokenizer(read_sealed(path))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; take both from another seed of this experiment, or delete it to have it trained again"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_jax.report.files import write_atomic
+from rlhf_jax.files import write_atomic
 
 Tone = Literal["good", "bad", "open"]
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_jax.report.files import write_atomic
+from rlhf_jax.files import write_atomic
 
 FILE = "metrics.jsonl"
 RESERVED = ("step", "stage")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.report.files import write_atomic
+from rlhf_jax.files import write_atomic
 from rlhf_jax.report.runs import PLOTS, SEED, SUMMARY
 
 

@@ -51,14 +51,14 @@ def test_specials_are_distinct_dropped_by_decode_and_counted_in_the_vocabulary(t
 
 def test_the_same_texts_give_the_same_bytes_and_the_cache_is_by_content(texts, tmp_path):
     first = train_sentencepiece(iter(texts), 340, tmp_path / "cache")
-    (stored,) = (tmp_path / "cache").iterdir()
+    (stored,) = (tmp_path / "cache").glob("*.model")
     assert stored.read_bytes() == first.model == train_sentencepiece(texts, 340).model
     modified = stored.stat().st_mtime_ns
     assert train_sentencepiece(texts, 340, tmp_path / "cache").model == first.model
     assert stored.stat().st_mtime_ns == modified
     train_sentencepiece(texts, 341, tmp_path / "cache")
     train_sentencepiece(texts[:-1], 340, tmp_path / "cache")
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert len(list((tmp_path / "cache").glob("*.model"))) == 3
 
 
 def test_a_cached_model_is_used_instead_of_training(texts, tmp_path, monkeypatch):
@@ -67,6 +67,17 @@ def test_a_cached_model_is_used_instead_of_training(texts, tmp_path, monkeypatch
     trained = train_sentencepiece(texts, 340, tmp_path)
     monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", None)
     assert train_sentencepiece(texts, 340, tmp_path).model == trained.model
+
+
+@pytest.mark.parametrize("lost", ["a bit", "the digest"])
+def test_a_damaged_model_in_the_cache_is_trained_again(texts, tmp_path, lost):
+    trained = train_sentencepiece(texts, 340, tmp_path)
+    (stored,) = tmp_path.glob("*.model")
+    if lost == "a bit":
+        stored.write_bytes(bytes([trained.model[0] ^ 1]) + trained.model[1:])
+    else:
+        stored.with_name(f"{stored.name}.sha256").unlink()
+    assert train_sentencepiece(texts, 340, tmp_path).model == trained.model == stored.read_bytes()
 
 
 def test_training_prints_nothing(texts, capfd):
