@@ -1,10 +1,11 @@
-"""What an update may not depend on: microbatches, devices, padding, packing, and whether it was interrupted."""
+"""What an update may not depend on: microbatches, devices, padding, packing, whether it was interrupted, and a bit lost on disk."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import tempfile
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -151,4 +152,24 @@ def stopped_and_resumed() -> Iterator[Check]:
     yield equal("PPO resumed from a checkpoint against uninterrupted", largest_difference(through, resumed), 0.0)
 
 
-EXAMINATIONS = (however_it_is_split, however_it_is_laid_out, stopped_and_resumed)
+def damaged_on_disk() -> Iterator[Check]:
+    """A checkpoint with a flipped bit."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        kept = Path(folder) / "kept"
+        with Checkpoints(kept) as checkpoints:
+            for step in (1, 2):
+                checkpoints.save(step, {"x": jnp.full(64, step)})
+        path = max((path for path in (kept / "2").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with Checkpoints(kept) as checkpoints:
+            used = checkpoints.latest
+        named = any(f"{path.relative_to(kept / '2').as_posix()} changed" in str(one.message) for one in said)
+        aside = (Path(folder) / "kept.damaged" / "2").is_dir()
+    found = f"{'named' if named else 'not named'}, {'set aside' if aside else 'left'}, step {used} used"
+    yield equal("a bit flipped in the newer of two checkpoints", found, "named, set aside, step 1 used")
+
+
+EXAMINATIONS = (however_it_is_split, however_it_is_laid_out, stopped_and_resumed, damaged_on_disk)

@@ -72,7 +72,7 @@ def run_stage(
     eval_every: int | None = None,
     show: tuple[str, ...] = (),
 ) -> State:
-    """The state after `steps` steps, from the newest checkpoint of this stage if there is one.
+    """The state after `steps` steps, from the newest intact checkpoint of this stage if there is one.
 
     Metrics and checkpoints are written on the way; `evaluate` runs before the first step, every `eval_every` steps and after the last.
     What is written is the same whether the run was interrupted or not.

@@ -107,6 +107,12 @@ def bos_twice(monkeypatch):
     monkeypatch.setattr(encode, "encode_prompt", encode_prompt)
 
 
+def checksums_not_compared(monkeypatch):
+    from rlhf_jax import checkpoint
+
+    monkeypatch.setattr(checkpoint, "faults", lambda path: [])
+
+
 @pytest.mark.parametrize(
     ("fault", "examination", "named"),
     [
@@ -118,6 +124,7 @@ def bos_twice(monkeypatch):
         (means_of_means, updates.however_it_is_split, "SFT, update: 2 microbatches"),
         (reference_left_out_of_k2, gradients.in_the_exact_world, "by k2 in the loss"),
         (bos_twice, texts.of_ours, "one bos and one eos"),
+        (checksums_not_compared, updates.damaged_on_disk, "a bit flipped"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -90,6 +91,12 @@ def summary(directory: Path) -> dict[str, float]:
     return {name: value for name, value in figures.items() if "second" not in name}
 
 
+def assert_same_state(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert expected.keys() == found.keys()
+    for path, array in expected.items():
+        np.testing.assert_array_equal(found[path], array, err_msg=path)
+
+
 @pytest.mark.parametrize("name", ["sft", "reward", "preference", "ilql", "ppo", "dapo"])
 def test_an_interrupted_and_continued_run_equals_one_that_was_not_to_the_bit(name, tmp_path, saved):
     whole, broken, stage = tmp_path / "whole", tmp_path / "broken", stage_of(name)
@@ -105,9 +112,7 @@ def test_an_interrupted_and_continued_run_equals_one_that_was_not_to_the_bit(nam
     assert summary(broken) == summary(whole)
     middle, expected = (saved[whole / "checkpoints" / stage, step] for step in (EVERY, STEPS))
     found = saved[broken / "checkpoints" / stage, STEPS]
-    assert expected.keys() == found.keys()
-    for path, array in expected.items():
-        np.testing.assert_array_equal(found[path], array, err_msg=path)
+    assert_same_state(found, expected)
     moved = [path for path, array in expected.items() if not np.array_equal(array, middle[path])]
     assert any("params" in path for path in moved), "nothing was learnt after the interruption"
     assert any("mu" in path for path in moved)
@@ -117,3 +122,51 @@ def test_an_interrupted_and_continued_run_equals_one_that_was_not_to_the_bit(nam
         before, after, rollouts = (metrics[figure].values for figure in ("signal_before_refills", "signal", "rollouts"))
         assert (after >= before).all() and (after > before).any()
         assert ((rollouts == 1) == (before == 1)).all() and rollouts.max() == 3
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    """In the largest file, which holds arrays."""
+    path = max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "damaged"),
+    [("sft", "sft", [STEPS]), ("sft", "sft", [STEPS, EVERY]), ("ppo", "ppo", [STEPS]), ("dapo", "sft", [30, 28])],
+)
+def test_a_run_whose_newest_checkpoints_are_damaged_ends_as_if_they_were_not(name, stage, damaged, tmp_path, saved):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(name, whole)
+    shutil.copytree(whole, broken)
+    for step in damaged:
+        flip_a_bit(broken / "checkpoints" / stage / str(step))
+    for file in ("summary.json", "samples.jsonl", "calibration.json"):
+        (broken / file).unlink()
+    goes_on = f"starts from its beginning|goes on from .*/checkpoints/{stage}/{EVERY}"
+    with pytest.warns(UserWarning, match=rf"checkpoints/{stage}/{damaged[0]} is damaged: state/(.|\n)*({goes_on})"):
+        run(name, broken)
+
+    assert sorted(int(path.name) for path in (broken / "checkpoints" / f"{stage}.damaged").iterdir()) == damaged[::-1]
+    assert_same_state(*(saved[directory / "checkpoints" / stage, damaged[0]] for directory in (broken, whole)))
+    for file in ("samples.jsonl", "calibration.json"):
+        assert (broken / file).read_text() == (whole / file).read_text(), file
+    assert summary(broken) == summary(whole)
+    # Lines of an earlier stage come after those of a later one when it is run again; each stage's are the same.
+    lines = [(directory / "metrics.jsonl").read_text().splitlines() for directory in (whole, broken)]
+    assert sorted(lines[0]) == sorted(lines[1])
+    assert lines[0] == lines[1] or stage != stage_of(name)
+
+
+def test_a_tokenizer_that_changed_since_the_run_began_is_refused(tmp_path):
+    with pytest.raises(Interrupted):
+        run("sft", tmp_path, interrupted=True)
+    kept = tmp_path / "tokenizer.model"
+    content = bytearray(kept.read_bytes())
+    content[100] ^= 1
+    kept.write_bytes(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.model is damaged: .*; take both from another seed"):
+        run("sft", tmp_path)
+    kept.unlink()
+    run("sft", tmp_path)

@@ -1,0 +1,266 @@
+"""A damaged checkpoint is named and moved aside, and the newest intact one is used."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax import checkpoint as module
+from rlhf_jax.checkpoint import MANIFEST, Checkpoints, faults, load_part, newest_intact
+
+# Every kind of file that orbax writes, and the manifest.
+KINDS = (
+    MANIFEST,
+    "_CHECKPOINT_METADATA",
+    "commit_success.txt",
+    "state/_METADATA",
+    "state/_sharding",
+    "state/array_metadatas/*",
+    "state/commit_success.txt",
+    "state/d/*",
+    "state/manifest.ocdbt",
+    "state/ocdbt.process_0/d/*",
+    "state/ocdbt.process_0/manifest.ocdbt",
+)
+
+
+def state_of(step: int) -> dict:
+    """A state that says which step it is of."""
+    return {"step": jnp.int32(step), "policy": {"params": {"w": jnp.full((3, 4), float(step))}, "rest": None}}
+
+
+def saved(directory: Path, *steps: int, keep: int = 2) -> Path:
+    """The directory, with the states of these steps saved one after another."""
+    with Checkpoints(directory, keep=keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state_of(step))
+    return directory
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def one(checkpoint: Path, pattern: str) -> Path:
+    """The first file of a checkpoint that matches."""
+    return sorted(checkpoint.glob(pattern))[0]
+
+
+def flip(path: Path) -> None:
+    """One bit, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def reopened(directory: Path, match: str) -> int | None:
+    """The latest step after opening, which warns."""
+    with pytest.warns(UserWarning, match=match), Checkpoints(directory) as checkpoints:
+        latest = checkpoints.latest
+        if latest is not None:
+            restored = checkpoints.restore(latest, state_of(0))
+            jax.tree.map(np.testing.assert_array_equal, restored, state_of(latest))
+    return latest
+
+
+def test_the_kinds_are_all_the_files_that_there_are(tmp_path):
+    checkpoint = saved(tmp_path / "sft", 1) / "1"
+    listed = {str(path) for kind in KINDS for path in checkpoint.glob(kind)}
+    assert listed == {str(checkpoint / name) for name in contents(checkpoint)}
+
+
+def test_the_manifest_has_the_digest_and_size_of_every_file(tmp_path):
+    checkpoint = saved(tmp_path / "sft", 1) / "1"
+    listed = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    files = contents(checkpoint)
+    assert listed.keys() == files.keys() - {MANIFEST}
+    for name, content in files.items():
+        if name != MANIFEST:
+            assert listed[name] == {"bytes": len(content), "sha256": module.hashlib.sha256(content).hexdigest()}
+
+
+def test_intact_checkpoints_open_without_a_word_and_two_are_kept_with_their_manifests(tmp_path):
+    directory = saved(tmp_path / "sft", 1, 2, 3)
+    with warnings.catch_warnings(), Checkpoints(directory) as checkpoints:
+        warnings.simplefilter("error")
+        assert checkpoints.latest == 3
+        jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(3, state_of(0)), state_of(3))
+    assert {path.name for path in directory.iterdir()} == {"2", "3"}
+    assert {path.name for path in tmp_path.iterdir()} == {"sft"}
+    assert [str(path.parent.name) for path in sorted(directory.rglob(MANIFEST))] == ["2", "3"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("damage", "word"), [(flip, "changed"), (cut, "cut short"), (Path.unlink, "missing")])
+def test_a_damaged_file_of_any_kind_is_named_and_its_checkpoint_moved_aside_whole(tmp_path, kind, damage, word):
+    directory = saved(tmp_path / "sft", 4, 8)
+    file = one(directory / "8", kind)
+    damage(file)
+    before = contents(directory / "8")
+    name = file.relative_to(directory / "8").as_posix()
+    word = "changed" if kind == MANIFEST and damage is cut else word
+    match = rf"sft/8 is damaged: {name} {word}[^;]*\. It was moved to .*sft\.damaged/8\.\nsft goes on from .*sft/4\."
+    assert reopened(directory, match) == 4
+    assert contents(tmp_path / "sft.damaged" / "8") == before
+    assert {path.name for path in directory.iterdir()} == {"4"}
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest_is_found(tmp_path):
+    manifest = saved(tmp_path / "sft", 1) / "1" / MANIFEST
+    content = manifest.read_bytes()
+    for place in range(len(content)):
+        manifest.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        assert faults(manifest.parent) == [f"{MANIFEST} changed"], place
+    manifest.write_bytes(content)
+    assert faults(manifest.parent) == []
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "3", '{"files": {}}', '{"sha256": "", "files": []}'])
+def test_what_is_no_manifest_is_a_damaged_one(tmp_path, content):
+    manifest = saved(tmp_path / "sft", 1) / "1" / MANIFEST
+    manifest.write_text(content)
+    assert faults(manifest.parent) == [f"{MANIFEST} changed"]
+
+
+def test_a_save_that_was_killed_before_its_manifest_is_not_used(tmp_path, monkeypatch):
+    directory = saved(tmp_path / "sft", 1, 2)
+
+    def killed(checkpoint: Path) -> None:
+        assert (checkpoint / "_CHECKPOINT_METADATA").is_file(), "orbax has finished"
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(module, "seal", killed)
+        saved(directory, 3)
+    assert reopened(directory, f"sft/3 is damaged: {MANIFEST} missing: the save was cut off") == 2
+
+
+def test_all_damaged_means_from_the_beginning_and_says_so(tmp_path):
+    directory = saved(tmp_path / "sft", 1, 2)
+    for step in ("1", "2"):
+        flip(one(directory / step, "state/d/*"))
+    match = r"sft/2 is damaged(.|\n)*sft/1 is damaged(.|\n)*sft starts from its beginning: no checkpoint is intact\."
+    assert reopened(directory, match) is None
+    assert {path.name for path in (tmp_path / "sft.damaged").iterdir()} == {"1", "2"}
+    saved(directory, 1)
+    with Checkpoints(directory) as checkpoints:
+        assert checkpoints.latest == 1
+
+
+def test_two_damaged_in_a_row_leave_the_third(tmp_path):
+    directory = saved(tmp_path / "sft", 1, 2, 3, keep=3)
+    flip(one(directory / "2", "state/d/*"))
+    (directory / "3" / "commit_success.txt").unlink()
+    assert reopened(directory, r"sft/3 is damaged(.|\n)*sft/2 is damaged(.|\n)*goes on from .*sft/1\.") == 1
+
+
+def test_an_older_damaged_one_is_left_where_it_is_until_it_is_needed(tmp_path):
+    directory = saved(tmp_path / "sft", 1, 2)
+    flip(one(directory / "1", "state/d/*"))
+    with Checkpoints(directory) as checkpoints:
+        assert checkpoints.latest == 2
+    assert (directory / "1").is_dir()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
+def test_what_is_only_called_like_a_step_does_not_push_out_good_ones(tmp_path, make):
+    directory = saved(tmp_path / "sft", 1, 2)
+    make(directory / "9")
+    assert reopened(directory, rf"sft/9 is damaged: {MANIFEST} missing") == 2
+    saved(directory, 3)
+    assert {path.name for path in directory.iterdir()} == {"2", "3"}
+
+
+def test_what_was_moved_aside_before_is_never_overwritten(tmp_path):
+    directory = tmp_path / "sft"
+    for content in (b"first", b"second", b"third"):
+        saved(directory, 5)
+        one(directory / "5", "state/d/*").write_bytes(content)
+        assert reopened(directory, "sft/5 is damaged") is None
+    kept = [one(tmp_path / "sft.damaged" / name, "state/d/*").read_bytes() for name in ("5", "5-2", "5-3")]
+    assert kept == [b"first", b"second", b"third"]
+
+
+def test_files_that_came_later_do_not_matter(tmp_path):
+    directory = saved(tmp_path / "sft", 1)
+    (directory / "1" / ".DS_Store").touch()
+    (directory / "1" / "state" / "d" / "notes").write_text("mine")
+    with Checkpoints(directory) as checkpoints:
+        jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(1, state_of(0)), state_of(1))
+
+
+@pytest.mark.parametrize("blind", ["stat", "open"])
+def test_a_file_that_the_disk_does_not_give_back_is_damage_but_a_forbidden_one_may_be_intact(
+    tmp_path, monkeypatch, blind
+):
+    directory = saved(tmp_path / "sft", 1)
+    name = one(directory / "1", "state/d/*").name
+
+    def failing(number: int) -> Callable:
+        right = getattr(Path, blind)
+
+        def read(path: Path, *rest, **how):
+            if path.name == name:
+                raise OSError(number, os.strerror(number), str(path))
+            return right(path, *rest, **how)
+
+        return read
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, blind, failing(errno.EIO))
+        assert faults(directory / "1") == [f"state/d/{name} unreadable (Input/output error)"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, blind, failing(errno.EACCES))
+        with pytest.raises(PermissionError, match=name):
+            Checkpoints(directory)
+    with Checkpoints(directory) as checkpoints:
+        assert checkpoints.latest == 1
+
+
+def test_a_warning_names_the_first_faults_and_counts_the_rest(tmp_path):
+    directory = saved(tmp_path / "sft", 1)
+    for path in (directory / "1").rglob("*"):
+        if path.is_file() and path.name != MANIFEST:
+            path.unlink()
+    assert reopened(directory, r"_CHECKPOINT_METADATA missing; (.*missing; ){3}\d+ more\. It was") is None
+
+
+def test_an_intact_checkpoint_that_does_not_fit_raises_and_stays(tmp_path):
+    directory = saved(tmp_path / "sft", 1)
+    with Checkpoints(directory) as checkpoints, pytest.raises(ValueError, match=r"sft/1: cannot restore"):
+        checkpoints.restore(1, {"other": jnp.zeros(2)})
+    assert (directory / "1").is_dir() and not (tmp_path / "sft.damaged").exists()
+
+
+def test_looking_for_the_newest_intact_one_changes_nothing(tmp_path):
+    assert newest_intact(tmp_path / "nothing") == (None, {})
+    directory = saved(tmp_path / "sft", 1, 2)
+    flip(one(directory / "2", "state/d/*"))
+    before = contents(tmp_path)
+    newest, damaged = newest_intact(directory)
+    assert newest == directory / "1"
+    assert list(damaged) == [directory / "2"]
+    assert contents(tmp_path) == before
+
+
+def test_a_part_of_a_state_is_read_alone_and_one_that_is_not_there_is_named(tmp_path):
+    directory = saved(tmp_path / "sft", 7)
+    part = load_part(directory / "7", "policy", "params")
+    assert jax.tree.map(type, part) == {"w": np.ndarray}
+    np.testing.assert_array_equal(part["w"], state_of(7)["policy"]["params"]["w"])
+    with pytest.raises(ValueError, match=r"sft/7: the state that was saved has no 'policy\.ema'"):
+        load_part(directory / "7", "policy", "ema", "deeper")
