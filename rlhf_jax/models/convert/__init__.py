@@ -1,4 +1,4 @@
-"""Pretrained checkpoints of other formats: one file per family, each a reader that gives (ModelConfig, params)."""
+"""Checkpoints of other formats: one file per family, each a reader that gives (ModelConfig, params), and a writer that takes them."""
 
 from __future__ import annotations
 
