@@ -4,6 +4,7 @@ python -m experiments.run list
 python -m experiments.run show quickstart --set ppo.kl_coef=0.1
 python -m experiments.run run quickstart --seeds 3 --set ppo.kl_coef=0.1 --workdir runs/more-kl
 python -m experiments.run report runs/quickstart runs/more-kl --out comparison.html
+python -m experiments.run export runs/quickstart --out policy
 """
 
 from __future__ import annotations
@@ -121,6 +122,20 @@ def report_command(options: argparse.Namespace) -> None:
     print(f"report: {out}")
 
 
+def export_command(options: argparse.Namespace) -> None:
+    """Writes the policy that a run has trained, as a llama2.c file with its tokenizer."""
+    from experiments.execute import start_jax
+    from rlhf_jax.loops.export import export_policy, read_experiment, seed_directory
+
+    experiment = read_experiment(options.directory)
+    directory = seed_directory(options.directory, options.seed)
+    out = options.out or directory / "policy"
+    start_jax(experiment)
+    found = export_policy(experiment, directory, out, options.data_root)
+    print(f"{out}: the policy of {directory} after {found.step} of {found.steps} steps of {found.stage}")
+    print(f"prompts were written by the template {experiment.text.template!r}")
+
+
 def golden_command(options: argparse.Namespace) -> None:
     """Rewrites the golden configs."""
     from experiments.golden import FOLDER, write_golden
@@ -186,12 +201,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoints, or start where there are none"
     )
-    run.add_argument("--data-root", type=Path, metavar="DIR", help="where data sets lie; default: $RLHF_JAX_DATA")
     report = command("report", report_command, "the page of a run directory, or of several side by side")
     report.add_argument("directories", nargs="+", type=Path, metavar="DIR")
     report.add_argument(
         "--out", type=Path, metavar="FILE", help="default: DIR/report.html; for several, comparison.html"
     )
+    export = command(
+        "export", export_command, "the policy that a run has trained, as a llama2.c file with its tokenizer"
+    )
+    export.add_argument("directory", type=Path, metavar="DIR")
+    export.add_argument("--seed", type=int, metavar="N", help="default: the first")
+    export.add_argument("--out", type=Path, metavar="DIR", help="a new folder; default: policy in the seed's folder")
+    for each in (run, export):
+        each.add_argument("--data-root", type=Path, metavar="DIR", help="where data sets lie; default: $RLHF_JAX_DATA")
     command("golden", golden_command, "rewrite experiments/golden/ after a change of a config that is meant")
     return parser
 

@@ -130,7 +130,8 @@ def load_part(checkpoint: Path, *keys: str) -> Any:
     """
     from orbax.checkpoint import v1 as ocp
 
-    shapes: Any = ocp.checkpointables_metadata(str(checkpoint)).metadata["state"]
+    folder = str(checkpoint.absolute())  # orbax finds nothing in a relative one
+    shapes: Any = ocp.checkpointables_metadata(folder).metadata["state"]
     for depth, key in enumerate(keys):
         shapes = shapes.get(key) if isinstance(shapes, Mapping) else None
         if shapes is None:
@@ -141,7 +142,7 @@ def load_part(checkpoint: Path, *keys: str) -> Any:
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        found = ocp.load_checkpointables(str(checkpoint), {"state": target})["state"]
+        found = ocp.load_checkpointables(folder, {"state": target})["state"]
     for key in keys:
         found = found[key]
     return found

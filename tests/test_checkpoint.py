@@ -257,8 +257,10 @@ def test_looking_for_the_newest_intact_one_changes_nothing(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_a_part_of_a_state_is_read_alone_and_one_that_is_not_there_is_named(tmp_path):
-    directory = saved(tmp_path / "sft", 7)
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_part_of_a_state_is_read_alone_and_one_that_is_not_there_is_named(tmp_path, monkeypatch, relative):
+    monkeypatch.chdir(tmp_path)
+    directory = saved(Path("sft") if relative else tmp_path / "sft", 7)
     part = load_part(directory / "7", "policy", "params")
     assert jax.tree.map(type, part) == {"w": np.ndarray}
     np.testing.assert_array_equal(part["w"], state_of(7)["policy"]["params"]["w"])

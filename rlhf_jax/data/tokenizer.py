@@ -99,8 +99,12 @@ class TransformersTokenizer:
         numbers = [int(i) for i in ids]
         return self._tokenizer.decode(numbers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def save(self, folder: Path) -> None:
+        """Writes the folder that transformers reads."""
+        self._tokenizer.save_pretrained(str(folder))
 
-def load_tokenizer(path: Path) -> Tokenizer:
+
+def load_tokenizer(path: Path) -> SentencePieceTokenizer | TransformersTokenizer:
     """The tokenizer of a sentencepiece .model file or of a transformers folder."""
     if path.is_dir():
         return TransformersTokenizer(path)
@@ -124,6 +128,11 @@ def find_tokenizer(folder: Path) -> Tokenizer:
     if len(models) > 1:
         raise ValueError(f"{folder}: which tokenizer is it? found {', '.join(path.name for path in models)}")
     return load_tokenizer(models[0])
+
+
+def save_tokenizer(tokenizer: SentencePieceTokenizer | TransformersTokenizer, folder: Path) -> None:
+    """Writes a tokenizer into a folder so that `find_tokenizer` reads it there."""
+    tokenizer.save(folder / "tokenizer.model" if isinstance(tokenizer, SentencePieceTokenizer) else folder)
 
 
 def train_sentencepiece(

@@ -16,8 +16,8 @@ from rlhf_jax.doctor.report import Check, Examination, run, table, title
 FAILED, USER_ERROR = 1, 2
 WIDTH = 130
 DESCRIPTION = """Measures on this machine what the library promises: KL(policy, policy) = 0, sampler = trainer log-probs, updates that do
-not depend on microbatches, devices or padding, losses equal to numbers computed by hand, resume to the bit, damaged checkpoints found. Meant to be
-pasted into reports of bugs. Ends with 0 when every check holds, 1 when one fails, 2 for arguments that make no sense."""
+not depend on microbatches, devices or padding, losses equal to numbers computed by hand, resume to the bit, damaged checkpoints found.
+Meant to be pasted into reports of bugs. Ends with 0 when every check holds, 1 when one fails, 2 for arguments that make no sense."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,9 @@ from rlhf_jax.data.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,
     TransformersTokenizer,
+    find_tokenizer,
     load_tokenizer,
+    save_tokenizer,
     train_sentencepiece,
 )
 
@@ -106,6 +108,11 @@ def test_a_saved_tokenizer_is_loaded_by_its_path(trained, tmp_path):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["tok.model"]
 
 
+def test_a_tokenizer_saved_into_a_folder_is_found_there(trained, tmp_path):
+    save_tokenizer(trained, tmp_path / "new")
+    assert find_tokenizer(tmp_path / "new").model == trained.model
+
+
 def test_what_is_no_tokenizer_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         load_tokenizer(tmp_path / "absent")
@@ -140,6 +147,9 @@ def test_a_transformers_folder_is_read_and_spelt_specials_stay_text(data_root, t
     ids = tokenizer.encode(text)
     assert 50256 not in ids
     assert tokenizer.decode([50256, *ids, 50256]) == text
+    save_tokenizer(tokenizer, tmp_path / "saved")
+    again = find_tokenizer(tmp_path / "saved")
+    assert (again.encode(text), again.decode(ids), again.vocab_size, again.eos) == (ids, text, 50257, 50256)
 
 
 def test_a_folder_with_cls_and_sep_alone_uses_them_as_bos_and_eos(data_root, tmp_path):

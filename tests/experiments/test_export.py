@@ -1,0 +1,177 @@
+"""A policy that leaves a run is the policy that the run ended with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import run
+from experiments.registry import find
+from rlhf_jax.data.encode import encode_prompt
+from rlhf_jax.data.templates import get_template
+from rlhf_jax.data.tokenizer import find_tokenizer
+from rlhf_jax.doctor import __main__ as doctor
+from rlhf_jax.doctor.subjects import right_padded
+from rlhf_jax.loops import pipeline
+from rlhf_jax.loops.evaluate import Judge
+from rlhf_jax.loops.export import export_policy, last_policy
+from rlhf_jax.models import build_model
+from rlhf_jax.models.convert import find_checkpoint
+from rlhf_jax.rollout.replies import make_sampler
+
+TINY = {
+    "policy.width": 16,
+    "policy.layers": 1,
+    "evaluation.prompts": 8,
+    "evaluation.rows": 8,
+    "evaluation.new_tokens": 4,
+    "world.demonstrations": 32,
+    "world.prompts": 32,
+    "checkpoint_every": 1,
+}
+SFT = {"sft.optim.steps": 3, "sft.optim.rows": 8}
+STAGES: dict[str, dict[str, Any]] = {
+    "sft": SFT,
+    "preference": {**SFT, "preference.pairs": 16, "preference.optim.steps": 3, "preference.optim.rows": 8},
+    "ppo": {"ppo.prompts": 8, "ppo.optim.rows": 8, "ppo.iterations": 3, "ppo.new_tokens": 4, "ppo.ema": 0.5},
+}
+
+
+class Finished(NamedTuple):
+    directory: Path
+    stage: str
+    judge: Judge
+    params: Any
+    prompts: Any
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def finished(request, tmp_path_factory) -> Finished:
+    """A tiny run whose last policy stage is this one, with what its evaluation saw of the policy."""
+    stage, seen = request.param, {}
+    directory = tmp_path_factory.mktemp("runs") / stage
+    fields = {**TINY, **STAGES[stage], "seed": 3}
+    settings = [word for field, value in fields.items() for word in ("--set", f"{field}={value}")]
+
+    def watched(judge, policies, prompts):
+        seen.update(judge=judge, params=policies[stage], prompts=prompts)
+        return evaluate(judge, policies, prompts)
+
+    evaluate = pipeline.evaluate
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pipeline, "evaluate", watched)
+        assert run.main(["run", f"smoke/{stage}", "--workdir", str(directory), *settings]) == 0
+    return Finished(directory, stage, **seen)
+
+
+def exported(finished: Finished, out: Path) -> Path:
+    """The folder that the command line writes."""
+    assert run.main(["export", str(finished.directory), "--out", str(out)]) == 0
+    return out
+
+
+def error_of(capsys, *arguments: object) -> str:
+    """The one line that a command of ours ends with, for a mistake of the caller's."""
+    assert run.main(["export", *map(str, arguments)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    return said
+
+
+def test_the_exported_policy_is_the_one_that_was_evaluated(finished, tmp_path, capsys):
+    out = exported(finished, tmp_path / "policy")
+    said = capsys.readouterr().out
+    assert f"{out}: the policy of {finished.directory / 'seed_3'} after 3 of 3 steps of {finished.stage}" in said
+    assert "template 'plain'" in said
+    assert {path.name for path in out.iterdir()} == {"model.bin", "tokenizer.model"}
+
+    _, config, params = find_checkpoint(out)
+    asked = finished.judge.run.experiment.policy
+    assert config == dataclasses.replace(asked, logit_chunk=config.logit_chunk)
+    jax.tree.map(np.testing.assert_array_equal, params, finished.params)
+
+    model, batch = build_model(config), right_padded([9, 4], 9, vocab=config.vocab)
+    np.testing.assert_array_equal(model.logits(params, batch), build_model(asked).logits(finished.params, batch))
+    tokenizer, size = find_tokenizer(out), finished.judge.run.experiment.evaluation
+    greedy = make_sampler(
+        model, tokenizer, finished.judge.run.mesh, rows=8, prompt_length=48, new_tokens=size.new_tokens, greedy=True
+    )
+    encoded = [encode_prompt(prompt, tokenizer, get_template("plain")) for prompt in finished.prompts]
+    replies = greedy.replies(jax.tree.map(jax.numpy.asarray, params), encoded, jax.random.key(0))
+    theirs = finished.judge.texts.encode(finished.prompts)
+    assert replies == finished.judge.greedy.replies(finished.params, theirs, jax.random.key(1))
+    assert len(set(replies)) > 1
+
+
+@pytest.mark.parametrize("finished", ["sft"], indirect=True)
+def test_the_doctor_reads_the_exported_folder(finished, tmp_path):
+    assert doctor.main(["--model", str(exported(finished, tmp_path / "policy"))]) == 0
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_left_where_it_is(finished, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished.directory, copy)
+    (step,) = copy.glob(f"seed_3/checkpoints/{finished.stage}/3")
+    (step / "commit_success.txt").unlink()
+    before = sorted(copy.rglob("*"))
+    experiment, directory = finished.judge.run.experiment, copy / "seed_3"
+    with pytest.warns(UserWarning, match=r"3 is damaged: commit_success\.txt missing\. It was left where it is"):
+        assert export_policy(experiment, directory, tmp_path / "policy").step == 2
+    assert sorted(copy.rglob("*")) == before
+    shutil.rmtree(step.parent)
+    with pytest.raises(FileNotFoundError, match=r"has no intact checkpoint: stage .* of this run has not come to one"):
+        export_policy(experiment, directory, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("finished", ["sft"], indirect=True)
+def test_what_cannot_be_exported_is_said_in_one_line(finished, tmp_path, capsys):
+    directory = finished.directory
+    assert "there is no config.json in it" in error_of(capsys, tmp_path)
+    assert f"{directory} has no seed 7; there are: 3" in error_of(capsys, directory, "--seed", 7)
+    (tmp_path / "thesis.tex").touch()
+    assert f"{tmp_path} is there already; choose another --out" in error_of(capsys, directory, "--out", tmp_path)
+
+    copy = tmp_path / "run"
+    shutil.copytree(directory, copy)
+    config = json.loads((copy / "config.json").read_text())
+
+    def configured(**changes: Any) -> str:
+        (copy / "config.json").write_text(json.dumps({**config, **changes}))
+        return error_of(capsys, copy, "--out", tmp_path / "policy")
+
+    assert "cannot express a model with norm='layer' (only 'rms')" in configured(
+        policy={**config["policy"], "norm": "layer"}
+    )
+    assert "params['tokens']['embedding'] is float32[896, 16]" in configured(policy={**config["policy"], "vocab": 897})
+    assert "smoke/sft trains no policy" in configured(sft=None)
+    assert "no field polish" in configured(polish=1)
+    (copy / "config.json").write_text(json.dumps({"name": "exact/frontier"}))
+    assert "holds a study of algorithms, which leaves no policy" in error_of(capsys, copy)
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "seed_3" / "tokenizer.model").write_bytes(b"other")
+    assert "tokenizer.model is damaged" in error_of(capsys, copy, "--out", tmp_path / "policy")
+    shutil.rmtree(copy / "seed_3")
+    assert "has no seed at all" in error_of(capsys, copy)
+    assert not (tmp_path / "policy").exists()
+
+
+def test_the_last_stage_that_trains_the_policy_is_the_one():
+    sft, preference, ppo = (find(f"smoke/{name}").experiment("cpu") for name in ("sft", "preference", "ppo"))
+    assert last_policy(sft) == ("sft", 30, ("params",))
+    assert last_policy(preference) == ("preference", 20, ("params",))
+    assert last_policy(ppo) == ("ppo", 4, ("policy", "params"))
+    assert last_policy(dataclasses.replace(ppo, sft=sft.sft, ppo=dataclasses.replace(ppo.ppo, ema=0.9))) == (
+        "ppo",
+        4,
+        ("policy", "ema"),
+    )
+    with pytest.raises(ValueError, match="smoke/reward trains no policy: it has no stage sft, preference or ppo"):
+        last_policy(find("smoke/reward").experiment("cpu"))
