@@ -39,6 +39,24 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("jnp.max(jnp.where(mask, columns[None, :], 0), axis=1)", "jnp.sum(mask, axis=1, dtype=jnp.int32) - 1"),
         ("return counts - mask.astype(jnp.int32)", "return counts"),
     ],
+    ("checkpoint.py", "test_checkpoint.py"): [
+        ("        _set_damaged_aside(self._directory)\n", ""),
+        ("        seal(self._directory / str(step))\n", ""),
+        ('return None if sha256(path) == expected["sha256"] else "changed"', "return None"),
+        ('if manifest["sha256"] != _digest(listed):', "if False:"),
+        ("key=lambda path: int(path.name), reverse=True", "key=lambda path: path.name, reverse=True"),
+        ("while free.exists():", "while False:"),
+    ],
+    ("models/convert/llama2c.py", "models/test_llama2c.py"): [
+        ("np.stack(np.split(x, 2, axis=2), axis=3).reshape(x.shape)", "x"),
+        ("c.vocab if c.tied else -c.vocab", "c.vocab"),
+        (
+            '"o": np.asarray(attention["o"]["kernel"]).transpose(0, 3, 1, 2)',
+            '"o": np.asarray(attention["o"]["kernel"])',
+        ),
+        ("    _check_params(config, params)\n", ""),
+        ('("dtype", "remat", "logit_chunk")', '("dtype", "remat", "logit_chunk", "rope_base")'),
+    ],
     ("models/output.py", "models/test_output.py"): [
         ("jnp.pad(x[:, :-1], ((0, 0), (1, 0))", "jnp.pad(x[:, 1:], ((0, 0), (0, 1))"),
         (" & (batch.segments[:, 1:] != 0)", ""),

@@ -248,12 +248,13 @@ def test_an_intact_checkpoint_that_does_not_fit_raises_and_stays(tmp_path):
 
 def test_looking_for_the_newest_intact_one_changes_nothing(tmp_path):
     assert newest_intact(tmp_path / "nothing") == (None, {})
-    directory = saved(tmp_path / "sft", 1, 2)
-    flip(one(directory / "2", "state/d/*"))
+    directory = saved(tmp_path / "sft", 9, 10)
+    assert newest_intact(directory) == (directory / "10", {})
+    flip(one(directory / "10", "state/d/*"))
     before = contents(tmp_path)
     newest, damaged = newest_intact(directory)
-    assert newest == directory / "1"
-    assert list(damaged) == [directory / "2"]
+    assert newest == directory / "9"
+    assert list(damaged) == [directory / "10"]
     assert contents(tmp_path) == before
 
 

@@ -17,11 +17,8 @@ from rlhf_jax.models.build import build_model
 from rlhf_jax.types import Params
 
 WRITTEN = ("vocab", "width", "layers", "heads", "kv_heads", "mlp", "max_length", "tied")
-FREE = (
-    "dtype",
-    "remat",
-    "logit_chunk",
-)  # how a model is computed, not which function it is: a file says nothing of these
+# How a model is computed, not which function it is: a file says nothing of these.
+FREE = ("dtype", "remat", "logit_chunk")
 
 
 def load_llama2c(path: Path) -> tuple[ModelConfig, Params]:
