@@ -42,6 +42,7 @@ EXTRAS = {
         "beartype>=0.23.1",
         "nbclient>=0.11",
         "jupytext>=1.19.6",
+        "torch==2.13.0",  # reference logits only; exactly one version, as another may round otherwise
         "ipykernel>=7.4",
         "ruff>=0.17.6",
         "pyright[nodejs]>=1.1.414",  # [nodejs]: node comes from the package index, not from a download at first use

@@ -254,7 +254,7 @@ def test_parameters_of_another_model_are_refused_by_name(tmp_path, change, messa
 
 def logits_of_transformers(config: ModelConfig, params, tokens: list[int]) -> np.ndarray:
     """transformers' Llama with these weights, [T, V]. It turns the halves of a head, as we do."""
-    torch = pytest.importorskip("torch")
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     c = config
