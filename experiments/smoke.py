@@ -91,6 +91,19 @@ def smoke_ilql(scale: str) -> Experiment:
 
 
 @register(
+    "smoke/kto",
+    paper="Ethayarajh et al. 2024",
+    claim="the preference loop runs KTO: single replies, desirable or not, from the same comparisons",
+    costs=COST,
+)
+def smoke_kto(scale: str) -> Experiment:
+    """SFT of a tiny decoder, then KTO on its own samples one by one. Expect an accuracy above one half in training."""
+    optim = Optim(lr=1e-3, steps=20, rows=32, microbatches=2)
+    preference = Preference(data=None, pairs=128, objective="kto", optim=optim)
+    return _smoke("smoke/kto", sft=_sft(30), preference=preference)
+
+
+@register(
     "smoke/ppo",
     paper="-",
     claim="the PPO loop runs, with a value head on the policy, adaptive KL, whitened rewards, a missing-stop score, Adam of TF 1",

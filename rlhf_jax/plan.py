@@ -23,8 +23,10 @@ from rlhf_jax.train.critics import start_critics
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import start_ppo
 from rlhf_jax.types import (
+    LabelBatch,
     Moments,
     PreferenceBatch,
+    ReferencedLabels,
     ReferencedPairs,
     RewardedBatch,
     Rollout,
@@ -58,7 +60,11 @@ def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
         optim = experiment.preference.optim
         _, update = make_preference_step(policy, experiment.preference)
         side, row = token_shapes(optim.rows, length), _shape((optim.rows,), jnp.float32)
-        batch = on_mesh_rows(ReferencedPairs(PreferenceBatch(side, side, row, row), row, row), mesh)
+        if experiment.preference.objective == "kto":
+            batch: Any = ReferencedLabels(LabelBatch(side, row, row), row, _shape((), jnp.float32))
+        else:
+            batch = ReferencedPairs(PreferenceBatch(side, side, row, row), row, row)
+        batch = on_mesh_rows(batch, mesh)
         lowered["preference"] = compile_step(update, mesh).lower(state_shapes(policy, optim, mesh), batch)
     if experiment.ilql is not None:
         optim = experiment.ilql.optim

@@ -58,13 +58,20 @@ class ReferencedPairs:
 
 
 @pytree
-class ReferencedLabels:
-    """Replies that are desirable (1) or not (0), and other prompts' replies behind the same prompts, with the reference's log-probs."""
+class LabelledReplies:
+    """Replies that are desirable (1) or not (0), and replies to other prompts behind the same prompts."""
 
     labels: LabelBatch
     mismatched: TokenBatch
+
+
+@pytree
+class ReferencedLabels:
+    """Labelled replies with the reference's log-probs, and what all of them are measured from."""
+
+    labels: LabelBatch
     ref: Float[Array, "B"]
-    ref_mismatched: Float[Array, "B"]
+    baseline: Float[Array, ""]  # mean log(pi / ref) of the mismatched replies of the whole batch, in nats
 
 
 @pytree

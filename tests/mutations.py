@@ -139,7 +139,21 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("jnp.sum(jnp.where(batch.loss_mask, per_token, 0.0)", "jnp.mean(jnp.where(batch.loss_mask, per_token, 0.0)"),
         ("jnp.where(batch.loss_mask, per_token, 0.0)", "per_token"),
         ("accuracy_of(pair.chosen_ratio, pair.rejected_ratio)", "accuracy_of(pair.chosen, pair.rejected)"),
-        ("weighted_mean(mismatched - batch.ref_mismatched, ", "weighted_mean(logp - batch.ref, "),
+        ("weighted_mean(now - before, weight)", "weighted_mean(before - now, weight)"),
+        ("reply_logprobs(p, batch.mismatched, ", "reply_logprobs(p, batch.labels.text, "),
+        ("reply_logprobs(reference, batch.labels.text, ", "reply_logprobs(reference, batch.mismatched, "),
+        ("ratio = logp - batch.ref", "ratio = batch.ref - logp"),
+        ("ratio - jnp.maximum(batch.baseline, 0.0)", "ratio - batch.baseline"),
+    ],
+    ("data/unpaired.py", "data/test_unpaired.py"): [
+        ("(last + noise.integers", "(first + noise.integers"),
+        ("EncodedLabel(short.rejected, 0, example.weight)", "EncodedLabel(short.rejected, 1, example.weight)"),
+        ("default_rng((STREAM, self.seed, step))", "default_rng((STREAM, self.seed))"),
+        ("prompt = example.chosen.prompt if pair", "prompt = example.chosen.reply if pair"),
+    ],
+    ("loops/preference.py", "loops/test_kto.py"): [
+        ("kto_baseline(params, reference, batch, ", "kto_baseline(reference, params, batch, "),
+        ("kto_baseline(p[0], p[1], batch, ", "kto_baseline(p[0], p[0], batch, "),
     ],
     ("losses/q_learning.py", "losses/test_q_learning.py"): [
         ("[:, 1:], ((0, 0), (0, 1)))", "[:, :-1], ((0, 0), (1, 0)))"),

@@ -15,7 +15,7 @@ from experiments.exact.pairs import Pairs, better_wins, comparisons, sample_pair
 from experiments.exact.setting import Setting, open_setting, over_seeds, seed_keys
 from rlhf_jax.config.study import PreferenceStudy
 from rlhf_jax.eval import exact
-from rlhf_jax.losses.preference import kto_loss, make_objective, preference_loss
+from rlhf_jax.losses.preference import kto_loss, make_objective, preference_loss, reply_logprobs
 from rlhf_jax.report.progress import progress
 from rlhf_jax.report.study import Curve, StudyResult
 from rlhf_jax.train import init_state, make_step
@@ -144,16 +144,17 @@ def train_on_pairs(
     draw, order = jax.random.split(key)
     pairs = sample_pairs(logref, gold, draw, study.pairs[-1], partial(chance_to_win, study))
     if name == "kto":
-        make_batch, loss = labels_of, partial(kto_loss, logprobs=logprobs, beta=beta)
+        loss = partial(kto_loss, logprobs=logprobs, beta=beta)
     else:
-        make_batch = batch_of
         loss = partial(preference_loss, logprobs=logprobs, objective=make_objective(name, beta))
     tx = optax.adam(optax.cosine_decay_schedule(study.lr, study.steps))
     step = make_step(loss, tx)
 
     def advance(state, key):
-        rows = jax.random.randint(key, (study.rows,), 0, count)
-        state, metrics = step(state, make_batch(setting, logref, jax.tree.map(lambda x: x[rows], pairs)))
+        places = jax.random.randint(key, (study.rows,), 0, count)
+        rows = jax.tree.map(lambda x: x[places], pairs)
+        batch = labels_of(setting, logref, rows, state.params) if name == "kto" else batch_of(setting, logref, rows)
+        state, metrics = step(state, batch)
         return state, metrics["loss"]
 
     state, _ = jax.lax.scan(advance, init_state(reference, tx), jax.random.split(order, study.steps))
@@ -177,10 +178,11 @@ def batch_of(setting: Setting, logref: jax.Array, rows: Pairs) -> ReferencedPair
     return ReferencedPairs(comparisons(setting, rows), chosen, rejected)
 
 
-def labels_of(setting: Setting, logref: jax.Array, rows: Pairs) -> ReferencedLabels:
-    """The same as single replies, the chosen ones desirable; the mismatched replies are those of the row before."""
+def labels_of(setting: Setting, logref: jax.Array, rows: Pairs, params: Params) -> ReferencedLabels:
+    """The same as single replies, the chosen ones desirable; the mismatched replies, for the baseline, are those of the row before."""
     prompt, strings = jnp.tile(rows.prompt, 2), jnp.concatenate([rows.chosen, rows.rejected])
     label = jnp.repeat(jnp.array([1.0, 0.0]), rows.prompt.shape[0])
     labels = LabelBatch(texts_of(setting, prompt, strings), label, jnp.ones_like(label))
     others = jnp.roll(strings, 1)
-    return ReferencedLabels(labels, texts_of(setting, prompt, others), logref[prompt, strings], logref[prompt, others])
+    now, _ = reply_logprobs(params, texts_of(setting, prompt, others), logprobs=setting.policy.logprobs)
+    return ReferencedLabels(labels, logref[prompt, strings], jnp.mean(now - logref[prompt, others]))

@@ -114,8 +114,8 @@ class ILQL:
         )
 
 
-Objective = Literal["dpo", "cdpo", "ipo", "simpo", "orpo", "slic"]
-"""Names of losses/preference.py's objectives on pairs."""
+Objective = Literal["dpo", "cdpo", "ipo", "simpo", "orpo", "slic", "kto"]
+"""Names of losses/preference.py's objectives: on pairs, but for KTO, which takes replies one by one, each desirable or not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Preference:
     """Learning from comparisons without a reward model (Rafailov et al. 2023), held to the policy it starts from."""
 
     data: Mixture | None  # None: pairs are sampled from the policy and labelled by the world's annotator
-    optim: Optim
+    optim: Optim  # its rows are pairs, of KTO replies
     objective: Objective = "dpo"
     beta: float = 0.1  # of DPO; what it is to the others, losses/preference.py says
     pairs: int | None = None  # how many comparisons are collected when they are sampled

@@ -148,7 +148,7 @@ class BestOfNStudy(ExactStudy):
 class PreferenceStudy(ExactStudy):
     """Objectives that learn from pairs of the reference's own samples, labelled on the gold reward."""
 
-    objectives: tuple[str, ...]  # those of a preference stage, and kto
+    objectives: tuple[str, ...]  # those of a preference stage
     betas: tuple[float, ...]  # of every objective, with all pairs; tau of IPO, the weight of the odds ratio of ORPO
     pairs: tuple[int, ...]  # from few to many, of DPO at the study's beta
     deterministic: bool = False  # the better reply always wins; else with the probability of Bradley and Terry
@@ -162,7 +162,7 @@ class PreferenceStudy(ExactStudy):
         require(
             bool(self.objectives and self.betas and self.pairs), "objectives, betas and pairs need one entry or more"
         )
-        known = (*get_args(Objective), "kto")
+        known = get_args(Objective)
         for name in self.objectives:
             require(name in known, f"objectives: there is no {name!r}; they are {', '.join(known)}")
         require(all(beta > 0 for beta in self.betas), f"betas={self.betas} must be above 0")

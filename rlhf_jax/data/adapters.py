@@ -11,13 +11,14 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from rlhf_jax.data.readers import DataError, Row, read_json, read_jsonl, read_lines, read_text_members, read_tsv
 from rlhf_jax.data.schema import (
     Comparison,
     Demonstration,
     Labelled,
+    LabelledReply,
     Prompt,
     Provenance,
     Record,
@@ -103,6 +104,34 @@ def parse_imdb(row: Row, provenance: Provenance) -> Labelled | Rejected:
     return Labelled(_text(row, "text", provenance), int(folder == "pos"), provenance)
 
 
+def parse_unpaired(row: Row, provenance: Provenance) -> LabelledReply | Rejected:
+    """prompt, completion, label (true: desirable): single replies with a thumb up or down, the prompt as one turn of a user.
+
+    Source: the unpaired preferences of TRL (huggingface.co/docs/trl/dataset_formats), in their standard, textual form.
+    """
+    asked, reply = (_text(row, name, provenance) for name in ("prompt", "completion"))
+    return _labelled_reply(
+        user_prompt(asked, provenance), reply, _field(row, "label", bool, "true or false", provenance)
+    )
+
+
+def parse_rated_dialogue(row: Row, provenance: Provenance) -> LabelledReply | Rejected:
+    """messages (each with role and content), label: a dialogue whose last turn, of the assistant, is desirable (true) or not.
+
+    Source: the files for KTO of LLaMA-Factory (Zheng et al. 2024, arXiv:2403.13372).
+    """
+    messages = _field(row, "messages", list, "an array of messages", provenance)
+    for message in messages:
+        if not isinstance(message, dict):
+            reason = f"a message is a {type(message).__name__}"
+            raise DataError(provenance.place, reason, "expected an object with 'role' and 'content'")
+    turns = tuple(Turn(_role(message, provenance), _text(message, "content", provenance)) for message in messages)
+    desirable = _field(row, "label", bool, "true or false", provenance)
+    if len(turns) < 2 or turns[-1].role != "assistant":
+        return Rejected(provenance.place, "the dialogue does not end with a reply of the assistant")
+    return _labelled_reply(Prompt(turns[:-1], provenance, key=dialogue_key(turns[:-1])), turns[-1].text, desirable)
+
+
 def parse_line(row: Row, provenance: Provenance) -> Prompt:
     """One prompt of one user turn per line of a text file."""
     return user_prompt(_text(row, "text", provenance), provenance)
@@ -124,6 +153,8 @@ ADAPTERS: dict[str, Adapter] = {
     "hh": Adapter(read_jsonl, parse_hh),
     "sst2": Adapter(read_tsv, parse_sst2),
     "imdb": Adapter(read_text_members, parse_imdb),
+    "unpaired": Adapter(read_json, parse_unpaired),
+    "rated": Adapter(read_json, parse_rated_dialogue),
     "lines": Adapter(read_lines, parse_line),
     "openings": Adapter(read_lines, parse_opening),
 }
@@ -134,15 +165,32 @@ def dialogue_key(turns: tuple[Turn, ...]) -> str:
     return "\n\n".join(turn.text for turn in turns)
 
 
+def _labelled_reply(prompt: Prompt, reply: str, desirable: bool) -> LabelledReply | Rejected:
+    if not reply.strip():
+        return Rejected(prompt.provenance.place, "the reply is empty")
+    return LabelledReply(prompt, reply, desirable)
+
+
 def _text(row: Row, name: str, provenance: Provenance) -> str:
-    if name not in row:
-        raise DataError(provenance.place, f"no field {name!r}", f"the row has {', '.join(map(repr, row))}")
-    value = row[name]
-    if not isinstance(value, str):
-        raise DataError(provenance.place, f"field {name!r} is a {type(value).__name__}", "expected text")
+    value = _field(row, name, str, "text", provenance)
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, on which every tokenizer fails later
         reason = f"field {name!r} has half a surrogate pair at character {error.start + 1}"
         raise DataError(provenance.place, reason, "expected Unicode text") from error
     return value
+
+
+def _role(message: Row, provenance: Provenance) -> Role:
+    name = _text(message, "role", provenance)
+    if name not in get_args(Role):
+        raise DataError(provenance.place, f"field 'role' is {name!r}", f"expected {' or '.join(get_args(Role))}")
+    return name  # pyright: ignore[reportReturnType]
+
+
+def _field(row: Row, name: str, kind: type, expected: str, provenance: Provenance) -> Any:
+    if name not in row:
+        raise DataError(provenance.place, f"no field {name!r}", f"the row has {', '.join(map(repr, row))}")
+    if not isinstance(row[name], kind):
+        raise DataError(provenance.place, f"field {name!r} is a {type(row[name]).__name__}", f"expected {expected}")
+    return row[name]

@@ -30,7 +30,7 @@ from rlhf_jax.data.encode import (
     pad_left,
     pad_right,
 )
-from rlhf_jax.types import LabelBatch, PreferenceBatch, RewardedBatch, TokenBatch, pytree
+from rlhf_jax.types import LabelBatch, LabelledReplies, PreferenceBatch, RewardedBatch, TokenBatch, pytree
 
 Example = TypeVar("Example", Encoded, EncodedPair, EncodedLabel, EncodedReward)
 
@@ -43,7 +43,7 @@ class PromptBatch:
     index: Int[Array, "B"]  # which prompt of the data set, for the keys of sampling; -1 for rows that only fill
 
 
-Data = TypeVar("Data", TokenBatch, PreferenceBatch, LabelBatch, RewardedBatch, PromptBatch)
+Data = TypeVar("Data", TokenBatch, PreferenceBatch, LabelBatch, LabelledReplies, RewardedBatch, PromptBatch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +89,14 @@ class Batches(Generic[Data]):
         self._order: Any = grain.MapDataset.mix(orders, weights=list(weights)).batch(rows)
 
     def __getitem__(self, step: int) -> Data:
+        return take_rows(self._data, self.rows(step))
+
+    def rows(self, step: int) -> np.ndarray:
+        """Which examples the rows of a step are, counted through the parts one after the other."""
         step = operator.index(step)
         if step < 0:
             raise IndexError(f"step is {step}; expected 0 or more")
-        return take_rows(self._data, self._order[step])
+        return np.asarray(self._order[step])
 
 
 class _Epochs:
@@ -187,9 +191,9 @@ def pad_pairs(pairs: Sequence[EncodedPair], length: int, pad: int) -> Preference
 
 
 def pad_labels(texts: Sequence[EncodedLabel], length: int, pad: int) -> LabelBatch:
-    """All texts as one record of N rows, each with weight 1."""
+    """All texts as one record of N rows."""
     label: Any = np.array([example.label for example in texts], np.float32)
-    weight: Any = np.ones(len(texts), np.float32)
+    weight: Any = np.array([example.weight for example in texts], np.float32)
     return LabelBatch(text=pad_right([example.text for example in texts], length, pad), label=label, weight=weight)
 
 
@@ -230,6 +234,8 @@ def _only(data: Data, counts: np.ndarray) -> Data:
         return data.replace(text=_only(data.text, counts))  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(data, PromptBatch):
         return data.replace(index=np.where(counts, data.index, -1))  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(data, LabelledReplies):
+        return data.replace(labels=_only(data.labels, counts))  # pyright: ignore[reportAttributeAccessIssue]
     return data.replace(weight=data.weight * counts)  # pyright: ignore[reportAttributeAccessIssue]
 
 

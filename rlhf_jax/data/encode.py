@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt, Rated
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledReply, Prompt, Rated
 from rlhf_jax.data.templates import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.types import TokenBatch
@@ -48,10 +48,11 @@ class EncodedReward:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedLabel:
-    """A text, all of it `reply` but the bos, with its class 0 or 1."""
+    """A text with the class of its `reply`, 0 or 1, and how sure that is. Of a text without a prompt all but the bos is reply."""
 
     text: Encoded
     label: int
+    weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,12 @@ def encode_labelled(labelled: Labelled, tokenizer: Tokenizer) -> EncodedLabel:
     """
     bos = () if tokenizer.bos is None else (tokenizer.bos,)
     return EncodedLabel(Encoded(bos, tuple(tokenizer.encode(labelled.text)), head=len(bos)), labelled.label)
+
+
+def encode_labelled_reply(labelled: LabelledReply, tokenizer: Tokenizer, template: Template) -> EncodedLabel:
+    """The prompt, the reply and eos; 1 where the reply is desirable."""
+    prompt = encode_prompt(labelled.prompt, tokenizer, template)
+    return EncodedLabel(_with_reply(prompt, labelled.reply, tokenizer, template), int(labelled.desirable))
 
 
 def cut(example: Encoded, length: int) -> Encoded:

@@ -75,7 +75,16 @@ class Labelled:
     provenance: Provenance
 
 
-Record = Prompt | Demonstration | Comparison | Rated | Labelled
+@dataclasses.dataclass(frozen=True)
+class LabelledReply:
+    """One reply to a prompt, and whether it was wanted."""
+
+    prompt: Prompt
+    reply: str
+    desirable: bool
+
+
+Record = Prompt | Demonstration | Comparison | Rated | Labelled | LabelledReply
 
 
 def user_prompt(text: str, provenance: Provenance, key: str = "") -> Prompt:

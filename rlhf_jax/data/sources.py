@@ -13,12 +13,12 @@ from typing import TypeVar
 
 from rlhf_jax.data.adapters import ADAPTERS, Adapter, Rejected, dialogue_key
 from rlhf_jax.data.readers import DataError
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt, Provenance, Record
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledReply, Prompt, Provenance, Record
 
 DATA_VARIABLE = "RLHF_JAX_DATA"
 UNKNOWN_LICENCE = "unknown"
 
-AnyRecord = TypeVar("AnyRecord", Prompt, Demonstration, Comparison, Labelled, Record)
+AnyRecord = TypeVar("AnyRecord", Prompt, Demonstration, Comparison, Labelled, LabelledReply, Record)
 
 
 @dataclasses.dataclass(frozen=True)

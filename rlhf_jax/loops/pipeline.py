@@ -15,7 +15,7 @@ import numpy as np
 from rlhf_jax.config import ModelConfig, Preference, Reward
 from rlhf_jax.data.batches import Mixture, pad_labels, pad_pairs, token_batches
 from rlhf_jax.data.encode import EncodedLabel, EncodedPair
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledReply, Prompt
 from rlhf_jax.eval.preference import mean_and_error, wilson_interval
 from rlhf_jax.feedback.simulated import bayes_agreement
 from rlhf_jax.files import write_atomic
@@ -259,7 +259,7 @@ def sampler_of(run: Run, policy: Model, texts: Texts) -> Sampler:
 def preference_stage(
     run: Run, policy: Model, tuned: Params, texts: Texts, prompts: Sequence[Prompt], outcome: Outcome
 ) -> Params:
-    """The policy that learned from comparisons, sampled from the tuned one or read."""
+    """The policy that learned from comparisons, sampled from the tuned one or read, or with KTO from labelled replies that are read."""
     config = run.experiment.preference
     assert config is not None
     if config.data is None:
@@ -267,7 +267,8 @@ def preference_stage(
         parts, held_out = Mixture(((texts.encode(train.comparisons), 1.0),)), judged.comparisons
         write_collected(run.directory / COMPARISONS, train.comparisons)
     else:
-        examples = load_examples(run, config.data, Comparison)
+        kinds = (Comparison, LabelledReply) if config.objective == "kto" else Comparison
+        examples = load_examples(run, config.data, kinds)
         parts, held_out = examples.encoded(texts), examples.held_out
         outcome.figures["preference/rejected_rows"] = float(examples.rejected)
     return run_preference(run, policy, tuned, texts, parts, texts.encode(held_out))

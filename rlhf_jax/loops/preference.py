@@ -1,4 +1,4 @@
-"""Learning from comparisons without a reward model: DPO and its relatives, held to the policy they start from."""
+"""Learning from comparisons without a reward model: DPO and its relatives on pairs, KTO on single replies, held to where they start."""
 
 from __future__ import annotations
 
@@ -7,48 +7,72 @@ from functools import partial
 
 from rlhf_jax.config import Preference
 from rlhf_jax.data.batches import Mixture, pad_pairs, preference_batches
-from rlhf_jax.data.encode import EncodedPair
+from rlhf_jax.data.unpaired import pad_replies, reply_batches
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
 from rlhf_jax.loops.sources import Texts
-from rlhf_jax.losses.preference import make_objective, preference_loss, with_reference
+from rlhf_jax.losses.preference import (
+    kto_baseline,
+    kto_loss,
+    make_objective,
+    preference_loss,
+    with_baseline,
+    with_reference,
+)
 from rlhf_jax.models import Model
 from rlhf_jax.sharding import compile_function, compile_step, place_batch
 from rlhf_jax.train import TrainState, make_step
 from rlhf_jax.train.optimizer import make_optimizer
-from rlhf_jax.types import LossFn, Params
+from rlhf_jax.types import LabelledReplies, LossFn, Params, PreferenceBatch, ReferencedLabels, ReferencedPairs
 
 
 def make_preference_step(model: Model, config: Preference) -> tuple[LossFn, Callable]:
-    """(loss, pure update) on pairs that carry what the reference thinks of them."""
-    objective = make_objective(config.objective, config.beta)
-    loss = partial(preference_loss, logprobs=model.logprobs, objective=objective)
+    """(loss, pure update) on what `completed` returns."""
+    if config.objective == "kto":
+        loss = partial(kto_loss, logprobs=model.logprobs, beta=config.beta)
+    else:
+        objective = make_objective(config.objective, config.beta)
+        loss = partial(preference_loss, logprobs=model.logprobs, objective=objective)
     return loss, make_step(loss, make_optimizer(config.optim), microbatches=config.optim.microbatches)
 
 
+def completed(
+    params: Params, reference: Params, batch: PreferenceBatch | LabelledReplies, *, model: Model
+) -> ReferencedPairs | ReferencedLabels:
+    """The batch with what the reference thinks of it; of single replies also how far the policy is from it on replies to other prompts."""
+    if isinstance(batch, PreferenceBatch):
+        return with_reference(reference, batch, logprobs=model.logprobs)
+    baseline, _ = kto_baseline(params, reference, batch, logprobs=model.logprobs)
+    return with_baseline(reference, batch, baseline, logprobs=model.logprobs)
+
+
 def run_preference(
-    run: Run, model: Model, reference: Params, texts: Texts, parts: Mixture, held_out: Sequence[EncodedPair]
+    run: Run,
+    model: Model,
+    reference: Params,
+    texts: Texts,
+    parts: Mixture,
+    held_out: Sequence,
 ) -> Params:
-    """The policy after the experiment's preference stage, starting from and held to `reference`."""
+    """The policy after the experiment's preference stage, starting from and held to `reference`.
+
+    `parts` and `held_out` are encoded pairs; for KTO they may be labelled replies.
+    """
     experiment, config = run.experiment, run.experiment.preference
     assert config is not None, "called for experiments with a preference stage"
     length, pad = experiment.text.length, texts.tokenizer.pad
-    batches = preference_batches(parts, config.optim.rows, length, pad, experiment.seed)
-    refer = partial(with_reference, logprobs=model.logprobs)
+    make_batches = reply_batches if config.objective == "kto" else preference_batches
+    batches = make_batches(parts, config.optim.rows, length, pad, experiment.seed)
     loss, update = make_preference_step(model, config)
-    reference_program, step = compile_function(refer, run.mesh), compile_step(update, run.mesh)
+    complete = compile_function(partial(completed, model=model), run.mesh)
+    step = compile_step(update, run.mesh)
 
     def advance(state: TrainState, number: int):
-        pairs = reference_program(reference, place_batch(batches[number], run.mesh))
-        state, metrics = step(state, pairs)
+        batch = complete(state.params, reference, place_batch(batches[number], run.mesh))
+        state, metrics = step(state, batch)
         return state, metrics, None
 
-    measure = None
-    if held_out:
-        pairs = pad_pairs(held_out, length, pad)
-        measure = make_evaluation(
-            lambda both, batch: loss(both[0], refer(both[1], batch)), run, pairs, experiment.evaluation.rows
-        )
+    measure = held_out_measure(run, model, loss, held_out, length, pad) if held_out else None
     state = run_stage(
         run,
         "preference",
@@ -60,3 +84,33 @@ def run_preference(
         show=("loss", "accuracy", "margin"),
     )
     return state.params
+
+
+def held_out_measure(
+    run: Run,
+    model: Model,
+    loss: LossFn,
+    held_out: Sequence,
+    length: int,
+    pad: int,
+) -> Callable[[tuple[Params, Params]], dict[str, float]]:
+    """(policy, reference) -> the loss's metrics over held-out pairs or replies; z0 of KTO is that of all of them, whatever the rows."""
+    experiment, config = run.experiment, run.experiment.preference
+    assert config is not None
+    rows, logprobs = experiment.evaluation.rows, model.logprobs
+    if config.objective != "kto":
+        pairs = pad_pairs(held_out, length, pad)
+
+        def of_pairs(both, batch):
+            return loss(both[0], with_reference(both[1], batch, logprobs=logprobs))
+
+        return make_evaluation(of_pairs, run, pairs, rows)
+
+    def of_replies(given, batch):
+        params, reference, baseline = given
+        return loss(params, with_baseline(reference, batch, baseline, logprobs=logprobs))
+
+    replies = pad_replies(held_out, length, pad, experiment.seed)
+    distance = make_evaluation(lambda p, batch: kto_baseline(p[0], p[1], batch, logprobs=logprobs), run, replies, rows)
+    measure = make_evaluation(of_replies, run, replies, rows)
+    return lambda both: measure((*both, distance(both)["baseline"]))

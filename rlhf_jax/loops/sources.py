@@ -16,10 +16,11 @@ from rlhf_jax.data.encode import (
     encode_comparison,
     encode_demonstration,
     encode_labelled,
+    encode_labelled_reply,
     encode_prompt,
     encode_rated,
 )
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt, Rated, Record
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledReply, Prompt, Rated, Record
 from rlhf_jax.data.sources import load_source, split_by_prompt
 from rlhf_jax.data.templates import Template, get_template
 from rlhf_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer, train_sentencepiece
@@ -58,6 +59,7 @@ class Texts:
             Comparison: lambda r: encode_comparison(r, self.tokenizer, self.template),
             Rated: lambda r: encode_rated(r, self.tokenizer, self.template),
             Labelled: lambda r: encode_labelled(r, self.tokenizer),
+            LabelledReply: lambda r: encode_labelled_reply(r, self.tokenizer, self.template),
         }
         return [encoders[type(record)](record) for record in records]
 
@@ -167,7 +169,7 @@ def policy_prompts(run: Run) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
         if experiment.sft is None:
             return [], []
         name, mixture = "sft.data", experiment.sft.data
-    examples = load_examples(run, mixture, (Prompt, Demonstration, Comparison))
+    examples = load_examples(run, mixture, (Prompt, Demonstration, Comparison, LabelledReply))
     train = _distinct(record for records, _ in examples.parts for record in records)
     held_out = _distinct(examples.held_out)
     if len(held_out) < count:

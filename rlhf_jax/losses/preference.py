@@ -17,6 +17,7 @@ from rlhf_jax.losses.reward import accuracy_of, smoothed_logistic, weighted_mean
 from rlhf_jax.overrides import unknown_name
 from rlhf_jax.types import (
     Aux,
+    LabelledReplies,
     LogprobFn,
     Params,
     PreferenceBatch,
@@ -214,6 +215,27 @@ def preference_loss(
     return loss, Aux(weight=jnp.sum(weight), metrics=metrics)
 
 
+def kto_baseline(
+    params: Params, reference: Params, batch: LabelledReplies, *, logprobs: LogprobFn
+) -> tuple[jax.Array, Aux]:
+    """Mean log(pi / ref) of replies behind prompts that are not theirs, in nats: what z0 of KTO is estimated by.
+
+    It is asked for of the whole batch before the update, so that microbatches share one z0. Source: Ethayarajh et al. 2024, section 4.1.
+    """
+    (now, _), (before, _) = (reply_logprobs(p, batch.mismatched, logprobs=logprobs) for p in (params, reference))
+    weight = batch.labels.weight
+    baseline = weighted_mean(now - before, weight)
+    return baseline, Aux(weight=jnp.sum(weight), metrics={"baseline": baseline})
+
+
+def with_baseline(
+    reference: Params, batch: LabelledReplies, baseline: Number, *, logprobs: LogprobFn
+) -> ReferencedLabels:
+    """The replies with their log-probabilities under the reference, to be measured from this baseline."""
+    ref, _ = reply_logprobs(reference, batch.labels.text, logprobs=logprobs)
+    return ReferencedLabels(batch.labels, ref, jnp.asarray(baseline))
+
+
 def kto_loss(
     params: Params,
     batch: ReferencedLabels,
@@ -223,23 +245,30 @@ def kto_loss(
     desirable_weight: Number = 1.0,
     undesirable_weight: Number = 1.0,
 ) -> tuple[jax.Array, Aux]:
-    """KTO's mean over labelled replies. z0 is the mean log(pi / ref) of `batch.mismatched`: other prompts' replies behind these prompts.
+    """KTO's mean over labelled replies by their weights.
 
-    z0 is of the rows of one call, as in the paper: with microbatches, of each microbatch.
+    Metrics: `accuracy`, the share whose log(pi / ref) is on the side of z0 that the label says (ties count one half), and `margin`, by how
+    many nats on average; the mean log-ratio, and the baseline that z0 is made of.
     """
     logp, _ = reply_logprobs(params, batch.labels.text, logprobs=logprobs)
-    mismatched, _ = reply_logprobs(params, batch.mismatched, logprobs=logprobs)
     weight, label = batch.labels.weight, batch.labels.label
-    baseline = weighted_mean(mismatched - batch.ref_mismatched, weight)
     ratio = logp - batch.ref
     losses = kto(
         ratio,
         label,
-        baseline,
+        batch.baseline,
         beta=beta,
         desirable_weight=desirable_weight,
         undesirable_weight=undesirable_weight,
     )
     loss = weighted_mean(losses, weight)
-    metrics = {"loss": loss, "baseline": baseline, "log_ratio": weighted_mean(ratio, weight)}
+    beyond = ratio - jnp.maximum(batch.baseline, 0.0)
+    margin = jnp.where(label > 0.5, beyond, -beyond)
+    metrics = {
+        "loss": loss,
+        "accuracy": weighted_mean(accuracy_of(margin, jnp.zeros_like(margin)), weight),
+        "margin": weighted_mean(margin, weight),
+        "log_ratio": weighted_mean(ratio, weight),
+        "baseline": batch.baseline,
+    }
     return loss, Aux(weight=jnp.sum(weight), metrics=metrics)

@@ -2,7 +2,7 @@ import pytest
 
 from rlhf_jax.data.adapters import ADAPTERS, Rejected, parse_hh_dialogue
 from rlhf_jax.data.readers import DataError, read_jsonl
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Provenance, Turn
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledReply, Provenance, Turn
 from rlhf_jax.data.sources import load_source
 from rlhf_jax.data.templates import TEMPLATES
 
@@ -111,6 +111,7 @@ def test_all_hh_pairs_are_accounted_for_and_write_back_to_the_released_text(data
     [
         ("alpaca:instructions/alpaca-en/*.json.gz", 42_148),
         ("sst2:rl/sst2/train.tsv.gz", 60_614),
+        ("rated:preferences/llamafactory/kto_en_demo.json.gz", 300),
         ("imdb:rl/imdb/*.tar.gz", 3_001),  # and the archive's README, which is no review
     ],
 )
@@ -124,3 +125,35 @@ def test_real_labels_are_balanced_as_stated(data_root):
     assert len(reviews.records) == 3000
     assert sum(review.label for review in reviews.records if isinstance(review, Labelled)) == 1500
     assert [reason for _, reason in reviews.rejected] == ["in folder 'aclImdb', not in pos or neg"]
+
+
+def test_an_unpaired_row_is_a_reply_that_was_wanted_or_not():
+    wanted = parse("unpaired", prompt="The sky is", completion=" blue.", label=True)
+    assert isinstance(wanted, LabelledReply)
+    assert (wanted.prompt.turns, wanted.reply, wanted.desirable) == ((Turn("user", "The sky is"),), " blue.", True)
+    assert wanted.prompt.provenance == HERE
+    assert parse("unpaired", prompt="Q", completion="a", label=False).desirable is False
+    assert parse("unpaired", prompt="Q", completion=" ", label=True) == Rejected("file.json:7", "the reply is empty")
+    with pytest.raises(DataError, match="'label' is a int; expected true or false"):
+        parse("unpaired", prompt="Q", completion="a", label=1)
+    with pytest.raises(DataError, match="'prompt' is a list; expected text"):
+        parse("unpaired", prompt=[{"role": "user", "content": "Q"}], completion="a", label=True)
+
+
+def test_of_a_rated_dialogue_the_last_turn_is_the_reply():
+    said = [("system", "S"), ("user", "Q"), ("assistant", "a"), ("user", "R"), ("assistant", "b")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    found = parse("rated", messages=messages, label=False)
+    assert isinstance(found, LabelledReply)
+    assert found.prompt.turns == tuple(Turn(role, text) for role, text in said[:-1])
+    assert (found.reply, found.desirable) == ("b", False)
+    for cut in (messages[:-1], messages[-1:]):
+        assert (
+            parse("rated", messages=cut, label=True).reason == "the dialogue does not end with a reply of the assistant"
+        )
+    with pytest.raises(DataError, match="'role' is 'human'; expected system or user or assistant"):
+        parse("rated", messages=[{"role": "human", "content": "Q"}], label=True)
+    with pytest.raises(DataError, match="a message is a str; expected an object with 'role' and 'content'"):
+        parse("rated", messages=["Q"], label=True)
+    with pytest.raises(DataError, match="'messages' is a str; expected an array of messages"):
+        parse("rated", messages="Q", label=True)

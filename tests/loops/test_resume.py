@@ -28,7 +28,7 @@ class Interrupted(Exception):
 
 def stage_of(name: str) -> str:
     """The last stage of a smoke experiment."""
-    return "ppo" if name == "dapo" else name
+    return {"dapo": "ppo", "kto": "preference"}.get(name, name)
 
 
 def tiny(name: str) -> Experiment:
@@ -97,7 +97,7 @@ def assert_same_state(found: dict[str, np.ndarray], expected: dict[str, np.ndarr
         np.testing.assert_array_equal(found[path], array, err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "preference", "ilql", "ppo", "dapo"])
+@pytest.mark.parametrize("name", ["sft", "reward", "preference", "kto", "ilql", "ppo", "dapo"])
 def test_an_interrupted_and_continued_run_equals_one_that_was_not_to_the_bit(name, tmp_path, saved):
     whole, broken, stage = tmp_path / "whole", tmp_path / "broken", stage_of(name)
     run(name, whole)

@@ -20,10 +20,10 @@ from rlhf_jax.masking import whiten
 from rlhf_jax.models.api import TokenStats
 from rlhf_jax.types import (
     LabelBatch,
+    LabelledReplies,
     OfflineBatch,
     PreferenceBatch,
     RankedBatch,
-    ReferencedLabels,
     ReferencedPairs,
     Rollout,
     StepBatch,
@@ -167,14 +167,11 @@ def pairs_of(x, mask, outside):
 
 def desired(x, mask, outside):
     other = jnp.where(mask, -2.0, outside)
-    batch = ReferencedLabels(
-        LabelBatch(texts(mask), YES_NO, WEIGHT), texts(mask).replace(tokens=1 + texts(mask).tokens), ROW, ROW
-    )
-
-    def logprobs(params, text, temperature):
-        return jnp.where(jnp.all(text.tokens == 0), params, other)
-
-    return preference.kto_loss(x, batch, logprobs=logprobs, beta=0.5)[0]
+    labels = LabelBatch(texts(mask), YES_NO, WEIGHT)
+    replies = LabelledReplies(labels, texts(mask))
+    baseline, _ = preference.kto_baseline(other, 0.5 * other, replies, logprobs=given)
+    batch = preference.with_baseline(other, replies, baseline, logprobs=given)
+    return preference.kto_loss(x, batch, logprobs=given, beta=0.5)[0]
 
 
 def ilql(x, mask, outside, trained):
@@ -212,6 +209,7 @@ OF_TOKENS = {
     "ppo with entropy": partial(policy_loss, entropy_coef=0.3),
     "ppo with k3": partial(policy_loss, kl_in="loss", kl_estimator="k3"),
     "preference_loss": pairs_of,
+    "kto_loss": desired,
     "ilql, q": partial(ilql, trained="q1"),
     "ilql, v": partial(ilql, trained="v"),
     "process_loss": steps,
@@ -228,7 +226,6 @@ WITH_FIXED_PARTS = {
     "ppo with the exact kl": partial(policy_loss, kl_in="loss", kl_estimator="exact"),
     "k2 in the loss": partial(kl_loss, estimator="k2"),
     "exact kl in the loss": partial(kl_loss, estimator="exact"),
-    "kto_loss": desired,
 }
 
 

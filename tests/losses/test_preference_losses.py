@@ -17,6 +17,7 @@ from rlhf_jax.losses.preference import (
     dpo,
     ipo,
     kto,
+    kto_baseline,
     kto_loss,
     length_normalised_dpo,
     log_odds,
@@ -29,9 +30,10 @@ from rlhf_jax.losses.preference import (
     rso_hinge,
     simpo,
     slic,
+    with_baseline,
     with_reference,
 )
-from rlhf_jax.types import LabelBatch, PreferenceBatch, ReferencedLabels, ReferencedPairs, TokenBatch
+from rlhf_jax.types import LabelBatch, LabelledReplies, PreferenceBatch, ReferencedLabels, ReferencedPairs, TokenBatch
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -200,7 +202,7 @@ def test_the_reference_sees_each_reply_of_a_pair():
 
 
 def test_a_config_can_name_every_objective():
-    assert set(get_args(Objective)) == set(OBJECTIVES)
+    assert set(get_args(Objective)) == {*OBJECTIVES, "kto"}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -223,11 +225,34 @@ def test_padding_pairs_of_weight_0_change_nothing():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_kto_loss_takes_its_baseline_from_mismatched_replies():
-    labels = LabelBatch(CHOSEN, jnp.array([1.0, 0.0]), jnp.ones((2,)))
-    batch = ReferencedLabels(labels, REJECTED, jnp.array([-4.0, -3.0]), jnp.array([-3.2, -4.2]))
+def test_the_baseline_of_kto_is_the_mean_log_ratio_of_mismatched_replies():
+    labels = LabelBatch(CHOSEN, jnp.array([1.0, 0.0]), jnp.array([3.0, 1.0]))
+    batch = LabelledReplies(labels, REJECTED)
+    baseline, aux = kto_baseline(jnp.float32(0.3), jnp.float32(0.5), batch, logprobs=logprobs)
+    # Each token is .2 nats likelier than under the reference; the replies have 3 and 2, and weigh 3 and 1.
+    expected = (3 * 0.6 + 1 * 0.4) / 4
+    np.testing.assert_allclose([baseline, aux.metrics["baseline"], aux.weight], [expected, expected, 4.0], rtol=1e-5)
+    found = with_baseline(jnp.float32(0.5), batch, baseline, logprobs=logprobs)
+    np.testing.assert_allclose(found.ref, [-1.5 - 2.5, -1.5], rtol=1e-6)
+    assert (found.labels, float(found.baseline)) == (labels, float(baseline))
+
+
+@pytest.mark.parametrize(("baseline", "losses", "margin"), [
+    # log-ratios -3 + 4 = 1, desirable, and -1 + 3 = 2, not: 1 - sigmoid(.08) and 1 - sigmoid(-.18)
+    (0.2, (0.48001, 0.54488), (0.8, -1.8)),
+    # z0 is never below 0
+    (-5.0, (0.47502, 0.54983), (1.0, -2.0)),
+])  # fmt: skip
+def test_kto_loss_by_hand(baseline, losses, margin):
+    labels = LabelBatch(CHOSEN, jnp.array([1.0, 0.0]), jnp.array([3.0, 1.0]))
+    batch = ReferencedLabels(labels, jnp.array([-4.0, -3.0]), jnp.float32(baseline))
     loss, aux = kto_loss(jnp.float32(0.0), batch, logprobs=logprobs, beta=0.1)
-    # log-ratios -3 + 4 = 1 and -1 + 3 = 2; mismatched -3 + 3.2 and -4 + 4.2: baseline .2
-    np.testing.assert_allclose(aux.metrics["baseline"], 0.2, atol=1e-6)
-    # row 1 by hand as in the table above, row 2 undesirable: 1 - sigmoid(-.18) = .54488
-    np.testing.assert_allclose(loss, (0.48001 + 0.54488) / 2, atol=1e-5)
+    expected = {
+        "loss": (3 * losses[0] + losses[1]) / 4,
+        "accuracy": 0.75,
+        "margin": (3 * margin[0] + margin[1]) / 4,
+        "log_ratio": 1.25,
+        "baseline": baseline,
+    }
+    assert {name: float(value) for name, value in aux.metrics.items()} == pytest.approx(expected, abs=1e-5)
+    np.testing.assert_allclose([loss, aux.weight], [expected["loss"], 4.0], atol=1e-5)
