@@ -117,7 +117,7 @@ class OfflineBatch:
 
     text: TokenBatch
     rewards: Float[Array, "B T"]
-    target_q: Float[Array, "B T"]  # min of the slow copies' Q of the token at t
+    target_q: Float[Array, "B T"]  # of slow copies: for ILQL the lesser Q of the token at t, for Q-learning the highest there
 
 
 @pytree

@@ -200,7 +200,9 @@ class EnsembleStudy(ExactStudy):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OfflineStudy(ExactStudy):
-    """Cloning, filtered cloning and ILQL on the same texts, each with its true reward at its end, by two sub-optimal policies."""
+    """Cloning, filtered cloning, ILQL and one-step Q-learning on the same texts, each with its true reward at its end, by two sub-optimal
+    policies.
+    """
 
     texts: int  # of all prompts together, as many of each
     fractions: tuple[float, ...]  # of each prompt's texts, the best ones, that filtered cloning sees

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
 from rlhf_jax.masking import last_index, mask_weight, masked_mean
-from rlhf_jax.types import Aux, CriticFn, OfflineBatch, Params, RewardedBatch
+from rlhf_jax.types import Aux, CriticFn, OfflineBatch, Params, RewardedBatch, TokenBatch
 
 Tokens = Float[Array, "B T"]
 Number = Float[Array, ""] | float
@@ -19,13 +21,9 @@ def following(values: Tokens, mask: Bool[Array, "B T"]) -> Tokens:
     return jnp.pad(jnp.where(mask, values, 0.0)[:, 1:], ((0, 0), (0, 1)))
 
 
-def q_learning_targets(rewards: Tokens, q: Float[Array, "B T A"], mask: Bool[Array, "B T"], *, gamma: float) -> Tokens:
-    """r_t + gamma max_a Q(s_{t+1}, a), and r_t on the last token of the mask; 0 outside. q[:, t] are the values just before token t.
-
-    Source: Watkins & Dayan 1992.
-    """
-    best = following(jnp.max(q, axis=-1), mask)
-    return jnp.where(mask, rewards + gamma * best, 0.0)
+def one_step_targets(rewards: Tokens, values: Tokens, mask: Bool[Array, "B T"], *, gamma: float) -> Tokens:
+    """r_t + gamma V(s_{t+1}), and r_t on the last token of the mask; 0 outside. values[:, t] is V just before token t."""
+    return jnp.where(mask, rewards + gamma * following(values, mask), 0.0)
 
 
 def expectile(u: Float[Array, "*S"], *, tau: Number) -> Float[Array, "*S"]:
@@ -41,12 +39,39 @@ def polyak(target: Params, online: Params, *, rate: float) -> Params:
     return optax.incremental_update(online, target, rate)
 
 
-def with_targets(slow: Params, batch: RewardedBatch, *, critics: CriticFn) -> OfflineBatch:
-    """The reward on each text's last token to learn, 0 before it, and min(Q1, Q2) of the slow copies."""
-    text = batch.text
+def earned_at_the_end(text: TokenBatch, reward: Float[Array, "B"]) -> Tokens:
+    """The reward on the last token to learn, 0 before it and where nothing is to be learned."""
     at_end = text.loss_mask & (jnp.arange(text.tokens.shape[1])[None] == last_index(text.loss_mask)[:, None])
-    seen = critics(slow, text)
-    return OfflineBatch(text, jnp.where(at_end, batch.reward[:, None], 0.0), jnp.minimum(seen.q1, seen.q2))
+    return jnp.where(at_end, reward[:, None], 0.0)
+
+
+def with_targets(slow: Params, batch: RewardedBatch, *, critics: CriticFn) -> OfflineBatch:
+    """The rewards at the ends, and min(Q1, Q2) of the slow copies."""
+    seen = critics(slow, batch.text)
+    return OfflineBatch(batch.text, earned_at_the_end(batch.text, batch.reward), jnp.minimum(seen.q1, seen.q2))
+
+
+def q_learning_loss(
+    params: Params,
+    batch: OfflineBatch,
+    *,
+    token_logits: Callable[[Params, TokenBatch], tuple[jax.Array, jax.Array]],
+    gamma: float,
+) -> tuple[jax.Array, Aux]:
+    """One-step Q-learning, per token of the loss mask: (r + gamma max_a Q'(s', a) - Q(s, a))^2, the max over Q' in `batch.target_q`.
+
+    The max runs over all tokens, those too that no text shows behind s': what Q' makes up of them, the targets believe
+    (Fujimoto et al. 2019, arXiv:1812.02900; Kumar et al. 2020, arXiv:2006.04779).
+
+    `token_logits` gives the Q of the token at t, and something else that is not needed. Source: Watkins & Dayan 1992; the slow copy Q':
+    Mnih et al. 2015.
+    """
+    mask = batch.text.loss_mask
+    target = one_step_targets(batch.rewards, batch.target_q, mask, gamma=gamma)
+    q = jnp.where(mask, token_logits(params, batch.text)[0], 0.0)
+    loss = masked_mean(jnp.square(target - q), mask)
+    metrics = {"loss": loss, "q": masked_mean(q, mask), "target": masked_mean(target, mask)}
+    return loss, Aux(weight=mask_weight(mask), metrics=metrics)
 
 
 def ilql_loss(
@@ -63,7 +88,7 @@ def ilql_loss(
     mask = batch.text.loss_mask
     seen = jax.tree.map(lambda x: jnp.where(mask, x, 0.0), critics(params, batch.text))
     v = seen.v
-    target = batch.rewards + gamma * following(jax.lax.stop_gradient(v), mask)
+    target = one_step_targets(batch.rewards, jax.lax.stop_gradient(v), mask, gamma=gamma)
     value_loss = masked_mean(expectile(batch.target_q - v, tau=tau), mask)
     q_loss, cql_loss, taken = jnp.zeros(()), jnp.zeros(()), jnp.zeros(())
     for q, norm in ((seen.q1, seen.norm1), (seen.q2, seen.norm2)):

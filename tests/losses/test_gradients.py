@@ -187,6 +187,11 @@ def ilql(x, mask, outside, trained):
     return q_learning.ilql_loss(params, batch, critics=critics, gamma=0.0, tau=0.7, cql_coef=0.1)[0]
 
 
+def one_step(x, mask, outside):
+    batch = OfflineBatch(texts(mask), *(jnp.where(mask, y, outside) for y in (TARGETS, OTHER)))
+    return q_learning.q_learning_loss(x, batch, token_logits=lambda q, _: (q, 1.5 * q), gamma=0.9)[0]
+
+
 def steps(x, mask, outside):
     batch = StepBatch(texts(), jnp.where(mask, YES_NO[:, None], 0.0), mask)
     return rating.process_loss(x, batch, token_scores=given)[0]
@@ -210,6 +215,7 @@ OF_TOKENS = {
     "ppo with k3": partial(policy_loss, kl_in="loss", kl_estimator="k3"),
     "preference_loss": pairs_of,
     "kto_loss": desired,
+    "q_learning_loss": one_step,
     "ilql, q": partial(ilql, trained="q1"),
     "ilql, v": partial(ilql, trained="v"),
     "process_loss": steps,

@@ -10,11 +10,14 @@ from rlhf_jax.losses.q_learning import (
     expectile,
     following,
     ilql_loss,
+    one_step_targets,
     polyak,
-    q_learning_targets,
+    q_learning_loss,
     with_targets,
 )
+from rlhf_jax.masking import last_index
 from rlhf_jax.types import OfflineBatch, RewardedBatch, TokenBatch, TokenValues
+from rlhf_jax.worlds.exact import ExactWorld
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -44,11 +47,11 @@ def test_values_behind_the_last_token_are_0():
     np.testing.assert_allclose(following(values, MASK), [[1.0, 2.0, 3.0, 0.0, 0.0]])
 
 
-def test_one_step_q_learning_by_hand():
-    # r + gamma max_a Q(s', a), from the Q before each token
-    q = jnp.array([[[7.0, 7.0], [0.0, 1.0], [2.0, -1.0], [0.5, 0.75], [9.0, 9.0]]])
+def test_one_step_targets_by_hand():
+    # r + gamma V(s'), from the V before each token
+    best = jnp.array([[7.0, 1.0, 2.0, 0.75, jnp.nan]])
     rewards = jnp.array([[5.0, 0.1, 0.0, 1.0, 5.0]])
-    found = q_learning_targets(rewards, q, MASK, gamma=0.9)
+    found = one_step_targets(rewards, best, MASK, gamma=0.9)
     np.testing.assert_allclose(found, [[0.0, 0.1 + 0.9 * 2.0, 0.9 * 0.75, 1.0, 0.0]], rtol=1e-6)
 
 
@@ -68,6 +71,58 @@ def critics(params, text):
     q, norm = jnp.array([[9.0, 0.6, 0.8]]), jnp.array([[9.0, 1.0, 1.5]])
     v = jnp.array([[9.0, 0.2, 0.4]])
     return TokenValues(q + params["q1"], q + params["q2"], norm + params["q1"], norm + params["q2"], v + params["v"])
+
+
+def token_logits(params, text):
+    return jnp.array([[9.0, 0.6, 0.8]]) + params, jnp.zeros((1, 3))
+
+
+def test_one_step_q_learning_by_hand():
+    loss, aux = q_learning_loss(jnp.float32(0.1), batch(), token_logits=token_logits, gamma=0.9)
+    # targets 0 + .9 * 2 and 1; Q .7 and .9
+    np.testing.assert_allclose(loss, (1.1**2 + 0.1**2) / 2, rtol=1e-5)
+    found = [float(aux.metrics[name]) for name in ("loss", "q", "target")]
+    np.testing.assert_allclose(found, [(1.1**2 + 0.1**2) / 2, 0.8, 1.4], rtol=1e-5)
+    assert float(aux.weight) == 2.0
+
+
+def test_q_learning_on_every_string_ends_at_the_values_of_dynamic_programming():
+    """A table of Q over all prefixes of an exact world, and every string of it in the batch: nothing is estimated, so Q is Q*."""
+    world, gamma = ExactWorld(vocab=3, length=3, prompts=2), 0.9
+    text = jax.tree.map(jnp.asarray, world.batch)
+    mask, rows = np.asarray(text.loss_mask), np.asarray(text.tokens)
+    prefixes = sorted({tuple(row[:t]) for row, m in zip(rows, mask, strict=True) for t in np.flatnonzero(m)})
+    state = np.zeros(rows.shape, int)
+    for n, t in np.argwhere(mask):
+        state[n, t] = prefixes.index(tuple(rows[n, :t]))
+    last = np.arange(rows.shape[1]) == np.asarray(last_index(text.loss_mask))[:, None]
+    rewards = jnp.asarray(np.where(last, world.gold.reshape(-1, 1), 0.0), jnp.float32)
+
+    def taken(table, text):
+        return jnp.take_along_axis(table[state], text.tokens[:, :, None], axis=2)[:, :, 0], jnp.zeros(text.tokens.shape)
+
+    @jax.jit
+    def update(table):
+        given = OfflineBatch(text, rewards, jnp.max(table, axis=-1)[state])
+        return table - 3.0 * jax.grad(lambda t: q_learning_loss(t, given, token_logits=taken, gamma=gamma)[0])(table)
+
+    table = jnp.full((len(prefixes), world.vocab), 5.0)  # starts too high
+    for _ in range(600):
+        table = update(table)
+
+    strings = {
+        (*world.prompt(x), *s): world.gold[x, n] for x in range(world.prompts) for n, s in enumerate(world.strings)
+    }
+
+    def best_from(prefix):
+        ended = [gamma ** (len(s) - len(prefix) - 1) * r for s, r in strings.items() if s[: len(prefix)] == prefix]
+        return max(ended)
+
+    for n, prefix in enumerate(prefixes):
+        for token in range(world.vocab):
+            longer = (*prefix, token)
+            value = strings[longer] if longer in strings else gamma * best_from(longer)
+            np.testing.assert_allclose(table[n, token], value, atol=1e-3, err_msg=str(longer))
 
 
 def loss_at(q1, q2, v):
