@@ -117,7 +117,7 @@ class OfflineBatch:
 
     text: TokenBatch
     rewards: Float[Array, "B T"]
-    target_q: Float[Array, "B T"]  # of slow copies: for ILQL the lesser Q of the token at t, for Q-learning the highest there
+    target_q: Float[Array, "B T"]  # of slow copies: the lesser Q of the token (ILQL), or the highest Q there
 
 
 @pytree

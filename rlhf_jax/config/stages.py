@@ -91,7 +91,9 @@ class Reward:
 class ILQL:
     """Implicit language Q-learning (Snell et al. 2022): critics from replies with a reward each, which guide the policy they start from."""
 
-    data: Mixture | None  # comparisons, chosen worth 1 and rejected 0; None: the policy's samples, scored by the world
+    data: (
+        Mixture | None
+    )  # comparisons or labelled replies, worth 1 or 0; None: the policy's samples, scored by the world
     optim: Optim
     replies: int | None = None  # how many are sampled
     temperature: float = 1.0  # at which they are sampled

@@ -115,7 +115,7 @@ def parse_unpaired(row: Row, provenance: Provenance) -> LabelledReply | Rejected
     )
 
 
-def parse_rated_dialogue(row: Row, provenance: Provenance) -> LabelledReply | Rejected:
+def parse_unpaired_messages(row: Row, provenance: Provenance) -> LabelledReply | Rejected:
     """messages (each with role and content), label: a dialogue whose last turn, of the assistant, is desirable (true) or not.
 
     Source: the files for KTO of LLaMA-Factory (Zheng et al. 2024, arXiv:2403.13372).
@@ -154,7 +154,7 @@ ADAPTERS: dict[str, Adapter] = {
     "sst2": Adapter(read_tsv, parse_sst2),
     "imdb": Adapter(read_text_members, parse_imdb),
     "unpaired": Adapter(read_json, parse_unpaired),
-    "rated": Adapter(read_json, parse_rated_dialogue),
+    "unpaired_messages": Adapter(read_json, parse_unpaired_messages),
     "lines": Adapter(read_lines, parse_line),
     "openings": Adapter(read_lines, parse_opening),
 }

@@ -54,6 +54,10 @@ def export_policy(experiment: Experiment, directory: Path, out: Path, data_root:
     """
     stage, steps, keys = last_policy(experiment)
     check_llama2c(experiment.policy)
+    if experiment.ilql is not None:
+        warnings.warn(
+            "the critics of the ilql stage are left out: the file holds the policy that they guide", stacklevel=2
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is there already; choose another --out")
     kept = directory / TOKENIZER

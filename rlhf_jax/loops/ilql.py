@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rlhf_jax.config import ILQL
 from rlhf_jax.data.batches import Mixture, pad_rewarded, rewarded_batches
 from rlhf_jax.data.encode import EncodedReward
-from rlhf_jax.data.schema import Comparison, Rated, Record
+from rlhf_jax.data.schema import Comparison, LabelledReply, Rated, Record
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import make_evaluation
 from rlhf_jax.loops.sources import Texts
@@ -25,13 +25,14 @@ from rlhf_jax.types import LossFn, Params
 
 
 def rated_of(records: Iterable[Record]) -> list[Rated]:
-    """Both replies of each comparison among the records: the chosen one is worth 1, the other 0."""
-    pairs = (record for record in records if isinstance(record, Comparison))
-    return [
-        Rated(pair.prompt, reply, reward)
-        for pair in pairs
-        for reply, reward in ((pair.chosen, 1.0), (pair.rejected, 0.0))
-    ]
+    """Replies with rewards from comparisons and labelled replies: what was chosen or desirable is worth 1, the rest 0."""
+    rated = []
+    for record in records:
+        if isinstance(record, Comparison):
+            rated += [Rated(record.prompt, record.chosen, 1.0), Rated(record.prompt, record.rejected, 0.0)]
+        elif isinstance(record, LabelledReply):
+            rated.append(Rated(record.prompt, record.reply, float(record.desirable)))
+    return rated
 
 
 def make_ilql_step(critics: Critics, config: ILQL) -> tuple[LossFn, Callable]:

@@ -288,7 +288,7 @@ def ilql_stage(
         write_collected(run.directory / RATED, train)
         parts = Mixture(((texts.encode(train), 1.0),))
     else:
-        examples = load_examples(run, config.data, Comparison)
+        examples = load_examples(run, config.data, (Comparison, LabelledReply))
         sides = ((texts.encode(rated_of(records)), weight) for records, weight in examples.parts)
         parts, held_out = Mixture(tuple(sides)), rated_of(examples.held_out)
         outcome.figures["ilql/rejected_rows"] = float(examples.rejected)

@@ -111,7 +111,7 @@ def test_all_hh_pairs_are_accounted_for_and_write_back_to_the_released_text(data
     [
         ("alpaca:instructions/alpaca-en/*.json.gz", 42_148),
         ("sst2:rl/sst2/train.tsv.gz", 60_614),
-        ("rated:preferences/llamafactory/kto_en_demo.json.gz", 300),
+        ("unpaired_messages:preferences/llamafactory/kto_en_demo.json.gz", 300),
         ("imdb:rl/imdb/*.tar.gz", 3_001),  # and the archive's README, which is no review
     ],
 )
@@ -143,17 +143,18 @@ def test_an_unpaired_row_is_a_reply_that_was_wanted_or_not():
 def test_of_a_rated_dialogue_the_last_turn_is_the_reply():
     said = [("system", "S"), ("user", "Q"), ("assistant", "a"), ("user", "R"), ("assistant", "b")]
     messages = [{"role": role, "content": text} for role, text in said]
-    found = parse("rated", messages=messages, label=False)
+    found = parse("unpaired_messages", messages=messages, label=False)
     assert isinstance(found, LabelledReply)
     assert found.prompt.turns == tuple(Turn(role, text) for role, text in said[:-1])
     assert (found.reply, found.desirable) == ("b", False)
     for cut in (messages[:-1], messages[-1:]):
         assert (
-            parse("rated", messages=cut, label=True).reason == "the dialogue does not end with a reply of the assistant"
+            parse("unpaired_messages", messages=cut, label=True).reason
+            == "the dialogue does not end with a reply of the assistant"
         )
     with pytest.raises(DataError, match="'role' is 'human'; expected system or user or assistant"):
-        parse("rated", messages=[{"role": "human", "content": "Q"}], label=True)
+        parse("unpaired_messages", messages=[{"role": "human", "content": "Q"}], label=True)
     with pytest.raises(DataError, match="a message is a str; expected an object with 'role' and 'content'"):
-        parse("rated", messages=["Q"], label=True)
+        parse("unpaired_messages", messages=["Q"], label=True)
     with pytest.raises(DataError, match="'messages' is a str; expected an array of messages"):
-        parse("rated", messages="Q", label=True)
+        parse("unpaired_messages", messages="Q", label=True)

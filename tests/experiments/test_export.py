@@ -21,7 +21,7 @@ from rlhf_jax.doctor import __main__ as doctor
 from rlhf_jax.doctor.subjects import right_padded
 from rlhf_jax.loops import pipeline
 from rlhf_jax.loops.evaluate import Judge
-from rlhf_jax.loops.export import export_policy, last_policy
+from rlhf_jax.loops.export import export_policy, last_policy, read_experiment
 from rlhf_jax.models import build_model
 from rlhf_jax.models.convert import find_checkpoint
 from rlhf_jax.rollout.replies import make_sampler
@@ -60,9 +60,9 @@ def finished(request, tmp_path_factory) -> Finished:
     fields = {**TINY, **STAGES[stage], "seed": 3}
     settings = [word for field, value in fields.items() for word in ("--set", f"{field}={value}")]
 
-    def watched(judge, policies, prompts):
-        seen.update(judge=judge, params=policies[stage], prompts=prompts)
-        return evaluate(judge, policies, prompts)
+    def watched(experiment, policies, prompts):
+        seen.update(judge=policies[stage][0], params=policies[stage][1], prompts=prompts)
+        return evaluate(experiment, policies, prompts)
 
     evaluate = pipeline.evaluate
     with pytest.MonkeyPatch.context() as patched:
@@ -161,6 +161,16 @@ def test_what_cannot_be_exported_is_said_in_one_line(finished, tmp_path, capsys)
     shutil.rmtree(copy / "seed_3")
     assert "has no seed at all" in error_of(capsys, copy)
     assert not (tmp_path / "policy").exists()
+
+
+@pytest.mark.parametrize("finished", ["sft"], indirect=True)
+def test_critics_that_stay_behind_are_named(finished, tmp_path):
+    experiment = dataclasses.replace(
+        read_experiment(finished.directory), ilql=find("smoke/ilql").experiment("cpu").ilql
+    )
+    with pytest.warns(UserWarning, match="critics of the ilql stage are left out"):
+        found = export_policy(experiment, finished.directory / "seed_3", tmp_path / "out")
+    assert found.stage == "sft" and (tmp_path / "out" / "model.bin").is_file()
 
 
 def test_the_last_stage_that_trains_the_policy_is_the_one():

@@ -1,14 +1,18 @@
 """Sampled comparisons are what the policy wrote, and held-out ones are of prompts that training never sees."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 
 from experiments.smoke import smoke_reward
 from rlhf_jax.data.encode import encode_comparison
+from rlhf_jax.data.schema import Comparison, LabelledReply, Provenance, user_prompt
 from rlhf_jax.feedback.simulated import bayes_agreement
 from rlhf_jax.loops import collect
-from rlhf_jax.loops.pipeline import sampled_comparisons
+from rlhf_jax.loops.ilql import rated_of
+from rlhf_jax.loops.pipeline import sampled_comparisons, sampler_of
 from rlhf_jax.loops.run import open_run
 from rlhf_jax.loops.sources import open_texts, policy_prompts
 from rlhf_jax.models import build_model
@@ -53,3 +57,23 @@ def test_agreement_is_the_probability_that_the_order_of_the_scores_is_labelled()
     scores = np.array([2.0, 0.0, 1.0]), np.array([1.0, 1.0, 1.0])
     np.testing.assert_allclose(judged.agreement(*scores), [0.9, 0.8, 0.5])
     np.testing.assert_allclose(bayes_agreement(judged.probability), [0.9, 0.8, 0.7])
+
+
+def test_replies_of_comparisons_and_labelled_ones_are_worth_1_or_0():
+    prompt = user_prompt("2 + 2?", Provenance("made up", "CC0"))
+    records = [Comparison(prompt, "4", "5"), LabelledReply(prompt, "four", True), LabelledReply(prompt, "vier", False)]
+    rated = rated_of(records)
+    assert [(record.reply, record.reward) for record in rated] == [("4", 1.0), ("5", 0.0), ("four", 1.0), ("vier", 0.0)]
+    assert {record.prompt for record in rated} == {prompt}
+
+
+def test_sampled_replies_carry_the_reward_of_the_world(run):
+    model, texts = build_model(run.experiment.policy), open_texts(run)
+    world = collect.world_of(run.experiment)
+    prompts = world.prompts("train", 5)
+    params = model.init(jax.random.key(0))
+    draw = partial(collect.sample_rated, run, sampler_of(run, model, texts), params, texts, prompts, temperature=1.0)
+    rated = draw(sample=0)
+    assert [record.reward for record in rated] == [world.gold(record.prompt.key, record.reply) for record in rated]
+    assert [record.prompt for record in rated] == list(prompts)
+    assert draw(sample=0) == rated and draw(sample=1) != rated
