@@ -164,15 +164,18 @@ def test_studies_refuse_what_makes_no_sense(change, message):
 
 def test_the_judge_of_offline_learning_wants_every_order_that_it_names():
     rewards = {"bc": -0.4, "bc_best0.3": 0.1, "bc_best0.1": 0.5}
-    rewards |= {f"ilql_t0.9_b{beta}": reward for beta, reward in ((0, -0.4), (1, 0.0), (4, 0.5), (16, 0.9))}
-    rewards |= {"q": -1.5}
+    rewards |= {f"ilql_t0.7_b{beta}": reward for beta, reward in ((0, -0.4), (1, 0.0), (4, 0.5), (16, 0.9))}
+    rewards |= {"ilql_t0.5_b16": 0.8, "ilql_t0.9_b16": 0.7, "q": -1.5}
     values = {"ilql_t0.5/value": -0.4, "ilql_t0.7/value": 0.0, "ilql_t0.9/value": 0.3, "texts/highest_value": 1.0}
     values |= {"q/value": 5.0, "q/true_value": -1.4, "q_all/value": 1.15, "q_all/true_value": 1.12}
     values |= {"world/highest_value": 1.2}
     named = values | {f"{name}/reward": reward for name, reward in rewards.items()}
     figures = {name: [value] * 3 for name, value in named.items()}
     assert all(claim.holds for claim in judge_offline(figures))
-    for name in ("bc/reward", "bc_best0.1/reward", "ilql_t0.9_b1/reward", "ilql_t0.7/value", "q/reward", "q_all/value"):
+    for name in ("bc/reward", "bc_best0.1/reward", "ilql_t0.7_b1/reward", "ilql_t0.7/value", "q/reward", "q_all/value"):
         assert not all(claim.holds for claim in judge_offline(figures | {name: [2.0] * 3})), name
     for name in ("q/value", "q_all/value", "q_all/true_value"):
         assert not all(claim.holds for claim in judge_offline(figures | {name: [0.9] * 3})), name
+    for tau in (0.5, 0.9):
+        name = f"ilql_t{tau}_b16/reward"
+        assert not all(claim.holds for claim in judge_offline(figures | {name: [0.4] * 3})), name
