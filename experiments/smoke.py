@@ -176,7 +176,8 @@ def smoke_ppo_max(scale: str) -> Experiment:
     """A few iterations of PPO with what "Secrets of RLHF" (arXiv:2307.04964, section 5.4) adds to it. It learns little.
 
     Scores are normalised by the moments of all so far and bounded at 0.8 deviations, advantages at 0.5; the value model learns alone for
-    one iteration; demonstrations are mixed in. The numbers are there to exercise the options, not the paper's.
+    one iteration; demonstrations are mixed in. The score one step behind the response is of Huang et al. 2024. The numbers are there to
+    exercise the options, not the papers'.
     """
     optim = Optim(lr=1e-3, rows=16)
     return _smoke(
@@ -187,6 +188,7 @@ def smoke_ppo_max(scale: str) -> Experiment:
             value_optim=optim,
             value_init="policy",
             value_warmup=1,
+            reward_at="eos_plus_1",
             iterations=4,
             prompts=32,
             new_tokens=8,

@@ -106,6 +106,17 @@ RELATIVE = dataclasses.replace(
         (BASE.ppo, {"credit": "sequence"}, "leave credit='token'"),
         (BASE.ppo, {"baseline": "none", "value_optim": None, "credit": "sequence", "gamma": 0.9}, "the same advantage"),
         (BASE.ppo, {"baseline": "group_normalised", "value_optim": None}, "set credit='sequence'"),
+        (
+            BASE.ppo,
+            {"reward_at": "eos_plus_1", "value_optim": None},
+            "reward_at='eos_plus_1': a value head on the policy",
+        ),
+        (
+            BASE.ppo,
+            {"reward_at": "eos_plus_1", "baseline": "none", "value_optim": None},
+            "baseline='none' does not have",
+        ),
+        (BASE.ppo, {"reward_at": "pad"}, "'eos' or 'eos_plus_1'"),
         (BASE.ppo, {"normaliser": "sequence", "value_optim": None}, "give the value a value_optim"),
         (BASE.ppo, {"dual_clip": 1.0}, "it must be above 1"),
         (BASE.ppo, {"overlong_cache": 99}, "overlong_cache=99 exceeds new_tokens"),

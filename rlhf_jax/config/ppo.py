@@ -44,6 +44,8 @@ class PolicyGradient:
     gamma: float = 1.0
     lam: float = 0.95  # of GAE
     decay: float = 0.9  # of the moving average
+    # Where the score is earned: on the last token of a response, or one step behind it, whose value is of the state after eos.
+    reward_at: Literal["eos", "eos_plus_1"] = "eos"
     whiten_rewards: bool = False
     whiten_advantages: bool = True
     # What the score adds to the rewards: over the deviation of all scores of the run so far (scaled), less their mean too (normalised);
@@ -76,7 +78,7 @@ class PolicyGradient:
         positive(self, "samples", "new_tokens", "temperature", "clip", "clip_high", "importance_cap", "epochs")
         positive(self, "kl_target", "kl_horizon", "overlong_cache", "score_clip", "advantage_clip")
         one_of(self, "score_unit", "baseline", "credit", "labels", "objective", "ratio", "normaliser", "kl_in")
-        one_of(self, "kl_estimator")
+        one_of(self, "kl_estimator", "reward_at")
         fraction(self, "gamma", "lam", "decay")
         not_negative(self, "kl_coef", "entropy_coef")
         require(self.kl_target is None or self.kl_coef > 0, "an adaptive kl_coef must start above 0")
@@ -87,6 +89,10 @@ class PolicyGradient:
         require(
             self.credit == "token" or self.baseline != "value",
             "baseline='value' has a value for every token: leave credit='token'",
+        )
+        require(
+            self.reward_at == "eos" or self.baseline == "value",
+            f"reward_at='eos_plus_1' is about the value behind the last token, which baseline={self.baseline!r} does not have",
         )
         require(
             self.credit == "token" or self.gamma == 1,
@@ -172,6 +178,10 @@ class PPO(PolicyGradient):
         require(
             self.baseline != "value" or self.value_optim is not None or self.normaliser == "token",
             f"normaliser={self.normaliser!r}: a value head on the policy shares its mean over tokens; give the value a value_optim",
+        )
+        require(
+            self.reward_at == "eos" or self.value_optim is not None,
+            "reward_at='eos_plus_1': a value head on the policy shares its mean over tokens; give the value a value_optim",
         )
         not_negative(self, "value_coef", "ptx_coef", "stop_after", "refills", "value_warmup")
         require(

@@ -88,7 +88,9 @@ def make_update(
 ) -> Callable[..., tuple[PPOState, dict[str, jax.Array]]]:
     """The pure update of one iteration, KL controller included."""
     objective = partial(policy_loss, token_stats=policy.token_stats, config=config, token_kl=token_kl_to(policy))
-    value_loss = partial(ppo_value_loss, values=(value or policy).values, clip=config.value_clip)
+    value_loss = partial(
+        ppo_value_loss, values=(value or policy).values, clip=config.value_clip, reward_at=config.reward_at
+    )
     ptx = None
     if config.ptx_coef:
         ptx = Term(partial(sft_loss, logprobs=policy.logprobs), config.ptx_coef)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from rlhf_jax.masking import last_index, mask_weight, masked_mean
 from rlhf_jax.types import Aux, Params, TokenBatch, Trajectory
 
 Metrics = dict[str, Float[Array, ""]]
+RewardAt = Literal["eos", "eos_plus_1"]
 
 
 def token_rewards(
@@ -22,15 +25,40 @@ def token_rewards(
     mask: Bool[Array, "B T"],
     *,
     kl_coef: Float[Array, ""] | float,
+    steps: Bool[Array, "B T"] | None = None,
 ) -> Float[Array, "B T"]:
-    """r_t = -kl_coef (log pi - log ref)_t, plus the score on the last token of the mask (eos, where there is one).
+    """r_t = -kl_coef (log pi - log ref)_t, plus the score on the last token of the mask (eos, where there is one), or on that of `steps`.
 
     Source: Ziegler et al. 2019, section 2.2; the sign as in their code.
     """
     penalty = jnp.where(mask, -kl_coef * k1(logprobs, ref_logprobs), 0.0)
+    earned = mask if steps is None else steps
     columns = jnp.arange(mask.shape[1])
-    last = (columns[None, :] == last_index(mask)[:, None]) & mask
+    last = (columns[None, :] == last_index(earned)[:, None]) & earned
     return penalty + jnp.where(last, scores[:, None], 0.0)
+
+
+def one_step_further(batch: TokenBatch) -> TokenBatch:
+    """The batch with the padding right behind each response as one more of its tokens, where the row has room: V of the state after eos.
+
+    Source: Huang et al. 2024 (arXiv:2403.17031), released code, padding_mask_p1.
+    """
+
+    def before(x: jax.Array) -> jax.Array:
+        return jnp.pad(x[:, :-1], ((0, 0), (1, 0)))
+
+    behind = before(batch.loss_mask) & (batch.segments == 0)
+    return dataclasses.replace(
+        batch,
+        positions=jnp.where(behind, before(batch.positions) + 1, batch.positions),
+        segments=jnp.where(behind, before(batch.segments), batch.segments),
+        loss_mask=batch.loss_mask | behind,
+    )
+
+
+def value_steps(batch: TokenBatch, reward_at: RewardAt) -> TokenBatch:
+    """What a critic reads, and the steps that it has values of: the response, or one more."""
+    return one_step_further(batch) if reward_at == "eos_plus_1" else batch
 
 
 def clipped_value_loss(
@@ -72,9 +100,10 @@ def ppo_value_loss(
     *,
     values: Callable[[Params, TokenBatch], jax.Array],
     clip: float | None,
+    reward_at: RewardAt = "eos",
 ) -> tuple[jax.Array, Aux]:
-    """The clipped squared error of the critic on a minibatch, per response token."""
-    batch = trajectory.rollout.batch
+    """The clipped squared error of the critic on a minibatch, per response token, and per step behind one where that has the reward."""
+    batch = value_steps(trajectory.rollout.batch, reward_at)
     mask = batch.loss_mask
     predictions = jnp.where(mask, values(params, batch), 0.0)
     loss, metrics = clipped_value_loss(predictions, trajectory.values, trajectory.returns, mask, clip=clip)

@@ -23,7 +23,7 @@ from rlhf_jax.losses.advantages import (
 )
 from rlhf_jax.losses.kl import k1
 from rlhf_jax.losses.policy import only_finished, overlong_penalty, token_weights
-from rlhf_jax.losses.ppo import explained_variance, token_rewards
+from rlhf_jax.losses.ppo import explained_variance, token_rewards, value_steps
 from rlhf_jax.losses.scores import in_unit, no_moments, with_batch
 from rlhf_jax.masking import masked_mean, whiten
 from rlhf_jax.models.api import Model, TokenStats
@@ -152,21 +152,26 @@ def make_trajectory(
     """
     batch, mask = rollout.batch, rollout.batch.loss_mask
     old, ref, kl = compare_policies(policy_params, reference_params, rollout, policy=policy)
+    # Of the last step behind a response, where it earns the score, nothing but the value is learned.
+    read = value_steps(batch, config.reward_at)
+    steps = read.loss_mask
     predictions = jnp.zeros_like(old.logprobs)
     if values is not None:
-        predictions = jnp.where(mask, values(value_params, batch), 0.0)
+        predictions = jnp.where(steps, values(value_params, read), 0.0)
 
     signal = jnp.mean(has_signal(scores, samples=config.samples), dtype=jnp.float32)
     scores = final_scores(scores, rollout, config)
     moments = with_batch(no_moments() if moments is None else moments, scores)
     measured = in_unit(scores, moments, unit=config.score_unit, clip=config.score_clip)
     in_reward = config.kl_in == "reward"
-    rewards = token_rewards(measured, old.logprobs, ref.logprobs, mask, kl_coef=kl_coef if in_reward else 0.0)
-    learned_from = whiten(rewards, mask, shift_mean=False) if config.whiten_rewards else rewards
+    penalised = kl_coef if in_reward else 0.0
+    rewards = token_rewards(measured, old.logprobs, ref.logprobs, mask, kl_coef=penalised, steps=steps)
+    learned_from = whiten(rewards, steps, shift_mean=False) if config.whiten_rewards else rewards
     log_ratio = jnp.sum(jnp.where(mask, k1(old.logprobs, ref.logprobs), 0.0), axis=1)
     advantages, returns, average = advantages_of(
-        learned_from, predictions, mask, jnp.asarray(average), log_ratio, kl_coef, config=config
+        learned_from, predictions, steps, jnp.asarray(average), log_ratio, kl_coef, config=config
     )
+    advantages = jnp.where(mask, advantages, 0.0)
     if config.whiten_advantages:
         advantages = whiten(advantages, mask)
     if config.advantage_clip is not None:
@@ -185,8 +190,8 @@ def make_trajectory(
     }
     if values is not None:
         metrics |= {
-            "explained_variance": explained_variance(predictions, returns, mask),
-            "value": masked_mean(predictions, mask),
+            "explained_variance": explained_variance(predictions, returns, steps),
+            "value": masked_mean(predictions, steps),
         }
     if config.samples > 1:
         metrics["signal"] = signal

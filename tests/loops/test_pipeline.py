@@ -76,6 +76,7 @@ AGAINST_LABELS = PPO(
     prompts=16,
     new_tokens=6,
     value_init="policy",
+    reward_at="eos_plus_1",
     score_unit="normalised",
     score_clip=0.8,
     advantage_clip=0.5,

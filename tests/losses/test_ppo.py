@@ -13,6 +13,7 @@ from rlhf_jax.losses.policy import policy_loss, policy_objective, token_weights,
 from rlhf_jax.losses.ppo import (
     clipped_value_loss,
     explained_variance,
+    one_step_further,
     ppo_value_loss,
     token_rewards,
 )
@@ -51,6 +52,21 @@ def test_the_score_lands_on_the_last_response_token_of_each_row_and_stays_a_floa
     same = jnp.full((3, 4), -1.0)
     rewards = token_rewards(jnp.array([0.7, -0.3, 5.0]), same, same, mask, kl_coef=jnp.float32(0.1))
     np.testing.assert_allclose(rewards, [[0, 0, 0.7, 0], [0, 0, 0, -0.3], [0, 0, 0, 0]])
+
+
+def test_the_step_behind_a_response_is_padding_mask_p1():
+    """N+ details: last real index 2 of 5, values keep 0..3 and the reward lands at 3; last index 4, it lands at 4."""
+    mask = jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 1, 0, 0, 0]], bool)
+    real = mask.at[2, 0].set(True)
+    positions = jnp.array([[0, 1, 2, 0, 0], [0, 1, 2, 3, 4], [0, 1, 0, 0, 0]], jnp.int32)
+    further = one_step_further(TokenBatch(positions, positions, real.astype(jnp.int32), mask))
+    expected = np.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [0, 1, 1, 0, 0]], bool)
+    np.testing.assert_array_equal(further.loss_mask, expected)
+    np.testing.assert_array_equal(further.segments, expected | np.asarray(real))
+    np.testing.assert_array_equal(further.positions, [[0, 1, 2, 3, 0], [0, 1, 2, 3, 4], [0, 1, 2, 0, 0]])
+    same = jnp.full((3, 5), -1.0)
+    rewards = token_rewards(jnp.array([0.7, -0.3, 1.0]), same, same, mask, kl_coef=0.1, steps=further.loss_mask)
+    np.testing.assert_allclose(rewards, [[0, 0, 0, 0.7, 0], [0, 0, 0, 0, -0.3], [0, 0, 1.0, 0, 0]])
 
 
 def test_log_probs_beside_the_response_cost_nothing():

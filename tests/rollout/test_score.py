@@ -12,6 +12,7 @@ from builders import LLAMA, SCORING, VALUE, built, jitted, lively, nearby, playe
 
 from rlhf_jax.losses.advantages import gae
 from rlhf_jax.losses.kl import k1, k2, k3
+from rlhf_jax.losses.ppo import ppo_value_loss
 from rlhf_jax.masking import whiten
 from rlhf_jax.models.output import token_kl
 from rlhf_jax.rollout.generate import truncate
@@ -202,6 +203,39 @@ def test_values_are_those_of_the_value_model_on_the_response_and_nothing_elsewhe
     np.testing.assert_allclose(metrics["value"], np.asarray(expected)[mask].mean(), atol=1e-5)
     for name in ("rewards", "advantages", "returns"):
         np.testing.assert_array_equal(np.asarray(getattr(trajectory, name))[~mask], 0.0)
+
+
+def test_a_score_one_step_behind_the_response_reaches_it_through_the_value_there():
+    config = dataclasses.replace(SCORING, reward_at="eos_plus_1", whiten_advantages=False)
+    (found, _), (usual, _) = trajectory_of(config), trajectory_of(dataclasses.replace(config, reward_at="eos"))
+    batch, mask, last = found.rollout.batch, mask_of(found), last_columns(found)
+    room = last + 1 < mask.shape[1]
+    assert room.any() and not room.all()
+    tokens = np.asarray(batch.tokens).copy()
+    rows = np.flatnonzero(room)
+    tokens[rows, last[rows] + 1] = 9  # any token: its value is of the state before it
+    real = np.asarray(batch.segments) != 0
+    real[rows, last[rows] + 1] = True
+    positions = np.cumsum(real, axis=1) - real
+    longer = batch.replace(
+        tokens=jnp.asarray(tokens), positions=jnp.asarray(positions), segments=jnp.asarray(real, jnp.int32)
+    )
+    values = np.asarray(built(VALUE).values(lively(VALUE, seed=2), longer))
+    penalty = -KL_COEF * np.asarray(k1(found.old_logprobs, found.ref_logprobs))
+    for row in range(len(mask)):
+        end = last[row]
+        if not room[row]:
+            np.testing.assert_allclose(found.advantages[row], usual.advantages[row], atol=1e-6)
+            continue
+        behind = values[row, end + 1]
+        np.testing.assert_allclose(found.values[row, end : end + 2], values[row, end : end + 2], atol=1e-5)
+        assert float(found.rewards[row, end + 1]) == SCORES[row] and float(found.advantages[row, end + 1]) == 0
+        np.testing.assert_allclose(found.returns[row, end + 1], SCORES[row], atol=1e-5)
+        expected = config.lam * (SCORES[row] - behind) + penalty[row, end] + behind - values[row, end]
+        np.testing.assert_allclose(found.advantages[row, end], expected, atol=1e-5)
+    loss = partial(ppo_value_loss, lively(VALUE, seed=2), values=built(VALUE).values, clip=None)
+    weights = [float(loss(one, reward_at=at)[1].weight) for one, at in ((usual, "eos"), (found, "eos_plus_1"))]
+    assert weights == [mask.sum(), mask.sum() + room.sum()]
 
 
 def test_a_missing_stop_token_replaces_the_score():
