@@ -22,7 +22,7 @@ from experiments.algorithms import algorithm
 from experiments.registry import Claim, Entry
 from rlhf_jax.config import Experiment, Mixture
 from rlhf_jax.config.study import OnPolicyStudy, Study
-from rlhf_jax.files import write_atomic
+from rlhf_jax.files import exclusive, write_atomic
 from rlhf_jax.overrides import difference, to_dict
 from rlhf_jax.report.html import write_report
 from rlhf_jax.report.run_report import run_report
@@ -67,6 +67,12 @@ def execute(plan: Plan) -> RunFiles:
         check_algorithms(plan.experiment)
     if isinstance(plan.experiment, Experiment):
         check_data(plan.experiment, plan.data_root)
+    with exclusive(plan.directory):
+        return run_all(plan)
+
+
+def run_all(plan: Plan) -> RunFiles:
+    """The files of the run, then its seeds, then what they add up to."""
     record(plan)
     first = plan.experiment.seed
     if isinstance(plan.experiment, Study):

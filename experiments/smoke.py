@@ -1,4 +1,4 @@
-"""The three loops at their smallest: seconds each, to see that an installation works."""
+"""The loops at their smallest: seconds each, to see that an installation works."""
 
 from __future__ import annotations
 

@@ -77,8 +77,10 @@ class Checkpoints:
 
 
 def seal(checkpoint: Path) -> None:
-    """Writes the manifest of a complete checkpoint."""
+    """Writes the manifest of a complete checkpoint. Raises: FileNotFoundError where nothing of it is there any more."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path != checkpoint / MANIFEST)
+    if not files:
+        raise FileNotFoundError(f"{checkpoint} has gone while it was written; does another process use this run?")
     with ThreadPoolExecutor() as pool:
         digests = pool.map(sha256, files)
         listed = {
@@ -98,8 +100,10 @@ def faults(checkpoint: Path) -> list[str]:
         listed = manifest["files"]
         if manifest["sha256"] != _digest(listed):
             return [f"{MANIFEST} changed"]
+        if not listed:
+            return [f"{MANIFEST} lists no file"]
     except (FileNotFoundError, NotADirectoryError):
-        return [f"{MANIFEST} missing: the save was cut off, or is of a version that wrote none"]
+        return [f"{MANIFEST} missing: the save goes on, was cut off, or is of a version that wrote none"]
     except PermissionError:
         raise
     except OSError as error:
@@ -151,7 +155,7 @@ def load_part(checkpoint: Path, *keys: str) -> Any:
 def in_words(checkpoint: Path, wrong: list[str]) -> str:
     """A damaged checkpoint and the first of its faults."""
     more = f"; {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-    return f"{checkpoint} is damaged: {'; '.join(wrong[:SHOWN])}{more}"
+    return f"{checkpoint} is not intact: {'; '.join(wrong[:SHOWN])}{more}"
 
 
 def _set_damaged_aside(directory: Path) -> None:

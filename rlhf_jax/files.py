@@ -37,6 +37,32 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+@contextlib.contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Keeps other processes that ask for the same directory out of it, until this block or process ends, however it ends.
+
+    Where the system or the file system has no locks, nobody is kept out. Raises: ValueError where another process is in it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"another process is at work in {directory}; wait for it, or choose another"
+                ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
 def sha256(path: Path) -> str:
     """The digest of a file, which may be larger than the memory."""
     with path.open("rb") as file:
@@ -54,10 +80,18 @@ def read_sealed(path: Path) -> bytes:
     """What `write_sealed` wrote. Raises: ValueError where the file, or its digest, is not that any more."""
     content, seal = path.read_bytes(), _seal_of(path)
     if not seal.is_file():
-        raise ValueError(f"{path} has no digest beside it: there is no {seal.name}")
-    if seal.read_bytes().split()[:1] != [hashlib.sha256(content).hexdigest().encode()]:
-        raise ValueError(f"{path} is damaged: it does not have the digest in {seal.name}")
+        raise ValueError(
+            f"{path} has no digest beside it (if you trust it: sha256sum {path.name} > {seal.name}, there)"
+        )
+    check_seal(path, content)
     return content
+
+
+def check_seal(path: Path, content: bytes) -> None:
+    """Raises: ValueError where there is a digest beside this path, and it is not that of the content."""
+    seal = _seal_of(path)
+    if seal.is_file() and seal.read_bytes().split()[:1] != [hashlib.sha256(content).hexdigest().encode()]:
+        raise ValueError(f"{path} is damaged, or was made by other versions: its digest is not the one in {seal.name}")
 
 
 def _seal_of(path: Path) -> Path:

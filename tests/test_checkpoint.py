@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import warnings
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import checkpoint as module
-from rlhf_jax.checkpoint import MANIFEST, Checkpoints, faults, load_part, newest_intact
+from rlhf_jax.checkpoint import MANIFEST, Checkpoints, faults, load_part, newest_intact, seal
 
 # Every kind of file that orbax writes, and the manifest.
 KINDS = (
@@ -113,7 +114,7 @@ def test_a_damaged_file_of_any_kind_is_named_and_its_checkpoint_moved_aside_whol
     before = contents(directory / "8")
     name = file.relative_to(directory / "8").as_posix()
     word = "changed" if kind == MANIFEST and damage is cut else word
-    match = rf"sft/8 is damaged: {name} {word}[^;]*\. It was moved to .*sft\.damaged/8\.\nsft goes on from .*sft/4\."
+    match = rf"sft/8 is not intact: {name} {word}[^;]*\. It was moved to .*sft\.damaged/8\.\nsft goes on from .*sft/4\."
     assert reopened(directory, match) == 4
     assert contents(tmp_path / "sft.damaged" / "8") == before
     assert {path.name for path in directory.iterdir()} == {"4"}
@@ -146,14 +147,16 @@ def test_a_save_that_was_killed_before_its_manifest_is_not_used(tmp_path, monkey
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(module, "seal", killed)
         saved(directory, 3)
-    assert reopened(directory, f"sft/3 is damaged: {MANIFEST} missing: the save was cut off") == 2
+    assert reopened(directory, f"sft/3 is not intact: {MANIFEST} missing: the save goes on, was cut off") == 2
 
 
 def test_all_damaged_means_from_the_beginning_and_says_so(tmp_path):
     directory = saved(tmp_path / "sft", 1, 2)
     for step in ("1", "2"):
         flip(one(directory / step, "state/d/*"))
-    match = r"sft/2 is damaged(.|\n)*sft/1 is damaged(.|\n)*sft starts from its beginning: no checkpoint is intact\."
+    match = (
+        r"sft/2 is not intact(.|\n)*sft/1 is not intact(.|\n)*sft starts from its beginning: no checkpoint is intact\."
+    )
     assert reopened(directory, match) is None
     assert {path.name for path in (tmp_path / "sft.damaged").iterdir()} == {"1", "2"}
     saved(directory, 1)
@@ -165,7 +168,7 @@ def test_two_damaged_in_a_row_leave_the_third(tmp_path):
     directory = saved(tmp_path / "sft", 1, 2, 3, keep=3)
     flip(one(directory / "2", "state/d/*"))
     (directory / "3" / "commit_success.txt").unlink()
-    assert reopened(directory, r"sft/3 is damaged(.|\n)*sft/2 is damaged(.|\n)*goes on from .*sft/1\.") == 1
+    assert reopened(directory, r"sft/3 is not intact(.|\n)*sft/2 is not intact(.|\n)*goes on from .*sft/1\.") == 1
 
 
 def test_an_older_damaged_one_is_left_where_it_is_until_it_is_needed(tmp_path):
@@ -180,7 +183,7 @@ def test_an_older_damaged_one_is_left_where_it_is_until_it_is_needed(tmp_path):
 def test_what_is_only_called_like_a_step_does_not_push_out_good_ones(tmp_path, make):
     directory = saved(tmp_path / "sft", 1, 2)
     make(directory / "9")
-    assert reopened(directory, rf"sft/9 is damaged: {MANIFEST} missing") == 2
+    assert reopened(directory, rf"sft/9 is not intact: {MANIFEST} missing") == 2
     saved(directory, 3)
     assert {path.name for path in directory.iterdir()} == {"2", "3"}
 
@@ -190,7 +193,7 @@ def test_what_was_moved_aside_before_is_never_overwritten(tmp_path):
     for content in (b"first", b"second", b"third"):
         saved(directory, 5)
         one(directory / "5", "state/d/*").write_bytes(content)
-        assert reopened(directory, "sft/5 is damaged") is None
+        assert reopened(directory, "sft/5 is not intact") is None
     kept = [one(tmp_path / "sft.damaged" / name, "state/d/*").read_bytes() for name in ("5", "5-2", "5-3")]
     assert kept == [b"first", b"second", b"third"]
 
@@ -267,3 +270,15 @@ def test_a_part_of_a_state_is_read_alone_and_one_that_is_not_there_is_named(tmp_
     np.testing.assert_array_equal(part["w"], state_of(7)["policy"]["params"]["w"])
     with pytest.raises(ValueError, match=r"sft/7: the state that was saved has no 'policy\.ema'"):
         load_part(directory / "7", "policy", "ema", "deeper")
+
+
+def test_a_checkpoint_that_goes_while_it_is_sealed_does_not_come_back_empty(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does another process use this run"):
+        seal(tmp_path / "sft" / "4")
+    assert not (tmp_path / "sft").exists()
+    empty = tmp_path / "sft" / "4" / MANIFEST
+    empty.parent.mkdir(parents=True)
+    listed: dict = {}
+    digest = hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+    empty.write_text(json.dumps({"sha256": digest, "files": listed}))
+    assert faults(empty.parent) == [f"{MANIFEST} lists no file"]

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
-from rlhf_jax.files import read_sealed, sha256, write_atomic, write_sealed
+from rlhf_jax.files import check_seal, exclusive, read_sealed, sha256, write_atomic, write_sealed
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -36,11 +38,14 @@ def test_a_sealed_file_comes_back_and_its_digest_is_one_that_sha256sum_checks(tm
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path, seal: path.write_bytes(b"piecer"), "is damaged: it does not have the digest in a.sha256"),
+        (
+            lambda path, seal: path.write_bytes(b"piecer"),
+            "is damaged, or was made by other versions: its digest is not the one in a.sha256",
+        ),
         (lambda path, seal: path.write_bytes(b"piece"), "is damaged"),
         (lambda path, seal: seal.write_bytes(b"\xff"), "is damaged"),
         (lambda path, seal: seal.write_bytes(b""), "is damaged"),
-        (lambda path, seal: seal.unlink(), "has no digest beside it: there is no a.sha256"),
+        (lambda path, seal: seal.unlink(), "has no digest beside it .*sha256sum a > a.sha256"),
     ],
 )
 def test_a_sealed_file_that_changed_is_refused(tmp_path, damage, message):
@@ -50,3 +55,23 @@ def test_a_sealed_file_that_changed_is_refused(tmp_path, damage, message):
     with pytest.raises(ValueError, match=message) as error:
         read_sealed(path)
     assert str(path) in str(error.value)
+
+
+def test_one_process_at_a_time_is_in_a_directory(tmp_path):
+    script = f"from pathlib import Path; from rlhf_jax.files import exclusive\nwith exclusive(Path({str(tmp_path / 'run')!r})): print('in')"
+    start = [sys.executable, "-c", script]
+    with exclusive(tmp_path / "run"):
+        refused = subprocess.run(start, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1 and "ValueError: another process is at work in" in refused.stderr
+    assert subprocess.run(start, capture_output=True, text=True, check=True).stdout == "in\n"
+    with pytest.raises(KeyError), exclusive(tmp_path / "run"):
+        raise KeyError("what goes wrong inside comes out")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_content_is_held_against_a_digest_that_is_there(tmp_path):
+    check_seal(tmp_path / "a", b"anything")
+    write_sealed(tmp_path / "a", b"pieces")
+    check_seal(tmp_path / "a", b"pieces")
+    with pytest.raises(ValueError, match="made by other versions"):
+        check_seal(tmp_path / "a", b"other pieces")

@@ -100,7 +100,7 @@ class ILQL:
     gamma: float = 0.99
     tau: float = 0.7  # expectile of V: 0.5 is the mean of what the replies did, 1 the best of it
     cql_coef: float = 0.1
-    polyak: float = 0.005  # rate of the slow copies of Q
+    polyak: float = 0.005  # rate at which the slow copies follow, of which the targets are and decoding reads
     beta: float = 4.0  # weight of the advantage in decoding
     eval_every: int | None = None
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.data.batches import Batches, Mixture, label_batches, pad_labels
-from rlhf_jax.data.encode import EncodedLabel, EncodedPair, cut_pair, pad_right
+from rlhf_jax.data.encode import Cut, EncodedLabel, EncodedPair, count_cut, cut_pair, pad_right
 from rlhf_jax.types import LabelBatch, LabelledReplies
 
 STREAM = 0x4B54  # keeps these draws apart from those of the order of the examples
@@ -31,6 +31,7 @@ class ReplyBatches:
     length: int
     pad: int
     seed: int
+    cut: Cut
 
     def __getitem__(self, step: int) -> LabelledReplies:
         rows, noise = self.labels.rows(step), np.random.default_rng((STREAM, self.seed, step))
@@ -40,17 +41,17 @@ class ReplyBatches:
         return LabelledReplies(self.labels[step], behind(self.examples, rows, others, self.length, self.pad))
 
 
-def reply_batches(
-    examples: Mixture[EncodedPair] | Mixture[EncodedLabel], rows: int, length: int, pad: int, seed: int
-) -> ReplyBatches:
-    """Right-padded replies with their labels; of a pair the chosen reply is desirable, the rejected one is not.
+def reply_batches(examples: Mixture, rows: int, length: int, pad: int, seed: int) -> ReplyBatches:
+    """Right-padded replies with labels, from encoded pairs or labels; of a pair the chosen reply is desirable, the rejected one is not.
 
     Raises: ValueError where all replies are to one prompt.
     """
-    prompts = numbered([example for part, _ in examples.parts for example in part])
+    given = [example for part, _ in examples.parts for example in part]
+    prompts = numbered(given)
     single = Mixture(tuple((singles(part, length), weight) for part, weight in examples.parts))
     flat = [example for part, _ in single.parts for example in part]
-    return ReplyBatches(label_batches(single, rows, length, pad, seed), flat, prompts, length, pad, seed)
+    cut = count_cut([example if isinstance(example, EncodedPair) else example.text for example in given], length)
+    return ReplyBatches(label_batches(single, rows, length, pad, seed), flat, prompts, length, pad, seed, cut)
 
 
 def pad_replies(examples: Sequence[EncodedPair | EncodedLabel], length: int, pad: int, seed: int) -> LabelledReplies:

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_jax.config import Preference, Reward
 from rlhf_jax.data.schema import Comparison, Prompt, Rated
 from rlhf_jax.feedback.simulated import SimulatedAnnotator
 from rlhf_jax.files import write_atomic
+from rlhf_jax.loops.rlhf import ending_of
 from rlhf_jax.loops.run import Run
 from rlhf_jax.loops.sources import Texts, world_of
-from rlhf_jax.rollout.replies import Sampler
+from rlhf_jax.models import Model
+from rlhf_jax.rollout.replies import Sampler, make_sampler
 from rlhf_jax.types import Params
 
 
@@ -75,6 +78,20 @@ def sample_pairs(
     return judge(run, prompts, draw(sample=offset), draw(sample=offset + 1), offset)
 
 
+def sampled_comparisons(
+    run: Run, config: Reward | Preference, policy: Model, tuned: Params, texts: Texts, prompts: Sequence[Prompt]
+) -> tuple[Judged, Judged]:
+    """(training, held-out) comparisons of the tuned policy's own samples, as many as the stage asks for."""
+    assert config.pairs is not None, "the config checks that a stage without data has pairs"
+    repeated, held_out = dealt_prompts(run, prompts, config.pairs)
+    sampler = sampler_of(run, policy, texts)
+    train = sample_pairs(run, sampler, tuned, texts, repeated, temperature=config.temperature, offset=0)
+    aside = sample_pairs(run, sampler, tuned, texts, held_out, temperature=config.temperature, offset=config.pairs)
+    if not train.comparisons or not aside.comparisons:
+        raise ValueError("the policy gave the same reply twice to every prompt: there is nothing to compare")
+    return train, aside
+
+
 def sample_rated(
     run: Run,
     sampler: Sampler,
@@ -89,6 +106,28 @@ def sample_rated(
     world = world_of(run.experiment)
     replies = sample_replies(run, sampler, params, texts, prompts, temperature=temperature, sample=sample)
     return tuple(Rated(p, reply, world.gold(p.key, reply)) for p, reply in zip(prompts, replies, strict=True))
+
+
+def sampler_of(run: Run, policy: Model, texts: Texts) -> Sampler:
+    """A sampler of the experiment's replies, ended as in PPO."""
+    experiment, size = run.experiment, run.experiment.evaluation
+    return make_sampler(
+        policy,
+        texts.tokenizer,
+        run.mesh,
+        rows=size.rows,
+        prompt_length=experiment.text.prompt_length,
+        new_tokens=size.new_tokens,
+        ending=ending_of(texts, experiment.ppo),
+    )
+
+
+def dealt_prompts(run: Run, prompts: Sequence[Prompt], count: int) -> tuple[list[Prompt], Sequence[Prompt]]:
+    """(`count` prompts to train on, each as often as it takes; the last ones, held out: of the same kind, but unseen by training)."""
+    held_out = prompts[-run.experiment.evaluation.prompts :]
+    asked = {prompt.turns for prompt in held_out}
+    prompts = [prompt for prompt in prompts if prompt.turns not in asked]
+    return [prompts[n % len(prompts)] for n in range(count)], held_out
 
 
 def sample_replies(

@@ -137,7 +137,8 @@ def evaluate(
         figures |= row_figures(name, written[name])
     if experiment.evaluation.best_of is not None:
         judge, params = policies["sft"]
-        written["best_of_n"] = pick(judge, params, prompts, experiment.evaluation.best_of, temperature)
+        written["best_of_n"], curve = pick(judge, params, prompts, experiment.evaluation.best_of, temperature)
+        figures |= {f"best_of_{n}/{name}": mean for n, means in curve.items() for name, mean in means.items()}
         figures |= row_figures("best_of_n", written["best_of_n"])
         figures["best_of_n/kl_bound"] = best_of_n_kl(experiment.evaluation.best_of)
     for name in AFTER_SFT:
@@ -177,10 +178,13 @@ def row_figures(name: str, written: Written) -> Figures:
     return figures
 
 
-def pick(judge: Judge, params: Params, prompts: Sequence[Prompt], n: int, temperature: float) -> Written:
-    """Of n samples to each prompt the one that the reward model scores highest; its first sample is that of `Judge.sampled`.
+def pick(
+    judge: Judge, params: Params, prompts: Sequence[Prompt], n: int, temperature: float
+) -> tuple[Written, dict[int, Figures]]:
+    """(of n samples to each prompt the one that the reward model scores highest, what the best of 1, 2, 4, ... n is worth).
 
-    What the best of fewer is worth is estimated from the same samples and written as metrics, whose step is the number of samples.
+    The first of the samples is that of `Judge.sampled`. What the best of fewer is worth is estimated from all n; it is written as metrics,
+    too, whose step is the number of samples.
     Source: Stiennon et al. 2020 (arXiv:2009.01325), appendix G.3; Nakano et al. 2021 (arXiv:2112.09332), appendix I, for the estimate.
     """
     pool: list[Written] = []
@@ -189,15 +193,18 @@ def pick(judge: Judge, params: Params, prompts: Sequence[Prompt], n: int, temper
             pool.append(judge.drawn(params, prompts, reply_lengths, temperature=temperature, sample=sample))
             bar.advance()
     rows = {name: np.stack([written.rows[name] for written in pool], axis=1) for name in pool[0].rows}
+    curve: dict[int, Figures] = {}
     with MetricsWriter(judge.run.directory, "best_of_n", resume_step=0) as writer:
         for fewer in sorted({2**k for k in range(n.bit_length())} | {n}):
             worth = {name: rows[name] for name in MEASURES if name in rows}
             estimate = partial(best_of_n_from_pool, n=fewer)
-            means = {name: np.mean(list(map(estimate, rows["score"], values))) for name, values in worth.items()}
-            writer.write("best_of_n", fewer, {name: float(mean) for name, mean in means.items()})
+            curve[fewer] = {
+                name: float(np.mean(list(map(estimate, rows["score"], values)))) for name, values in worth.items()
+            }
+            writer.write("best_of_n", fewer, curve[fewer])
     best = np.argmax(rows["score"], axis=1)
     chosen = {name: np.take_along_axis(values, best[:, None], axis=1)[:, 0] for name, values in rows.items()}
-    return Written([pool[sample].replies[place] for place, sample in enumerate(best)], chosen)
+    return Written([pool[sample].replies[place] for place, sample in enumerate(best)], chosen), curve
 
 
 def reply_lengths(rollout: Rollout) -> dict[str, np.ndarray]:

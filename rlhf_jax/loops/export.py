@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -54,10 +56,6 @@ def export_policy(experiment: Experiment, directory: Path, out: Path, data_root:
     """
     stage, steps, keys = last_policy(experiment)
     check_llama2c(experiment.policy)
-    if experiment.ilql is not None:
-        warnings.warn(
-            "the critics of the ilql stage are left out: the file holds the policy that they guide", stacklevel=2
-        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is there already; choose another --out")
     kept = directory / TOKENIZER
@@ -72,8 +70,17 @@ def export_policy(experiment: Experiment, directory: Path, out: Path, data_root:
     if newest is None:
         raise FileNotFoundError(f"{folder} has no intact checkpoint: stage {stage!r} of this run has not come to one")
     params = {name: part for name, part in load_part(newest, *keys).items() if name != "score"}
-    save_llama2c(out / MODEL, experiment.policy, params)
-    save_tokenizer(tokenizer, out)
+    if experiment.ilql is not None:
+        warnings.warn(
+            "the critics of the ilql stage are left out: the file holds the policy that they guide", stacklevel=2
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        written = Path(folder) / out.name
+        written.mkdir()
+        save_llama2c(written / MODEL, experiment.policy, params)
+        save_tokenizer(tokenizer, written)
+        os.replace(written, out)  # whole or not at all; an empty folder gives way
     return Exported(stage, int(newest.name), steps)
 
 

@@ -1,4 +1,4 @@
-"""All stages of an experiment in their order: text, SFT, comparisons, reward model, PPO, evaluation."""
+"""All stages of an experiment in their order: text, SFT, reward model, then preferences, ILQL or PPO, evaluation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.config import ModelConfig, Preference, Reward
+from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.batches import Mixture, pad_labels, pad_pairs, token_batches
 from rlhf_jax.data.encode import EncodedLabel, EncodedPair
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledReply, Prompt
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
 from rlhf_jax.eval.preference import mean_and_error, wilson_interval
 from rlhf_jax.feedback.simulated import bayes_agreement
 from rlhf_jax.files import write_atomic
-from rlhf_jax.loops.collect import Judged, sample_pairs, sample_rated, write_collected
+from rlhf_jax.loops.collect import dealt_prompts, sample_rated, sampled_comparisons, sampler_of, write_collected
 from rlhf_jax.loops.evaluate import (
     Figures,
     evaluate,
@@ -33,14 +33,22 @@ from rlhf_jax.loops.reward import rescaled, run_reward, score_all
 from rlhf_jax.loops.rlhf import Scorer, ending_of, model_scorer, run_ppo, text_scorer
 from rlhf_jax.loops.run import Run
 from rlhf_jax.loops.sft import run_sft
-from rlhf_jax.loops.sources import Texts, load_examples, open_texts, policy_prompts, world_of
+from rlhf_jax.loops.sources import (
+    Examples,
+    Texts,
+    load_examples,
+    open_texts,
+    policy_prompts,
+    stage_examples,
+    world_of,
+)
 from rlhf_jax.losses.reward import gain_and_bias
 from rlhf_jax.models import Model, build_model
 from rlhf_jax.models.convert.llama2c import load_llama2c
 from rlhf_jax.models.params import carry_over, count_parameters
 from rlhf_jax.report.metrics import read_metrics
 from rlhf_jax.rollout.guided import guided
-from rlhf_jax.rollout.replies import Sampler, make_sampler, response_texts
+from rlhf_jax.rollout.replies import response_texts
 from rlhf_jax.sharding import initialise, place
 from rlhf_jax.types import Params, Rollout
 
@@ -71,6 +79,7 @@ def run_experiment(run: Run) -> Outcome:
     texts = open_texts(run)
     # What cannot work is refused here, before anything is trained.
     prompts, held_out = policy_prompts(run)
+    examples = stage_examples(run)
     ending_of(texts, experiment.ppo)
     policy = build_model(dataclasses.replace(experiment.policy, head="lm"))
     start = start_params(run, policy.config)
@@ -82,12 +91,12 @@ def run_experiment(run: Run) -> Outcome:
         outcome.figures |= sft_figures(run)
     reward = None
     if experiment.reward is not None:
-        reward = reward_stage(run, policy, tuned, texts, prompts, outcome)
+        reward = reward_stage(run, policy, tuned, texts, prompts, examples.get("reward"), outcome)
     learned, preferred, guide = None, None, None
     if experiment.preference is not None:
-        preferred = preference_stage(run, policy, tuned, texts, prompts, outcome)
+        preferred = preference_stage(run, policy, tuned, texts, prompts, examples.get("preference"), outcome)
     if experiment.ilql is not None:
-        guide = ilql_stage(run, policy, tuned, texts, prompts, outcome)
+        guide = ilql_stage(run, policy, tuned, texts, prompts, examples.get("ilql"), outcome)
     if experiment.ppo is not None:
         learned = ppo_stage(run, policy, tuned, reward, texts, prompts)
     if measure is not None and learned is not None:
@@ -149,7 +158,13 @@ def sft_figures(run: Run) -> Figures:
 
 
 def reward_stage(
-    run: Run, policy: Model, tuned: Params, texts: Texts, prompts: Sequence[Prompt], outcome: Outcome
+    run: Run,
+    policy: Model,
+    tuned: Params,
+    texts: Texts,
+    prompts: Sequence[Prompt],
+    examples: Examples | None,
+    outcome: Outcome,
 ) -> Trained:
     """The reward model of the experiment, with its accuracy on held-out prompts in the outcome."""
     experiment, config = run.experiment, run.experiment.reward
@@ -162,7 +177,7 @@ def reward_stage(
         outcome.figures["reward/bayes_accuracy"] = float(bayes_agreement(judged.probability).mean())
         write_collected(run.directory / COMPARISONS, train.comparisons)
     else:
-        examples = load_examples(run, config.data, (Comparison, Labelled))
+        assert examples is not None, "loaded before anything was trained"
         parts, kind, records = examples.encoded(texts), examples.kind, examples.held_out
         outcome.figures["reward/rejected_rows"] = float(examples.rejected)
 
@@ -242,22 +257,14 @@ def sample_scores(
     return np.concatenate([np.asarray(score(rollout, counts))[counts] for rollout, counts in rollouts])
 
 
-def sampler_of(run: Run, policy: Model, texts: Texts) -> Sampler:
-    """A sampler of the experiment's replies, ended as in PPO."""
-    experiment, size = run.experiment, run.experiment.evaluation
-    return make_sampler(
-        policy,
-        texts.tokenizer,
-        run.mesh,
-        rows=size.rows,
-        prompt_length=experiment.text.prompt_length,
-        new_tokens=size.new_tokens,
-        ending=ending_of(texts, experiment.ppo),
-    )
-
-
 def preference_stage(
-    run: Run, policy: Model, tuned: Params, texts: Texts, prompts: Sequence[Prompt], outcome: Outcome
+    run: Run,
+    policy: Model,
+    tuned: Params,
+    texts: Texts,
+    prompts: Sequence[Prompt],
+    examples: Examples | None,
+    outcome: Outcome,
 ) -> Params:
     """The policy that learned from comparisons, sampled from the tuned one or read, or with KTO from labelled replies that are read."""
     config = run.experiment.preference
@@ -267,55 +274,40 @@ def preference_stage(
         parts, held_out = Mixture(((texts.encode(train.comparisons), 1.0),)), judged.comparisons
         write_collected(run.directory / COMPARISONS, train.comparisons)
     else:
-        kinds = (Comparison, LabelledReply) if config.objective == "kto" else Comparison
-        examples = load_examples(run, config.data, kinds)
+        assert examples is not None, "loaded before anything was trained"
         parts, held_out = examples.encoded(texts), examples.held_out
         outcome.figures["preference/rejected_rows"] = float(examples.rejected)
     return run_preference(run, policy, tuned, texts, parts, texts.encode(held_out))
 
 
 def ilql_stage(
-    run: Run, policy: Model, tuned: Params, texts: Texts, prompts: Sequence[Prompt], outcome: Outcome
+    run: Run,
+    policy: Model,
+    tuned: Params,
+    texts: Texts,
+    prompts: Sequence[Prompt],
+    examples: Examples | None,
+    outcome: Outcome,
 ) -> Trained:
-    """The tuned policy, guided by critics of its own samples or of comparisons that are read."""
+    """The tuned policy, guided by critics of its own samples, or of comparisons and labelled replies that are read."""
     config = run.experiment.ilql
     assert config is not None
     if config.data is None:
         assert config.replies is not None, "the config checks that a stage without data has replies"
         repeated, aside = dealt_prompts(run, prompts, config.replies)
         draw = partial(sample_rated, run, sampler_of(run, policy, texts), tuned, texts, temperature=config.temperature)
-        train, held_out = draw(repeated, sample=0), draw(aside, sample=1)
+        # Behind those of the reward model's pairs: it should not judge the replies that it was trained on.
+        first = 0 if run.experiment.reward is None else (run.experiment.reward.pairs or 0) + 2
+        train, held_out = draw(repeated, sample=first), draw(aside, sample=first + 1)
         write_collected(run.directory / RATED, train)
         parts = Mixture(((texts.encode(train), 1.0),))
     else:
-        examples = load_examples(run, config.data, (Comparison, LabelledReply))
+        assert examples is not None, "loaded before anything was trained"
         sides = ((texts.encode(rated_of(records)), weight) for records, weight in examples.parts)
         parts, held_out = Mixture(tuple(sides)), rated_of(examples.held_out)
         outcome.figures["ilql/rejected_rows"] = float(examples.rejected)
     critics, params = run_ilql(run, tuned, texts, parts, texts.encode(held_out))
     return Trained(guided(policy, critics), guidance(tuned, params, config.beta))
-
-
-def dealt_prompts(run: Run, prompts: Sequence[Prompt], count: int) -> tuple[list[Prompt], Sequence[Prompt]]:
-    """(`count` prompts to train on, each as often as it takes; the last ones, held out: of the same kind, but unseen by training)."""
-    held_out = prompts[-run.experiment.evaluation.prompts :]
-    asked = {prompt.turns for prompt in held_out}
-    prompts = [prompt for prompt in prompts if prompt.turns not in asked]
-    return [prompts[n % len(prompts)] for n in range(count)], held_out
-
-
-def sampled_comparisons(
-    run: Run, config: Reward | Preference, policy: Model, tuned: Params, texts: Texts, prompts: Sequence[Prompt]
-) -> tuple[Judged, Judged]:
-    """(training, held-out) comparisons of the tuned policy's own samples, as many as the stage asks for."""
-    assert config.pairs is not None, "the config checks that a stage without data has pairs"
-    repeated, held_out = dealt_prompts(run, prompts, config.pairs)
-    sampler = sampler_of(run, policy, texts)
-    train = sample_pairs(run, sampler, tuned, texts, repeated, temperature=config.temperature, offset=0)
-    aside = sample_pairs(run, sampler, tuned, texts, held_out, temperature=config.temperature, offset=config.pairs)
-    if not train.comparisons or not aside.comparisons:
-        raise ValueError("the policy gave the same reply twice to every prompt: there is nothing to compare")
-    return train, aside
 
 
 def ppo_stage(

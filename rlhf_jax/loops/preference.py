@@ -63,6 +63,7 @@ def run_preference(
     length, pad = experiment.text.length, texts.tokenizer.pad
     make_batches = reply_batches if config.objective == "kto" else preference_batches
     batches = make_batches(parts, config.optim.rows, length, pad, experiment.seed)
+    run.note_cut("preference", batches.cut)
     loss, update = make_preference_step(model, config)
     complete = compile_function(partial(completed, model=model), run.mesh)
     step = compile_step(update, run.mesh)

@@ -45,6 +45,7 @@ def run_reward(
     make_batches, pad_all = (label_batches, pad_labels) if labelled else (preference_batches, pad_pairs)
     length, pad = experiment.text.length, texts.tokenizer.pad
     batches = make_batches(parts, config.optim.rows, length, pad, experiment.seed)
+    run.note_cut("reward", batches.cut)
     loss, update = make_reward_step(model, config.optim, labelled=labelled)
     step = compile_step(update, run.mesh)
 

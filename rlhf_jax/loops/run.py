@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.checkpoint import Checkpoints
 from rlhf_jax.config import Experiment
+from rlhf_jax.data.encode import Cut
 from rlhf_jax.data.sources import find_data_root
 from rlhf_jax.report.metrics import MetricsWriter
 from rlhf_jax.report.progress import progress
@@ -49,6 +50,12 @@ class Run:
     def key(self, stage: str) -> jax.Array:
         """The random key of a stage: a function of the experiment's seed and the stage alone."""
         return jax.random.fold_in(jax.random.key(self.experiment.seed), STAGES.index(stage))
+
+    def note_cut(self, stage: str, cut: Cut) -> None:
+        """Adds how many examples a stage has, and how many of them were too long, to the figures."""
+        self.noted[f"{stage}/examples"] = float(cut.examples)
+        self.noted[f"{stage}/cut_prompts"] = float(cut.prompts)
+        self.noted[f"{stage}/cut_replies"] = float(cut.replies)
 
     def data(self) -> Path:
         """The data root. Raises: FileNotFoundError with what was looked for."""

@@ -73,14 +73,8 @@ def run_sft(
         batches = token_batches(encoded, config.optim.rows, length, pad, experiment.seed)
     else:
         batches = packed_batches(encoded, config.optim.rows, config.pack_length, pad, experiment.seed, longest=length)
-    run.noted.update(
-        {
-            "sft/examples": float(batches.cut.examples),
-            "sft/cut_prompts": float(batches.cut.prompts),
-            "sft/cut_replies": float(batches.cut.replies),
-            "sft/rejected_rows": float(examples.rejected),
-        }
-    )
+    run.note_cut("sft", batches.cut)
+    run.noted["sft/rejected_rows"] = float(examples.rejected)
     loss, update = make_sft_step(model, config.optim)
     step = compile_step(update, run.mesh)
 

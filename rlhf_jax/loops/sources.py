@@ -24,7 +24,7 @@ from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledRe
 from rlhf_jax.data.sources import load_source, split_by_prompt
 from rlhf_jax.data.templates import Template, get_template
 from rlhf_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer, train_sentencepiece
-from rlhf_jax.files import read_sealed, write_sealed
+from rlhf_jax.files import check_seal, read_sealed, write_sealed
 from rlhf_jax.loops.run import Run
 from rlhf_jax.worlds.instruct import InstructWorld
 
@@ -78,6 +78,7 @@ def open_texts(run: Run) -> Texts:
         # One tokenizer for all seeds: the corpus of seed 0. It stays with the run, whose checkpoints mean nothing under another.
         corpus = InstructWorld(seed=0).corpus(CORPUS)
         trained = train_sentencepiece(corpus, int(size), cache_directory() / "tokenizers")
+        check_seal(kept, trained.model)
         write_sealed(kept, trained.model)
         tokenizer = trained
     else:
@@ -96,7 +97,7 @@ def kept_tokenizer(path: Path) -> SentencePieceTokenizer:
         return SentencePieceTokenizer(read_sealed(path))
     except ValueError as error:
         raise ValueError(
-            f"{error}; take both from another seed of this experiment, or delete it to have it trained again"
+            f"{error}; take both from another seed of this experiment, or delete {path.name} alone to have it trained again"
         ) from error
 
 
@@ -117,10 +118,13 @@ class Examples:
         return Mixture(tuple((texts.encode(records), weight) for records, weight in self.parts))
 
 
-def load_examples(run: Run, mixture: MixtureConfig, kind: type | tuple[type, ...]) -> Examples:
+def load_examples(
+    run: Run, mixture: MixtureConfig, kind: type | tuple[type, ...], *, together: bool = False
+) -> Examples:
     """All records of a mixture. The world's held-out share is its own held-out split; files are split by prompt.
 
-    Raises: ValueError for a source of another kind of record than asked for, or one that is empty.
+    Raises: ValueError for a source of another kind of record than asked for, or one that is empty; and for sources of different kinds,
+    unless these may stand together.
     """
     parts, held_out, rejected = [], [], 0
     for source, weight in mixture.sources:
@@ -139,7 +143,7 @@ def load_examples(run: Run, mixture: MixtureConfig, kind: type | tuple[type, ...
             )
         parts.append((train, weight))
         held_out += aside
-    if len({type(records[0]) for records, _ in parts}) > 1:
+    if not together and len({type(records[0]) for records, _ in parts}) > 1:
         raise ValueError(f"the sources {[name for name, _ in mixture.sources]} give records of different kinds")
     return Examples(tuple(parts), tuple(held_out), rejected)
 
@@ -154,7 +158,8 @@ def _world_demonstrations(experiment: Experiment) -> tuple[tuple[Demonstration, 
 
 
 def policy_prompts(run: Run) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
-    """(training, held-out) prompts: of the experiment's mixture; else the world's, behind its demonstrations; else those of SFT, if any.
+    """(training, held-out) prompts: of the experiment's mixture; else the world's, behind its demonstrations; else those of the first stage
+    that reads replies to any.
 
     Raises: ValueError where fewer prompts are held out than the evaluation asks for.
     """
@@ -166,10 +171,11 @@ def policy_prompts(run: Run) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
         return train, world.prompts("held_out_prompts", count)
     name = "prompts"
     if mixture is None:
-        if experiment.sft is None:
+        found = first_mixture(experiment)
+        if found is None:
             return [], []
-        name, mixture = "sft.data", experiment.sft.data
-    examples = load_examples(run, mixture, (Prompt, Demonstration, Comparison, LabelledReply))
+        name, mixture = found
+    examples = load_examples(run, mixture, (Prompt, Demonstration, Comparison, LabelledReply), together=True)
     train = _distinct(record for records, _ in examples.parts for record in records)
     held_out = _distinct(examples.held_out)
     if len(held_out) < count:
@@ -177,6 +183,38 @@ def policy_prompts(run: Run) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
             f"evaluation.prompts={count}, but {name}.held_out={mixture.held_out} leaves {len(held_out)} held out"
         )
     return train, held_out[:count]
+
+
+def first_mixture(experiment: Experiment) -> tuple[str, MixtureConfig] | None:
+    """(field, mixture) of the first stage that reads replies to prompts; that of a reward model counts where the best of n is asked for."""
+    names = ["sft", "preference", "ilql", *(["reward"] if experiment.evaluation.best_of is not None else [])]
+    mixtures = ((name, getattr(getattr(experiment, name), "data", None)) for name in names)
+    return next(((f"{name}.data", mixture) for name, mixture in mixtures if mixture is not None), None)
+
+
+def stage_examples(run: Run) -> dict[str, Examples]:
+    """What the stages before PPO read from files, by stage; SFT loads its own.
+
+    Raises: what `load_examples` raises, and ValueError for held-out replies that KTO cannot measure.
+    """
+    experiment = run.experiment
+    replies = (Comparison, LabelledReply)
+    by_kto = experiment.preference is not None and experiment.preference.objective == "kto"
+    kinds = {
+        "reward": (Comparison, Labelled),
+        "preference": replies if by_kto else (Comparison,),
+        "ilql": replies,
+    }
+    found: dict[str, Examples] = {}
+    for name, kind in kinds.items():
+        mixture = getattr(getattr(experiment, name), "data", None)
+        if mixture is not None:
+            found[name] = load_examples(run, mixture, kind, together=kind == replies)
+    if by_kto and "preference" in found and len(_distinct(found["preference"].held_out)) == 1:
+        raise ValueError(
+            "preference.data.held_out leaves one prompt, and KTO measures from replies to other prompts: raise it, or set it to 0"
+        )
+    return found
 
 
 def _distinct(records: Iterable[Record]) -> list[Prompt]:

@@ -10,6 +10,7 @@ from rlhf_jax.report.progress import duration
 from rlhf_jax.report.runs import Figure
 
 POLICIES = ("untrained", "sft", "best_of_n", "preference", "ilql", "ppo")
+OF_DATA = ("examples", "cut_prompts", "cut_replies", "rejected_rows")  # of a stage, not of its policy
 SECONDS = "seconds/"
 SPREADS = ("_error", "_low", "_high")  # stand beside their figure, never as figures of their own
 
@@ -29,7 +30,7 @@ def figure_tables(figures: Mapping[str, Figure]) -> list[FigureTable]:
     by_policy: dict[str, dict[str, str]] = {}
     for name in names:
         policy, _, rest = name.partition("/")
-        if policy in POLICIES:
+        if policy in POLICIES and rest not in OF_DATA:
             by_policy.setdefault(rest, {})[policy] = name
     # A figure that one policy alone has says nothing beside empty cells.
     compared = {rest: found for rest, found in by_policy.items() if len(found) > 1}

@@ -40,15 +40,20 @@ from rlhf_jax.report.runs import RunFiles
 Runs = Mapping[str, RunFiles]
 TONES: dict[str, Tone] = {"holds": "good", "does not hold": "bad"}
 
+GAINS = {
+    "best_of_n": "best of n",
+    "preference": "preferences",
+    "ilql": "ILQL",
+    "ppo": "PPO",
+}
+MEASURES = {"gold": "gold reward", "positive_words": "word sentiment", "score": "score"}
 HEADLINES = {
     "sft/held_out_prompts/exact": "exact greedy answers after SFT",
     "reward/accuracy": "reward model accuracy",
-    "ppo_minus_sft/gold": "gold reward gained by PPO",
-    "preference_minus_sft/gold": "gold reward gained from preferences",
-    "ilql_minus_sft/gold": "gold reward gained by ILQL",
-    "best_of_n_minus_sft/gold": "gold reward gained by best of n",
-    "ppo_minus_sft/positive_words": "word sentiment gained by PPO",
-    "ppo_minus_sft/score": "score gained by PPO",
+} | {
+    f"{policy}_minus_sft/{measure}": f"{worth} gained by {means}"
+    for policy, means in GAINS.items()
+    for measure, worth in MEASURES.items()
 }
 
 
@@ -87,9 +92,10 @@ STAGES: dict[str, tuple[Curves, ...]] = {
         Curves("Loss", "nats per pair", _both("reward", "loss")),
     ),
     "Preferences": (
-        Curves("Accuracy of the implicit reward", "share of pairs", _both("preference", "accuracy")),
-        Curves("Margin", "nats per pair", _both("preference", "margin")),
-        Curves("Loss", "per pair", _both("preference", "loss")),
+        Curves("Accuracy of the implicit reward", "share", _both("preference", "accuracy")),
+        Curves("Margin", "nats", _both("preference", "margin")),
+        Curves("Loss", "per pair, of KTO per reply", _both("preference", "loss")),
+        Curves("Log-ratio of replies to other prompts", "nats", _both("preference", "baseline")),
     ),
     "Implicit Q-learning": (
         Curves("Error of Q", "reward squared", _both("ilql", "q_loss")),

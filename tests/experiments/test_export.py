@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_left_where_it_is(finished, tmp_
     (step / "commit_success.txt").unlink()
     before = sorted(copy.rglob("*"))
     experiment, directory = finished.judge.run.experiment, copy / "seed_3"
-    with pytest.warns(UserWarning, match=r"3 is damaged: commit_success\.txt missing\. It was left where it is"):
+    with pytest.warns(UserWarning, match=r"3 is not intact: commit_success\.txt missing\. It was left where it is"):
         assert export_policy(experiment, directory, tmp_path / "policy").step == 2
     assert sorted(copy.rglob("*")) == before
     shutil.rmtree(step.parent)

@@ -11,8 +11,8 @@ from rlhf_jax.data.encode import encode_comparison
 from rlhf_jax.data.schema import Comparison, LabelledReply, Provenance, user_prompt
 from rlhf_jax.feedback.simulated import bayes_agreement
 from rlhf_jax.loops import collect
+from rlhf_jax.loops.collect import sampled_comparisons, sampler_of
 from rlhf_jax.loops.ilql import rated_of
-from rlhf_jax.loops.pipeline import sampled_comparisons, sampler_of
 from rlhf_jax.loops.run import open_run
 from rlhf_jax.loops.sources import open_texts, policy_prompts
 from rlhf_jax.models import build_model

@@ -15,7 +15,7 @@ from rlhf_jax.config import PPO, Optim
 from rlhf_jax.data.templates import get_template
 from rlhf_jax.data.tokenizer import SentencePieceTokenizer
 from rlhf_jax.doctor.subjects import largest_difference
-from rlhf_jax.loops import evaluate, pipeline
+from rlhf_jax.loops import collect, evaluate
 from rlhf_jax.loops.rlhf import ending_of, make_update
 from rlhf_jax.loops.run import open_run, run_stage
 from rlhf_jax.loops.sources import Texts, open_texts, policy_prompts
@@ -92,12 +92,12 @@ def test_comparisons_and_evaluation_sample_replies_that_end_as_those_of_ppo(tmp_
         asked.append(ending)
         raise Asked
 
-    for module in (evaluate, pipeline):
+    for module in (evaluate, collect):
         monkeypatch.setattr(module, "make_sampler", record)
     with pytest.raises(Asked):
         evaluate.make_judge(run, texts, model, {}, None)
     with pytest.raises(Asked):
-        pipeline.sampled_comparisons(run, run.experiment.reward, model, {}, texts, policy_prompts(run)[0])
+        collect.sampled_comparisons(run, run.experiment.reward, model, {}, texts, policy_prompts(run)[0])
     newline = texts.tokenizer.encode("\n")
     assert asked == [Ending(texts.tokenizer.eos, newline[0], 3)] * 2
 

@@ -1,0 +1,131 @@
+"""What the stages between SFT and PPO read from files: both kinds of replies, prompts to be evaluated on, and what is refused early."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf_jax.config import (
+    ILQL,
+    SFT,
+    Evaluation,
+    Experiment,
+    Mixture,
+    ModelConfig,
+    Optim,
+    Preference,
+    Reward,
+    Text,
+    World,
+)
+from rlhf_jax.data.schema import Provenance, user_prompt
+from rlhf_jax.data.sources import split_by_prompt
+from rlhf_jax.loops.pipeline import run_experiment
+from rlhf_jax.loops.run import open_run
+from rlhf_jax.report.metrics import read_metrics
+
+OPTIM = Optim(lr=1e-3, rows=16, steps=2)
+PAIRS, SINGLES = "hh:comparisons.jsonl", "unpaired:replies.jsonl"
+
+
+def mixture(*sources: str, held_out: float = 0.3) -> Mixture:
+    return Mixture(tuple((source, 1.0) for source in sources), held_out=held_out)
+
+
+def experiment(**stages) -> Experiment:
+    """A tiny experiment without a world."""
+    usual = {
+        "evaluation": Evaluation(prompts=8, rows=8, new_tokens=4),
+        "text": Text(tokenizer="train:768", template="plain", length=48, prompt_length=40),
+    }
+    policy = ModelConfig(vocab=768, width=16, layers=1, heads=4, kv_heads=2, mlp=32, max_length=64)
+    return Experiment(name="tiny", scale="cpu", policy=policy, **(usual | stages))
+
+
+def reply(prompt: str, label: bool) -> str:
+    """A line of labelled replies."""
+    return json.dumps({"prompt": prompt, "completion": "Yes." if label else "No.", "label": label}) + "\n"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """Comparisons, and labelled replies to other prompts."""
+    root = tmp_path_factory.mktemp("data")
+    pair = "\n\nHuman: How was number {0}?\n\nAssistant: {1}"
+    comparisons = [{"chosen": pair.format(n, "It was good."), "rejected": pair.format(n, "No.")} for n in range(80)]
+    (root / "comparisons.jsonl").write_text("".join(json.dumps(row) + "\n" for row in comparisons))
+    (root / "replies.jsonl").write_text("".join(reply(f"Was number {n} good?", n % 2 == 0) for n in range(60)))
+    return root
+
+
+def run(config: Experiment, directory: Path, files: Path) -> dict[str, float]:
+    run_experiment(open_run(config, directory, data_root=files))
+    return json.loads((directory / "summary.json").read_text())
+
+
+def test_both_replies_of_comparisons_teach_critics_which_is_better(tmp_path, files):
+    stage = ILQL(data=mixture(PAIRS), optim=dataclasses.replace(OPTIM, steps=40, lr=5e-3), polyak=0.2, beta=50.0)
+    figures = run(experiment(ilql=stage), tmp_path, files)
+    held_out = read_metrics(tmp_path)["ilql/held_out"]
+    assert held_out["q_loss"].values[-1] < 0.5 * held_out["q_loss"].values[0]
+    assert figures["ilql/kl"] > 0.1
+    assert figures["sft/kl"] == pytest.approx(0, abs=1e-6), "what the critics guide is the policy they started from"
+    assert not (tmp_path / "rated.jsonl").exists()
+
+
+def test_kto_takes_comparisons_and_labelled_replies_together(tmp_path, files):
+    stage = Preference(data=mixture(PAIRS, SINGLES), objective="kto", optim=OPTIM, eval_every=1)
+    figures = run(experiment(preference=stage), tmp_path, files)
+    assert np.isfinite(figures["preference/kl"])
+    assert 60 < figures["preference/examples"] < 140 and figures["preference/cut_replies"] == 0
+
+
+def test_replies_that_were_cut_are_counted(tmp_path, files):
+    short = Text(tokenizer="train:768", template="plain", length=8, prompt_length=6)
+    stage = Preference(data=mixture(PAIRS, SINGLES), objective="kto", optim=OPTIM)
+    figures = run(experiment(preference=stage, text=short), tmp_path, files)
+    assert figures["preference/cut_prompts"] == figures["preference/examples"]
+
+
+def test_the_best_of_n_by_a_reward_model_of_files_is_picked_on_its_held_out_prompts(tmp_path, files):
+    evaluation = Evaluation(prompts=8, rows=8, new_tokens=4, best_of=2)
+    config = experiment(reward=Reward(data=mixture(PAIRS), optim=OPTIM), evaluation=evaluation)
+    figures = run(config, tmp_path, files)
+    assert figures["best_of_2/score"] == pytest.approx(figures["best_of_n/score"], abs=1e-5)
+    assert figures["best_of_n/score"] >= figures["sft/score"]
+
+
+def one_held_out() -> int:
+    """So many prompts that one of them is held out."""
+    for count in range(2, 60):
+        prompts = [user_prompt(f"Was number {n} good?", Provenance("made up", "CC0")) for n in range(count)]
+        if len(split_by_prompt(prompts, 0.1, 0)[1]) == 1:
+            return count
+    raise AssertionError("no count of prompts holds one out")
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (
+            {"preference": Preference(data=mixture(SINGLES), optim=OPTIM)},
+            "'unpaired:replies.jsonl' gave records of kind LabelledReply; this stage reads Comparison",
+        ),
+        (
+            {"preference": Preference(data=mixture("unpaired:few.jsonl", held_out=0.1), objective="kto", optim=OPTIM)},
+            r"preference\.data\.held_out leaves one prompt",
+        ),
+        ({"ilql": ILQL(data=mixture("world:instruct"), optim=OPTIM)}, "gave records of kind Demonstration"),
+    ],
+)
+def test_what_a_later_stage_cannot_read_is_refused_before_anything_is_trained(tmp_path, files, stage, message):
+    (files / "few.jsonl").write_text("".join(reply(f"Was number {n} good?", True) for n in range(one_held_out())))
+    sft = SFT(data=mixture("world:instruct"), optim=OPTIM)
+    config = experiment(world=World(demonstrations=64, prompts=32), sft=sft, **stage)
+    with pytest.raises(ValueError, match=message):
+        run(config, tmp_path / "run", files)
+    assert not (tmp_path / "run" / "checkpoints").exists()
