@@ -31,7 +31,9 @@ def test_records_come_in_order_of_file_with_place_and_licence(root):
 def test_a_wrong_request_says_what_would_be_right(root):
     with pytest.raises(KeyError, match="did you mean lines"):
         load_source("line:prompts/*.txt", root)
-    with pytest.raises(KeyError, match="alpaca or hh or imdb or lines or openings or sst2 or unpaired or unpaired_messages"):
+    with pytest.raises(
+        KeyError, match="alpaca or hh or imdb or lines or openings or sst2 or unpaired or unpaired_messages"
+    ):
         load_source("zzz:prompts/*.txt", root)
     with pytest.raises(FileNotFoundError, match=rf"'prompts/\*\.csv' under {root}"):
         load_source("lines:prompts/*.csv", root)
