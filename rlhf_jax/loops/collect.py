@@ -92,19 +92,9 @@ def sampled_comparisons(
     return train, aside
 
 
-def sample_rated(
-    run: Run,
-    sampler: Sampler,
-    params: Params,
-    texts: Texts,
-    prompts: Sequence[Prompt],
-    *,
-    temperature: float,
-    sample: int,
-) -> tuple[Rated, ...]:
-    """A sampled reply to each prompt with the world's reward."""
+def rate(run: Run, prompts: Sequence[Prompt], replies: Sequence[str]) -> tuple[Rated, ...]:
+    """A reply to each prompt with the world's reward."""
     world = world_of(run.experiment)
-    replies = sample_replies(run, sampler, params, texts, prompts, temperature=temperature, sample=sample)
     return tuple(Rated(p, reply, world.gold(p.key, reply)) for p, reply in zip(prompts, replies, strict=True))
 
 

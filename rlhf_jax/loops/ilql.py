@@ -61,21 +61,20 @@ def run_ilql(
         state, metrics = step(state, place_batch(batches[number], run.mesh))
         return state, metrics, None
 
-    evaluate = None
+    measure = None
     if held_out:
 
         def measured(both: tuple[Params, Params], batch):
             return loss(both[0], with_targets(both[1], batch, critics=critics.values))
 
         measure = make_evaluation(measured, run, pad_rewarded(held_out, length, pad), experiment.evaluation.rows)
-        evaluate = lambda state: measure((state.train.params, state.slow))  # noqa: E731
     state = run_stage(
         run,
         "ilql",
         fresh_critics(run, params, config),
         advance,
         config.optim.total,
-        evaluate=evaluate,
+        evaluate=None if measure is None else lambda state: measure((state.train.params, state.slow)),
         eval_every=config.eval_every,
         show=("q_loss", "value_loss", "v"),
     )

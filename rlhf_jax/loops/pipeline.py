@@ -19,7 +19,7 @@ from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
 from rlhf_jax.eval.preference import mean_and_error, wilson_interval
 from rlhf_jax.feedback.simulated import bayes_agreement
 from rlhf_jax.files import write_atomic
-from rlhf_jax.loops.collect import dealt_prompts, sample_rated, sampled_comparisons, sampler_of, write_collected
+from rlhf_jax.loops.collect import dealt_prompts, rate, sample_replies, sampled_comparisons, sampler_of, write_collected
 from rlhf_jax.loops.evaluate import (
     Figures,
     evaluate,
@@ -295,10 +295,13 @@ def ilql_stage(
     if config.data is None:
         assert config.replies is not None, "the config checks that a stage without data has replies"
         repeated, aside = dealt_prompts(run, prompts, config.replies)
-        draw = partial(sample_rated, run, sampler_of(run, policy, texts), tuned, texts, temperature=config.temperature)
+        draw = partial(
+            sample_replies, run, sampler_of(run, policy, texts), tuned, texts, temperature=config.temperature
+        )
         # Behind those of the reward model's pairs: it should not judge the replies that it was trained on.
         first = 0 if run.experiment.reward is None else (run.experiment.reward.pairs or 0) + 2
-        train, held_out = draw(repeated, sample=first), draw(aside, sample=first + 1)
+        train = rate(run, repeated, draw(repeated, sample=first))
+        held_out = rate(run, aside, draw(aside, sample=first + 1))
         write_collected(run.directory / RATED, train)
         parts = Mixture(((texts.encode(train), 1.0),))
     else:

@@ -11,6 +11,7 @@ import pytest
 
 from experiments import execute, run
 from experiments.registry import Claim, Entry, find
+from rlhf_jax.files import exclusive
 from rlhf_jax.report.runs import Figure, combine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -317,3 +318,9 @@ def test_the_sharded_smoke_run_finishes_in_a_process_of_its_own(tmp_path):
 def test_algorithms_that_cannot_be_run_are_told_before_anything_is_written(tmp_path, capsys, names, said):
     assert said in error_of(capsys, command(tmp_path / "study", name="exact/on_policy", algorithms=names))
     assert not (tmp_path / "study").exists()
+
+
+def test_a_run_that_another_process_is_at_work_in_is_left_to_it(tmp_path, capsys):
+    with exclusive(tmp_path / "run"):
+        assert "another process is at work in" in error_of(capsys, command(tmp_path / "run"))
+    assert not list((tmp_path / "run").iterdir())

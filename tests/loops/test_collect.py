@@ -72,8 +72,10 @@ def test_sampled_replies_carry_the_reward_of_the_world(run):
     world = collect.world_of(run.experiment)
     prompts = world.prompts("train", 5)
     params = model.init(jax.random.key(0))
-    draw = partial(collect.sample_rated, run, sampler_of(run, model, texts), params, texts, prompts, temperature=1.0)
-    rated = draw(sample=0)
+    draw = partial(collect.sample_replies, run, sampler_of(run, model, texts), params, texts, prompts, temperature=1.0)
+    replies = draw(sample=0)
+    rated = collect.rate(run, prompts, replies)
+    assert [record.reply for record in rated] == replies
     assert [record.reward for record in rated] == [world.gold(record.prompt.key, record.reply) for record in rated]
     assert [record.prompt for record in rated] == list(prompts)
-    assert draw(sample=0) == rated and draw(sample=1) != rated
+    assert draw(sample=0) == replies and draw(sample=1) != replies

@@ -129,3 +129,15 @@ def test_what_a_later_stage_cannot_read_is_refused_before_anything_is_trained(tm
     with pytest.raises(ValueError, match=message):
         run(config, tmp_path / "run", files)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_replies_of_critics_are_none_that_the_reward_model_was_trained_on(tmp_path, files):
+    reward, critics = Reward(data=None, pairs=16, optim=OPTIM), ILQL(data=None, replies=16, optim=OPTIM)
+    run(experiment(world=World(demonstrations=64, prompts=24), reward=reward, ilql=critics), tmp_path, files)
+    pairs, rated = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("comparisons", "rated")
+    )
+    judged = {(row["key"], row[side]) for row in pairs for side in ("chosen", "rejected")}
+    assert len(rated) == len({row["key"] for row in rated}) == 16
+    assert judged.isdisjoint((row["key"], row["reply"]) for row in rated)
