@@ -122,7 +122,18 @@ def initialise(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -> 
     """`init(key)`, each device making only its own shard."""
     shapes = jax.eval_shape(init, key)
     with jax.set_mesh(mesh):
-        return jax.jit(init, out_shardings=tree_shardings(shapes, mesh))(key)
+        return jax.jit(init, out_shardings=tree_shardings(shapes, mesh), compiler_options=compiler_options(mesh))(key)
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """What XLA is told for this mesh: on CPUs that stand for several devices, not to run independent collectives side by side.
+
+    A collective blocks its thread until all devices have come to it, and there are as many threads as devices: devices that came to
+    different ones first would wait for each other until XLA ends the process.
+    """
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    return None
 
 
 class Compiled:
@@ -133,7 +144,7 @@ class Compiled:
 
     def __init__(self, function: Callable, mesh: Mesh, *, donate: bool):
         self._mesh = mesh
-        self._jit = jax.jit(function, donate_argnums=(0,) if donate else ())
+        self._jit = jax.jit(function, donate_argnums=(0,) if donate else (), compiler_options=compiler_options(mesh))
 
     def __call__(self, *args):
         with jax.set_mesh(self._mesh):

@@ -273,4 +273,15 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("ema * old + (1 - ema) * new", "(1 - ema) * old + ema * new"),
         ("* new, state.ema, params)", "* new, state.ema, state.params)"),
     ],
+    ("data/encode.py", "data/test_encode.py"): [
+        ("len(ending(place)) <= limit", "len(ending(place)) <= limit + 1"),
+        ("if count and text[: places[count - 1]].strip():", "if count:"),
+        ("starts[row], ends[row] = len(short.prompt), ", "starts[row], ends[row] = len(short.prompt) + 1, "),
+    ],
+    ("loops/sources.py", "loops/test_stage_data.py"): [
+        ("weight * min(len(train), mixture.cap)", "weight * max(len(train), mixture.cap)"),
+    ],
+    ("eval/preference.py", "eval/test_preference.py"): [
+        ("(raw - chance) / (100.0 - chance)", "(raw - chance) / 100.0"),
+    ],
 }

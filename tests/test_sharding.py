@@ -19,6 +19,7 @@ from rlhf_jax.sharding import (
     batch_shardings,
     compile_function,
     compile_step,
+    compiler_options,
     constrain,
     initialise,
     logical_axes,
@@ -219,3 +220,11 @@ def test_a_step_is_compiled_once_whatever_layout_its_results_say_they_have(caplo
             state, _ = step(state, place_batch(np.ones((2, 3), np.float32), mesh))
     compiled = [record for record in caplog.records if "XLA compilation of jit(laid_out)" in record.getMessage()]
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize(("devices", "expected"), [(1, False), (8, True)])
+def test_only_a_cpu_that_stands_for_several_devices_runs_its_collectives_one_by_one(devices, expected):
+    mesh = make_mesh(MeshConfig(devices, 1, 1))
+    assert (compiler_options(mesh) is not None) == expected
+    # XLA knows the option: a name of its own it would refuse here.
+    np.testing.assert_array_equal(compile_function(lambda x: 2 * x, mesh)(jnp.arange(8.0)), 2 * jnp.arange(8.0))

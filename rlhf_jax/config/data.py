@@ -32,7 +32,7 @@ class Text:
     tokenizer: str  # "train:VOCAB" trains one on the world's corpus; else a path below the data root
     template: str
     length: int  # prompt + reply, tokens
-    prompt_length: int  # longer prompts lose their start
+    prompt_length: int  # longer prompts lose their start; documents of a template that says so, their end
 
     def __post_init__(self):
         positive(self, "length", "prompt_length")
@@ -49,14 +49,20 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Sources and their weights, and the share of prompts held out of training. A source is `ADAPTER:GLOB` or `world:instruct`."""
+    """Sources and their weights, and the share of prompts held out of training. A source is `ADAPTER:GLOB` or `world:instruct`.
+
+    Weights are shares of rows. With `cap` they are multiplied by a source's number of training examples, or by the cap where it has more:
+    examples-proportional mixing (Raffel et al. 2020, section 3.5.2; Wei et al. 2021, arXiv:2109.01652, section 2.4, where K is 3,000).
+    """
 
     sources: tuple[tuple[str, float], ...]
     held_out: float = 0.05
+    cap: int | None = None
 
     def __post_init__(self):
         require(bool(self.sources), "a mixture needs at least one source")
         for name, weight in self.sources:
             require(weight > 0, f"weight {weight} of source {name!r} must be above 0")
         fraction(self, "held_out")
+        positive(self, "cap")
         require(self.held_out < 1, f"held_out={self.held_out} leaves nothing to train on; it must be below 1")

@@ -132,6 +132,51 @@ def parse_unpaired_messages(row: Row, provenance: Provenance) -> LabelledReply |
     return _labelled_reply(Prompt(turns[:-1], provenance, key=dialogue_key(turns[:-1])), turns[-1].text, desirable)
 
 
+def parse_tldr(row: Row, provenance: Provenance) -> Demonstration | Rejected:
+    """subreddit, title, post, summary -> the post with its title before it, and the summary.
+
+    Source: the filtered TL;DR of Stiennon et al. 2020 (arXiv:2009.01325), appendix A; files that call post and summary instruction and
+    gold_response are read too.
+    """
+    subreddit, title = (_text(row, name, provenance) for name in ("subreddit", "title"))
+    post, summary = (
+        _text(row, first if first in row or other not in row else other, provenance)
+        for first, other in (("post", "instruction"), ("summary", "gold_response"))
+    )
+    if not post.strip() or not summary.strip():
+        return Rejected(provenance.place, "the post or its summary is empty")
+    return Demonstration(_post(subreddit, title, post, provenance), summary.strip())
+
+
+def parse_tldr_comparison(row: Row, provenance: Provenance) -> Comparison | Rejected:
+    """info (subreddit, title, post), summaries (two, each with text), choice (0 or 1: which was preferred).
+
+    Source: the released comparisons of Stiennon et al. 2020 (arXiv:2009.01325), appendix C.
+    """
+    info = _field(row, "info", dict, "an object", provenance)
+    summaries = _field(row, "summaries", list, "an array of two summaries", provenance)
+    choice = _field(row, "choice", int, "0 or 1", provenance)
+    if len(summaries) != 2 or not all(isinstance(summary, dict) for summary in summaries):
+        raise DataError(provenance.place, "field 'summaries' is not two objects", "expected two, each with 'text'")
+    if choice not in (0, 1):
+        raise DataError(
+            provenance.place, f"field 'choice' is {choice}", "expected 0 or 1, the summary that was preferred"
+        )
+    if info.get("post") is None:
+        return Rejected(provenance.place, "of an article, not of a post")
+    subreddit, title, post = (_text(info, name, provenance) for name in ("subreddit", "title", "post"))
+    texts = [_text(summary, "text", provenance).strip() for summary in summaries]
+    if texts[0] == texts[1]:
+        return Rejected(provenance.place, "both replies are identical")
+    return Comparison(_post(subreddit, title, post, provenance), texts[choice], texts[1 - choice])
+
+
+def _post(subreddit: str, title: str, post: str, provenance: Provenance) -> Prompt:
+    """A post of a forum: where it stands and what it is called as a system turn, so that a cut leaves them whole."""
+    turns = (Turn("system", f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}"), Turn("user", post.strip()))
+    return Prompt(turns, provenance, key=dialogue_key(turns))
+
+
 def parse_line(row: Row, provenance: Provenance) -> Prompt:
     """One prompt of one user turn per line of a text file."""
     return user_prompt(_text(row, "text", provenance), provenance)
@@ -155,6 +200,8 @@ ADAPTERS: dict[str, Adapter] = {
     "imdb": Adapter(read_text_members, parse_imdb),
     "unpaired": Adapter(read_json, parse_unpaired),
     "unpaired_messages": Adapter(read_json, parse_unpaired_messages),
+    "tldr": Adapter(read_jsonl, parse_tldr),
+    "tldr_comparisons": Adapter(read_jsonl, parse_tldr_comparison),
     "lines": Adapter(read_lines, parse_line),
     "openings": Adapter(read_lines, parse_opening),
 }

@@ -7,13 +7,15 @@ holds the pad id are both safe.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledReply, Prompt, Rated
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledReply, Prompt, Rated, Turn
 from rlhf_jax.data.templates import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.types import TokenBatch
@@ -26,6 +28,7 @@ class Encoded:
     prompt: tuple[int, ...]
     reply: tuple[int, ...] = ()
     head: int = 0  # how many leading tokens of the prompt (the bos) stay when it is too long
+    shortened: bool = False  # whether its text was too long and lost its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +60,15 @@ class EncodedLabel:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How many of the examples were too long: those whose prompt lost its start, and those whose reply lost its end."""
+    """How many of the examples were too long: those whose prompt lost a part, and those whose reply lost its end."""
 
     examples: int
     prompts: int
     replies: int
 
 
-def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, template: Template) -> Encoded:
-    """bos and the prompt, ending where the reply starts.
+def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, template: Template, limit: int | None = None) -> Encoded:
+    """bos and the prompt, ending where the reply starts; a document that the template cuts ends so that `limit` tokens hold it.
 
     Raises: ValueError for a prompt of no tokens at all, since the first token of a reply would have nothing to follow.
     """
@@ -74,27 +77,58 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, template: Template) -> E
     if not ids:
         place = prompt.provenance.place
         raise ValueError(f"the prompt from {place!r} has no tokens; expected a text, or a tokenizer with a bos token")
-    return Encoded(ids, head=len(bos))
+    whole = Encoded(ids, head=len(bos))
+    if template.loses == "start" or limit is None or len(ids) <= limit:
+        return whole
+    *before, last = prompt.turns
+
+    def ending(place: int) -> tuple[int, ...]:
+        shorter = dataclasses.replace(prompt, turns=(*before, Turn(last.role, last.text[:place].rstrip())))
+        return (*bos, *tokenizer.encode(template.prompt(shorter)))
+
+    place = longest_prefix(last.text, lambda place: len(ending(place)) <= limit)
+    return whole if place is None else dataclasses.replace(whole, prompt=ending(place), shortened=True)
 
 
-def encode_demonstration(demonstration: Demonstration, tokenizer: Tokenizer, template: Template) -> Encoded:
+def longest_prefix(text: str, fits: Callable[[int], bool]) -> int | None:
+    """Where to end a text that is too long: at its last line that fits, else its last sentence, else its last character.
+
+    None where not even the empty text fits. Source: Stiennon et al. 2020 (arXiv:2009.01325), appendix B.2, where posts end at a line.
+    """
+    ends = (
+        [match.start() for match in re.finditer(r"\n", text)],
+        [match.end() for match in re.finditer(r"[.!?。！？]", text)],
+        range(len(text)),
+    )
+    for places in ends:
+        count = bisect.bisect_left(places, True, key=lambda place: not fits(place))
+        if count and text[: places[count - 1]].strip():
+            return places[count - 1]
+    return 0 if fits(0) else None
+
+
+def encode_demonstration(
+    demonstration: Demonstration, tokenizer: Tokenizer, template: Template, limit: int | None = None
+) -> Encoded:
     """The prompt, the reply and eos."""
-    prompt = encode_prompt(demonstration.prompt, tokenizer, template)
+    prompt = encode_prompt(demonstration.prompt, tokenizer, template, limit)
     return _with_reply(prompt, demonstration.reply, tokenizer, template)
 
 
-def encode_comparison(comparison: Comparison, tokenizer: Tokenizer, template: Template) -> EncodedPair:
+def encode_comparison(
+    comparison: Comparison, tokenizer: Tokenizer, template: Template, limit: int | None = None
+) -> EncodedPair:
     """Both replies, each with eos, after the same prompt ids."""
-    prompt = encode_prompt(comparison.prompt, tokenizer, template)
+    prompt = encode_prompt(comparison.prompt, tokenizer, template, limit)
     chosen, rejected = (
         _with_reply(prompt, reply, tokenizer, template) for reply in (comparison.chosen, comparison.rejected)
     )
     return EncodedPair(chosen, rejected, comparison.margin, comparison.weight)
 
 
-def encode_rated(rated: Rated, tokenizer: Tokenizer, template: Template) -> EncodedReward:
+def encode_rated(rated: Rated, tokenizer: Tokenizer, template: Template, limit: int | None = None) -> EncodedReward:
     """The prompt, the reply and eos, with the reward."""
-    prompt = encode_prompt(rated.prompt, tokenizer, template)
+    prompt = encode_prompt(rated.prompt, tokenizer, template, limit)
     return EncodedReward(_with_reply(prompt, rated.reply, tokenizer, template), rated.reward)
 
 
@@ -107,9 +141,11 @@ def encode_labelled(labelled: Labelled, tokenizer: Tokenizer) -> EncodedLabel:
     return EncodedLabel(Encoded(bos, tuple(tokenizer.encode(labelled.text)), head=len(bos)), labelled.label)
 
 
-def encode_labelled_reply(labelled: LabelledReply, tokenizer: Tokenizer, template: Template) -> EncodedLabel:
+def encode_labelled_reply(
+    labelled: LabelledReply, tokenizer: Tokenizer, template: Template, limit: int | None = None
+) -> EncodedLabel:
     """The prompt, the reply and eos; 1 where the reply is desirable."""
-    prompt = encode_prompt(labelled.prompt, tokenizer, template)
+    prompt = encode_prompt(labelled.prompt, tokenizer, template, limit)
     return EncodedLabel(_with_reply(prompt, labelled.reply, tokenizer, template), int(labelled.desirable))
 
 
@@ -141,7 +177,7 @@ def count_cut(examples: Sequence[Encoded | EncodedPair], length: int) -> Cut:
             sides = [(example.chosen, short.chosen), (example.rejected, short.rejected)]
         else:
             sides = [(example, cut(example, length))]
-        prompts += any(len(after.prompt) < len(before.prompt) for before, after in sides)
+        prompts += any(before.shortened or len(after.prompt) < len(before.prompt) for before, after in sides)
         replies += any(len(after.reply) < len(before.reply) for before, after in sides)
     return Cut(len(examples), prompts, replies)
 

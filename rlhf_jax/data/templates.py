@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from typing import Literal
 
 from rlhf_jax.data.schema import Prompt, Turn
 
@@ -11,6 +12,8 @@ from rlhf_jax.data.schema import Prompt, Turn
 @dataclasses.dataclass(frozen=True)
 class Template:
     """The text around turns. A prompt ends with `opening`; a reply is `before_reply` + its text + `after_reply`.
+
+    A prompt that is too long loses the start of the dialogue, or, where its last turn is a document, the end of that (`loses`).
 
     What belongs to the reply is tokenised with it: a blank after "Assistant:" would otherwise be a token of its own at
     the end of every prompt, which no training text has there.
@@ -23,6 +26,7 @@ class Template:
     opening: str = ""
     before_reply: str = ""
     after_reply: str = ""
+    loses: Literal["start", "end of document"] = "start"
 
     def __post_init__(self) -> None:
         for name in ("user", "assistant", "system"):
@@ -73,6 +77,14 @@ TEMPLATES: dict[str, Template] = {
         assistant="\n\nAssistant: {}",
         opening="\n\nAssistant:",
         before_reply=" ",
+    ),
+    # Stiennon et al. 2020 (arXiv:2009.01325), appendix B.2: a post between its title, which is a system turn here, and "TL;DR:".
+    "tldr": Template(
+        user="POST: {}\n\nTL;DR:",
+        assistant=" {}\n\n",
+        system="{}\n\n",
+        before_reply=" ",
+        loses="end of document",
     ),
 }
 

@@ -12,6 +12,16 @@ def accuracy(chosen: np.ndarray, rejected: np.ndarray) -> float:
     return float(np.mean(np.where(chosen == rejected, 0.5, chosen > rejected)))
 
 
+def normalised_score(raw: float, chance: float) -> float:
+    """A score in per cent, where 0 is chance and 100 perfect: 100 (raw - chance) / (100 - chance).
+
+    Source: Srivastava et al. 2022 (BIG-bench, arXiv:2206.04615), section 2.2; Chung et al. 2022 (arXiv:2210.11416), section 2.
+    """
+    if not chance < 100.0:
+        raise ValueError(f"chance is {chance} %; expected less than 100, or nothing could be above it")
+    return 100.0 * (raw - chance) / (100.0 - chance)
+
+
 def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
     """The 95 % interval of a share observed in `count` trials. Source: Wilson 1927."""
     if count < 1:

@@ -12,7 +12,13 @@ import numpy as np
 from rlhf_jax.config import Experiment
 from rlhf_jax.data.schema import Comparison, Prompt
 from rlhf_jax.eval.best_of_n import best_of_n_from_pool, best_of_n_kl
-from rlhf_jax.eval.preference import accuracy, expected_calibration_error, mean_and_error, wilson_interval
+from rlhf_jax.eval.preference import (
+    accuracy,
+    expected_calibration_error,
+    mean_and_error,
+    normalised_score,
+    wilson_interval,
+)
 from rlhf_jax.eval.sentiment_words import sentiment_balance
 from rlhf_jax.loops.rlhf import Scorer, ending_of
 from rlhf_jax.loops.run import Run
@@ -212,20 +218,26 @@ def reply_lengths(rollout: Rollout) -> dict[str, np.ndarray]:
     return {"length": np.asarray(rollout.batch.loss_mask).sum(axis=1, dtype=np.float32)}
 
 
+def accuracy_figures(share: float, count: int) -> Figures:
+    """What is right of `count` choices between two: the share, its 95 % interval, and per cent of the way from chance to all."""
+    low, high = wilson_interval(share, count)
+    return {
+        "reward/accuracy": share,
+        "reward/accuracy_low": low,
+        "reward/accuracy_high": high,
+        "reward/normalised_accuracy": normalised_score(100 * share, chance=50.0),
+    }
+
+
 def preference_figures(chosen: np.ndarray, rejected: np.ndarray) -> tuple[Figures, dict[str, list[float]]]:
     """Accuracy with its 95 % interval and calibration error of scores of held-out pairs, and what a calibration plot needs.
 
     Each pair enters the calibration once with the model's own confidence: max(p, 1 - p), and whether that side was chosen.
     """
-    share = accuracy(chosen, rejected)
-    low, high = wilson_interval(share, len(chosen))
     gap = np.abs(chosen - rejected)
     confidence = 1 / (1 + np.exp(-gap))
     right = np.where(chosen == rejected, 0.5, (chosen > rejected).astype(float))
-    figures = {
-        "reward/accuracy": share,
-        "reward/accuracy_low": low,
-        "reward/accuracy_high": high,
+    figures = accuracy_figures(accuracy(chosen, rejected), len(chosen)) | {
         "reward/calibration_error": expected_calibration_error(confidence, right),
         "reward/pairs": float(len(chosen)),
     }

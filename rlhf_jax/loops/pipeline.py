@@ -16,12 +16,13 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.batches import Mixture, pad_labels, pad_pairs, token_batches
 from rlhf_jax.data.encode import EncodedLabel, EncodedPair
 from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
-from rlhf_jax.eval.preference import mean_and_error, wilson_interval
+from rlhf_jax.eval.preference import mean_and_error
 from rlhf_jax.feedback.simulated import bayes_agreement
 from rlhf_jax.files import write_atomic
 from rlhf_jax.loops.collect import dealt_prompts, rate, sample_replies, sampled_comparisons, sampler_of, write_collected
 from rlhf_jax.loops.evaluate import (
     Figures,
+    accuracy_figures,
     evaluate,
     longer_wins,
     make_judge,
@@ -222,12 +223,7 @@ def label_figures(
     padded = pad_labels(encoded, run.experiment.text.length, texts.tokenizer.pad)
     scores = score_all(run, reward.model, reward.params, padded.text)
     right = ((scores > 0) == (np.asarray(padded.label) == 1)).astype(float)
-    low, high = wilson_interval(float(right.mean()), len(right))
-    outcome.figures |= {
-        "reward/accuracy": float(right.mean()),
-        "reward/accuracy_low": low,
-        "reward/accuracy_high": high,
-    }
+    outcome.figures |= accuracy_figures(float(right.mean()), len(right))
     outcome.calibration = {"confidence": (1 / (1 + np.exp(-np.abs(scores)))).tolist(), "right": right.tolist()}
     return scores
 

@@ -50,18 +50,23 @@ class Texts:
 
     tokenizer: Tokenizer
     template: Template
+    prompt_length: int
 
     def encode(self, records: Sequence[Record]) -> list[Any]:
         """Records of one kind as encoded examples of that kind."""
         encoders: dict[type, Callable] = {
-            Prompt: lambda r: encode_prompt(r, self.tokenizer, self.template),
-            Demonstration: lambda r: encode_demonstration(r, self.tokenizer, self.template),
-            Comparison: lambda r: encode_comparison(r, self.tokenizer, self.template),
-            Rated: lambda r: encode_rated(r, self.tokenizer, self.template),
-            Labelled: lambda r: encode_labelled(r, self.tokenizer),
-            LabelledReply: lambda r: encode_labelled_reply(r, self.tokenizer, self.template),
+            Prompt: encode_prompt,
+            Demonstration: encode_demonstration,
+            Comparison: encode_comparison,
+            Rated: encode_rated,
+            LabelledReply: encode_labelled_reply,
         }
-        return [encoders[type(record)](record) for record in records]
+        return [
+            encode_labelled(record, self.tokenizer)
+            if isinstance(record, Labelled)
+            else encoders[type(record)](record, self.tokenizer, self.template, self.prompt_length)
+            for record in records
+        ]
 
 
 def open_texts(run: Run) -> Texts:
@@ -88,7 +93,7 @@ def open_texts(run: Run) -> Texts:
             f"text.tokenizer {experiment.text.tokenizer!r} has {tokenizer.vocab_size} pieces, policy.vocab is "
             f"{experiment.policy.vocab}; it must be at least as large"
         )
-    return Texts(tokenizer, get_template(experiment.text.template))
+    return Texts(tokenizer, get_template(experiment.text.template), experiment.text.prompt_length)
 
 
 def kept_tokenizer(path: Path) -> SentencePieceTokenizer:
@@ -103,7 +108,7 @@ def kept_tokenizer(path: Path) -> SentencePieceTokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """A mixture's records: training parts with their weights, and the held-out prompts' records."""
+    """A mixture's records: training parts with the shares of rows they are to have, and the held-out prompts' records."""
 
     parts: tuple[tuple[tuple[Record, ...], float], ...]
     held_out: tuple[Record, ...]
@@ -141,7 +146,8 @@ def load_examples(
             raise ValueError(
                 f"source {source!r} gave {found}; this stage reads {' or '.join(k.__name__ for k in kinds)}"
             )
-        parts.append((train, weight))
+        # Without a cap the weights are shares of rows; with one, of examples (FLAN's r_m = min(e_m, K) / sum).
+        parts.append((train, weight if mixture.cap is None else weight * min(len(train), mixture.cap)))
         held_out += aside
     if not together and len({type(records[0]) for records, _ in parts}) > 1:
         raise ValueError(f"the sources {[name for name, _ in mixture.sources]} give records of different kinds")

@@ -158,3 +158,62 @@ def test_of_a_rated_dialogue_the_last_turn_is_the_reply():
         parse("unpaired_messages", messages=["Q"], label=True)
     with pytest.raises(DataError, match="'messages' is a str; expected an array of messages"):
         parse("unpaired_messages", messages="Q", label=True)
+
+
+PET = {"subreddit": "pets", "title": "My cat", "post": " It sleeps.\n"}
+PET_TURNS = (Turn("system", "SUBREDDIT: r/pets\n\nTITLE: My cat"), Turn("user", "It sleeps."))
+
+
+@pytest.mark.parametrize(("post", "summary"), [("post", "summary"), ("instruction", "gold_response")])
+def test_a_post_and_its_summary_whatever_the_fields_are_called(post, summary):
+    row = {"subreddit": "pets", "title": "My cat", post: " It sleeps.\n", summary: " Cat sleeps."}
+    record = parse("tldr", **row)
+    assert isinstance(record, Demonstration)
+    assert (record.prompt.turns, record.reply) == (PET_TURNS, "Cat sleeps.")
+    written = TEMPLATES["tldr"].prompt(record.prompt) + TEMPLATES["tldr"].reply(record.reply)
+    assert written == "SUBREDDIT: r/pets\n\nTITLE: My cat\n\nPOST: It sleeps.\n\nTL;DR: Cat sleeps."
+
+
+def test_posts_without_text_are_rejected_and_without_a_field_refused():
+    assert parse("tldr", **PET | {"summary": " "}) == Rejected("file.json:7", "the post or its summary is empty")
+    with pytest.raises(DataError, match=r"file.json:7: no field 'summary'"):
+        parse("tldr", **PET)
+
+
+@pytest.mark.parametrize("choice", [0, 1])
+def test_compared_summaries_keep_the_direction_of_the_choice(choice):
+    pair = parse("tldr_comparisons", info=PET, summaries=[{"text": " a"}, {"text": " b"}], choice=choice)
+    assert isinstance(pair, Comparison)
+    assert (pair.prompt.turns, pair.chosen, pair.rejected) == (PET_TURNS, "ab"[choice], "ba"[choice])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"summaries": [{"text": "a"}]}, r"'summaries' is not two objects"),
+        ({"summaries": ["a", "b"]}, r"'summaries' is not two objects"),
+        ({"choice": 2}, r"field 'choice' is 2; expected 0 or 1"),
+        ({"info": "x"}, r"field 'info' is a str"),
+    ],
+)
+def test_a_broken_comparison_of_summaries_is_refused_with_its_place(change, reason):
+    row = {"info": PET, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0} | change
+    with pytest.raises(DataError, match=rf"file.json:7: .*{reason}"):
+        parse("tldr_comparisons", **row)
+
+
+def test_comparisons_of_articles_and_of_equal_summaries_are_rejected():
+    article = {"info": {"article": "x", "post": None}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0}
+    assert parse("tldr_comparisons", **article) == Rejected("file.json:7", "of an article, not of a post")
+    equal = {"info": PET, "summaries": [{"text": "a"}, {"text": "a "}], "choice": 0}
+    assert parse("tldr_comparisons", **equal) == Rejected("file.json:7", "both replies are identical")
+
+
+def test_the_published_posts_have_their_form(data_root):
+    loaded = load_source("tldr:rl/tldr/test.json.gz", data_root)
+    assert len(loaded.records) + len(loaded.rejected) == 500
+    assert len(loaded.records) > 490
+    for record in loaded.records:
+        text = TEMPLATES["tldr"].prompt(record.prompt)
+        assert text.startswith("SUBREDDIT: r/")
+        assert text.endswith("\n\nTL;DR:")

@@ -13,12 +13,13 @@ from rlhf_jax.data.encode import (
     encode_demonstration,
     encode_labelled,
     encode_prompt,
+    longest_prefix,
     pack,
     pack_right,
     pad_left,
     pad_right,
 )
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Provenance, user_prompt
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt, Provenance, Turn, user_prompt
 from rlhf_jax.data.templates import TEMPLATES
 from rlhf_jax.data.tokenizer import load_tokenizer
 from rlhf_jax.masking import positions_of
@@ -225,3 +226,83 @@ def test_packing_loses_no_example_and_never_overfills_a_row():
     assert sorted(place for row in rows for place in row) == list(range(200))
     sizes = [min(len(e.prompt) + len(e.reply), 24) for e in examples]
     assert max(sum(sizes[place] for place in row) for row in rows) <= 24
+
+
+def post(text: str) -> Prompt:
+    """A post of a forum, as the adapter of TL;DR makes it."""
+    return Prompt((Turn("system", "SUBREDDIT: r/pets\n\nTITLE: My cat"), Turn("user", text)), HERE)
+
+
+QUERY = "SUBREDDIT: r/pets\n\nTITLE: My cat\n\nPOST: {}\n\nTL;DR:"
+LINES = ["a" * 149, "b" * 149, "c" * 149, "d" * 102]
+AROUND = len(QUERY) - 2
+
+
+def test_a_query_of_600_tokens_loses_its_last_lines_and_keeps_its_form():
+    # PAPERS 7.1, row 2.2: at most 512 tokens, cut at the last newline, "TL;DR:" at the very end without a blank.
+    text = "\n".join(LINES)
+    assert AROUND + len(text) == 600
+    encoded = encode_prompt(post(text), LettersWithoutBos(), TEMPLATES["tldr"], 512)
+    assert Letters().decode(encoded.prompt) == QUERY.format("\n".join(LINES[:3]))
+    assert len(encoded.prompt) <= 512
+    assert encoded.shortened
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "kept"),
+    [
+        ("It fits.", 8, "It fits."),
+        ("One.\nTwo. Three", 15, "One.\nTwo. Three"),
+        ("One.\nTwo. Three", 14, "One."),
+        ("One.\n\nTwo. Three", 14, "One."),  # the blank line goes with what it leads to
+        ("One. Two! Three", 12, "One. Two!"),
+        ("\nOne. Two", 7, "\nOne."),  # nothing stands before the only newline
+        ("一。二！三", 4, "一。二！"),
+        ("Onetwothree", 6, "Onetwo"),
+        ("One two", 0, ""),
+    ],
+)
+def test_a_post_ends_at_a_line_else_at_a_sentence_else_anywhere(text, room, kept):
+    encoded = encode_prompt(post(text), Letters(), TEMPLATES["tldr"], 1 + AROUND + room)
+    assert Letters().decode(encoded.prompt) == QUERY.format(kept)
+    assert encoded.prompt[0] == Letters.bos
+    assert encoded.shortened == (kept != text)
+
+
+def test_what_no_cut_of_the_post_makes_short_enough_loses_its_start_as_any_prompt_does():
+    encoded = encode_prompt(post("One."), Letters(), TEMPLATES["tldr"], AROUND)
+    assert encoded == encode_prompt(post("One."), Letters(), TEMPLATES["tldr"])
+    assert longest_prefix("One.", lambda place: False) is None
+    assert Letters().decode(pad_left([encoded], 8, 0).tokens[0].tolist()) == "\nTL;DR:"
+
+
+def test_posts_that_lost_their_end_are_counted():
+    examples = [
+        encode_prompt(post(text), Letters(), TEMPLATES["tldr"], AROUND + 8) for text in ("short", "too long for it")
+    ]
+    assert count_cut(examples, 100) == Cut(2, 1, 0)
+
+
+def test_other_templates_leave_prompts_whole_for_their_start_to_go():
+    whole = encode_prompt(PROMPT, Letters(), TEMPLATES["plain"])
+    assert encode_prompt(PROMPT, Letters(), TEMPLATES["plain"], 5) == whole
+
+
+def test_a_post_is_encoded_a_few_times_only_however_long_it_is():
+    class Counting(Letters):
+        calls = 0
+
+        def encode(self, text):
+            Counting.calls += 1
+            return super().encode(text)
+
+    encode_prompt(post("x" * 20_000), Counting(), TEMPLATES["tldr"], 512)
+    assert Counting.calls < 40
+
+
+def test_published_tokenizers_fit_posts_of_any_text_into_512(data_root):
+    tokenizer = load_tokenizer(data_root / PUBLISHED["mistral"])
+    for text in ("word " * 900, "我的猫。" * 300, ("line\n" * 200 + "end. ") * 3, "🙂" * 400):
+        ids = encode_prompt(post(text), tokenizer, TEMPLATES["tldr"], 512).prompt
+        assert 300 < len(ids) <= 512
+        assert tokenizer.decode(ids).endswith("\n\nTL;DR:")

@@ -20,6 +20,7 @@ PREAMBLE = (
         ("plain", "Say {hi}.\n"),
         ("alpaca", PREAMBLE + "### Instruction:\nSay {hi}.\n\n### Response:\n"),
         ("hh", "\n\nHuman: Say {hi}.\n\nAssistant:"),
+        ("tldr", "POST: Say {hi}.\n\nTL;DR:"),
     ],
 )
 def test_one_turn_is_written_letter_for_letter(name, expected):
@@ -36,6 +37,7 @@ def test_one_turn_is_written_letter_for_letter(name, expected):
             "Be kind.\n\n### Instruction:\nHi\n\n### Response:\nYes?\n\n### Instruction:\nBye\n\n### Response:\n",
         ),
         ("hh", "Be kind.\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Bye\n\nAssistant:"),
+        ("tldr", "Be kind.\n\nPOST: Hi\n\nTL;DR: Yes?\n\nPOST: Bye\n\nTL;DR:"),
     ],
 )
 def test_a_dialogue_is_written_letter_for_letter(name, expected):

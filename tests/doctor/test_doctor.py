@@ -100,8 +100,8 @@ def bos_twice(monkeypatch):
 
     right = encode.encode_prompt
 
-    def encode_prompt(prompt, tokenizer, template):
-        example = right(prompt, tokenizer, template)
+    def encode_prompt(*args):
+        example, tokenizer = right(*args), args[1]
         return dataclasses.replace(example, prompt=(tokenizer.bos, *example.prompt))
 
     monkeypatch.setattr(encode, "encode_prompt", encode_prompt)

@@ -5,7 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_jax.eval.preference import accuracy, expected_calibration_error, mean_and_error, wilson_interval
+from rlhf_jax.eval.preference import (
+    accuracy,
+    expected_calibration_error,
+    mean_and_error,
+    normalised_score,
+    wilson_interval,
+)
 
 
 def test_a_tie_counts_one_half():
@@ -50,3 +56,15 @@ def test_the_error_of_a_mean_by_hand():
     assert error == pytest.approx(math.sqrt(5 / 3) / 2)
     assert math.isnan(mean_and_error([7.0])[1])
     assert mean_and_error(np.array([7.0]))[0] == 7.0
+
+
+@pytest.mark.parametrize(
+    ("raw", "chance", "expected"), [(55.0, 50.0, 10.0), (50.0, 50.0, 0.0), (100.0, 25.0, 100.0), (0.0, 20.0, -25.0)]
+)
+def test_the_normalised_score_is_the_way_from_chance_to_perfect(raw, chance, expected):
+    assert normalised_score(raw, chance) == pytest.approx(expected)
+
+
+def test_a_normalised_score_needs_room_above_chance():
+    with pytest.raises(ValueError, match=r"chance is 100.0 %; expected less than 100"):
+        normalised_score(100.0, 100.0)

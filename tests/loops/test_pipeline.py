@@ -234,6 +234,7 @@ def test_all_stages_in_one_leave_figures_of_each(one_device):
     np.testing.assert_array_equal(metrics["sft/held_out"]["nll"].steps, [0, 3, 6])
     assert 0.5 <= figures["reward/bayes_accuracy"] <= 1
     assert figures["reward/accuracy_low"] <= figures["reward/accuracy"] <= figures["reward/accuracy_high"]
+    assert figures["reward/normalised_accuracy"] == pytest.approx(200 * figures["reward/accuracy"] - 100)
     assert figures["sft/kl"] == pytest.approx(0, abs=1e-5)
     assert figures["ppo/kl"] > 0
     gain = figures["ppo/score"] - figures["sft/score"]

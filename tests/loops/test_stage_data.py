@@ -22,10 +22,11 @@ from rlhf_jax.config import (
     Text,
     World,
 )
-from rlhf_jax.data.schema import Provenance, user_prompt
+from rlhf_jax.data.schema import Demonstration, Provenance, user_prompt
 from rlhf_jax.data.sources import split_by_prompt
 from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.run import open_run
+from rlhf_jax.loops.sources import load_examples
 from rlhf_jax.report.metrics import read_metrics
 
 OPTIM = Optim(lr=1e-3, rows=16, steps=2)
@@ -141,3 +142,27 @@ def test_the_replies_of_critics_are_none_that_the_reward_model_was_trained_on(tm
     judged = {(row["key"], row[side]) for row in pairs for side in ("chosen", "rejected")}
     assert len(rated) == len({row["key"] for row in rated}) == 16
     assert judged.isdisjoint((row["key"], row["reply"]) for row in rated)
+
+
+def test_a_cap_mixes_sources_by_their_sizes_up_to_it(tmp_path):
+    # PAPERS 7.3: sizes 1k, 3k, 30k and a cap of 3k (here a hundredth of each) give .1429, .4286, .4286.
+    for name, size in {"small": 10, "middle": 30, "large": 300}.items():
+        rows = [{"instruction": f"{name} {row}", "input": "", "output": "Yes."} for row in range(size)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    names = ("alpaca:small.json", "alpaca:middle.json", "alpaca:large.json")
+
+    def shares(weights=(1.0, 1.0, 1.0), **settings) -> np.ndarray:
+        data = Mixture(tuple(zip(names, weights, strict=True)), held_out=0.0, **settings)
+        run = open_run(experiment(sft=SFT(data=data, optim=OPTIM)), tmp_path / "run", data_root=tmp_path)
+        given = np.array([weight for _, weight in load_examples(run, data, Demonstration).parts])
+        return given / given.sum()
+
+    np.testing.assert_allclose(shares(cap=30), [0.1429, 0.4286, 0.4286], atol=5e-5)
+    np.testing.assert_allclose(shares(cap=1000), np.array([10, 30, 300]) / 340)
+    np.testing.assert_allclose(shares(), [1 / 3] * 3)
+    np.testing.assert_allclose(shares((3.0, 1.0, 1.0), cap=30), [1 / 3] * 3)
+
+
+def test_a_cap_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"Mixture.cap is 0; it must be above 0"):
+        Mixture((("alpaca:x.json", 1.0),), cap=0)
