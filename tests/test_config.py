@@ -19,11 +19,13 @@ from rlhf_jax.config import (
     Optim,
     Preference,
     Reward,
+    RopeScaling,
     Text,
     World,
 )
 from rlhf_jax.overrides import apply_overrides, difference, from_dict, to_dict, unknown_name
 
+SCALING = RopeScaling("llama3", 8.0)
 MODEL = ModelConfig(vocab=64, width=16, layers=2, heads=4, kv_heads=2, mlp=32, max_length=32)
 WORLD = Mixture((("world:instruct", 1.0),))
 OPTIM = Optim(lr=1e-3, rows=16)
@@ -58,11 +60,20 @@ RELATIVE = dataclasses.replace(
         (MODEL, {"width": 0}, "ModelConfig.width is 0"),
         (MODEL, {"kv_heads": 3}, "heads=4 is not a multiple of kv_heads=3"),
         (MODEL, {"width": 18}, "width=18 does not divide into heads=4"),
-        (MODEL, {"head_dim": 5}, "head_dim=5 is odd"),
+        (MODEL, {"head_dim": 5}, "head_dim=5 times rope_share=1.0 is 5, which is odd"),
         (MODEL, {"head_dim": -2}, "ModelConfig.head_dim is -2"),
         (MODEL, {"position": "rotary"}, "ModelConfig.position is 'rotary'; it must be 'rope' or 'learned'"),
-        (MODEL, {"norm": "rmsnorm"}, "it must be 'rms' or 'layer'"),
-        (MODEL, {"activation": "relu"}, "it must be 'swiglu' or 'gelu'"),
+        (MODEL, {"rope_share": 0.4}, "rope_share=0.4 is 1, which is odd"),
+        (MODEL, {"parallel": True, "norm_at": "around"}, "norm_at='around': parallel layers have their norms before"),
+        (MODEL, {"window": 4, "full_layers": (2,)}, r"full_layers=\(2,\) must be numbers of the layers, 0 to 1"),
+        (MODEL, {"full_layers": (0,)}, "full_layers needs a window"),
+        (MODEL, {"local_rope_base": 10.0}, "local_rope_base needs a window"),
+        (MODEL, {"logit_softcap": 0.0}, "logit_softcap is 0.0; it must be above 0"),
+        (SCALING, {"factor": 0.0}, "RopeScaling.factor is 0.0; it must be above 0"),
+        (SCALING, {"low_turns": 4.0}, "high_turns=4.0 must be above low_turns=4.0"),
+        (SCALING, {"kind": "yarn"}, "it must be 'linear' or 'llama3'"),
+        (MODEL, {"norm": "rmsnorm"}, "it must be 'rms' or 'rms\\+1' or 'layer'"),
+        (MODEL, {"activation": "silu"}, "it must be 'swiglu' or 'geglu' or 'gelu' or 'gelu_exact' or 'relu'"),
         (MODEL, {"head": "value"}, r"'lm' or 'scalar' or 'lm\+scalar'"),
         (MODEL, {"dtype": "float16"}, "'float32' or 'bfloat16'"),
         (OPTIM, {"lr": 0.0}, "Optim.lr is 0.0; it must be above 0"),
@@ -276,7 +287,7 @@ def test_overrides_are_validated_together():
         ("sft.optim.lr=fast", ValueError, "sft.optim.lr=fast: expected a number"),
         ("sft.optim.lr=true", ValueError, "sft.optim.lr=true: expected a number"),
         ("ppo.whiten_rewards=1", ValueError, "ppo.whiten_rewards is 1; expected true or false"),
-        ("policy.norm=l2", ValueError, "policy.norm is 'l2'; expected 'rms' or 'layer'"),
+        ("policy.norm=l2", ValueError, "policy.norm is 'l2'; expected 'rms' or 'rms\\+1' or 'layer'"),
         ("sft.optim.lr=-1", ValueError, "Optim.lr is -1.0; it must be above 0"),
         ("reward.data.held_out=0.1", ValueError, "this experiment has no 'data'"),
         ("sft.data.held_out=1", ValueError, r"held_out=1\.0 leaves nothing to train on"),

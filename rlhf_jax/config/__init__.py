@@ -5,12 +5,13 @@ A config says what to do, never how; the functions that use it take plain argume
 
 from rlhf_jax.config.data import Mixture, Text, World
 from rlhf_jax.config.experiment import Evaluation, Experiment
-from rlhf_jax.config.model import MeshConfig, ModelConfig
+from rlhf_jax.config.model import ONE_DEVICE, MeshConfig, ModelConfig, RopeScaling
 from rlhf_jax.config.ppo import PPO, PolicyGradient
 from rlhf_jax.config.stages import ILQL, SFT, Optim, Preference, Reward
 
 __all__ = [
     "ILQL",
+    "ONE_DEVICE",
     "PPO",
     "SFT",
     "Evaluation",
@@ -22,6 +23,7 @@ __all__ = [
     "PolicyGradient",
     "Preference",
     "Reward",
+    "RopeScaling",
     "Text",
     "World",
 ]

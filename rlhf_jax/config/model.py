@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from rlhf_jax.checks import one_of, positive, require
+from rlhf_jax.checks import fraction, one_of, positive, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,34 @@ ONE_DEVICE = MeshConfig()
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary positions are stretched over longer texts than a model was first trained on.
+
+    linear: every position divided by `factor`. llama3: only slow pairs, those of which fewer than `low_turns` fit into `original_length`
+    positions; those of more than `high_turns` are left as they are, and between the two it passes from one to the other.
+    Source: Chen et al. 2023 (arXiv:2306.15595); Llama Team 2024 (arXiv:2407.21783), as released.
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_turns: float = 1.0
+    high_turns: float = 4.0
+    original_length: int = 8192
+
+    def __post_init__(self):
+        one_of(self, "kind")
+        positive(self, "factor", "low_turns", "high_turns", "original_length")
+        require(
+            self.high_turns > self.low_turns, f"high_turns={self.high_turns} must be above low_turns={self.low_turns}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder: Llama-like by default, GPT-2-like with `norm="layer", position="learned", activation="gelu", bias=True`."""
+    """A decoder: Llama-like by default, GPT-2-like with `norm="layer", position="learned", activation="gelu", bias=True`.
+
+    `models/presets.py` has the published sizes of the families; `models/convert/` reads and writes their checkpoints.
+    """
 
     vocab: int
     width: int
@@ -44,12 +70,25 @@ class ModelConfig:
     mlp: int
     max_length: int
     head_dim: int | None = None  # None: width / heads
-    norm: Literal["rms", "layer"] = "rms"
+    norm: Literal["rms", "rms+1", "layer"] = "rms"  # rms+1: its scale is stored less 1, as in Gemma
+    norm_at: Literal["before", "around", "after"] = "before"  # of attention and feed-forward; after: behind the sum
     norm_eps: float = 1e-5
+    parallel: bool = False  # attention and feed-forward read the same input
     position: Literal["rope", "learned"] = "rope"
     rope_base: float = 10_000.0
-    activation: Literal["swiglu", "gelu"] = "swiglu"
+    rope_share: float = 1.0  # of each head's dimensions that are turned, the first ones
+    rope_scaling: RopeScaling | None = None  # not of local layers that have a base of their own
+    local_rope_base: float | None = None  # of layers with a window; None: rope_base, and its scaling
+    window: int | None = None  # tokens that a query sees, itself included; None: all before it
+    full_layers: tuple[int, ...] = ()  # those that see everything although there is a window
+    query_scale: float | None = None  # None: head_dim ** -0.5
+    qk_norm: bool = False  # RMSNorm of each head's queries and keys
+    attention_softcap: float | None = None  # c tanh(score / c), before the mask
+    logit_softcap: float | None = None
+    embedding_scale: float = 1.0
+    activation: Literal["swiglu", "geglu", "gelu", "gelu_exact", "relu"] = "swiglu"
     bias: bool = False
+    qkv_bias: bool = False  # of these three also where bias is off
     tied: bool = True
     head: Literal["lm", "scalar", "lm+scalar"] = "lm"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters and softmax stay float32
@@ -58,8 +97,10 @@ class ModelConfig:
 
     def __post_init__(self):
         positive(self, "vocab", "width", "layers", "heads", "kv_heads", "mlp", "max_length", "logit_chunk", "norm_eps")
-        positive(self, "head_dim", "rope_base")
-        one_of(self, "norm", "position", "activation", "head", "dtype")
+        positive(self, "head_dim", "rope_base", "rope_share", "local_rope_base", "window", "query_scale")
+        positive(self, "attention_softcap", "logit_softcap", "embedding_scale")
+        fraction(self, "rope_share")
+        one_of(self, "norm", "norm_at", "position", "activation", "head", "dtype")
         require(
             self.heads % self.kv_heads == 0,
             f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}; each key-value head serves heads / kv_heads",
@@ -70,11 +111,30 @@ class ModelConfig:
                 f"width={self.width} does not divide into heads={self.heads}; set head_dim",
             )
         if self.position == "rope":
-            require(self.head_size % 2 == 0, f"head_dim={self.head_size} is odd; rotary positions turn pairs")
+            require(
+                self.rotary_size % 2 == 0,
+                f"head_dim={self.head_size} times rope_share={self.rope_share} is {self.rotary_size}, which is odd; "
+                "rotary positions turn pairs",
+            )
+        require(
+            not self.parallel or self.norm_at == "before",
+            f"norm_at={self.norm_at!r}: parallel layers have their norms before",
+        )
+        require(
+            all(0 <= layer < self.layers for layer in self.full_layers),
+            f"full_layers={self.full_layers} must be numbers of the layers, 0 to {self.layers - 1}",
+        )
+        for name in ("full_layers", "local_rope_base"):
+            require(not getattr(self, name) or self.window is not None, f"{name} needs a window")
 
     @property
     def head_size(self) -> int:
         return self.width // self.heads if self.head_dim is None else self.head_dim
+
+    @property
+    def rotary_size(self) -> int:
+        """Dimensions of a head that are turned."""
+        return int(self.head_size * self.rope_share)
 
     @property
     def scalar_head(self) -> bool:

@@ -13,6 +13,7 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.masking import last_index
 from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.models.decoder import Decoder, ScalarHead, Unembed
+from rlhf_jax.models.layers import softcap
 from rlhf_jax.models.output import predicted, shift_right, token_logits, token_stats
 from rlhf_jax.sharding import constrain
 from rlhf_jax.types import Params, TokenBatch
@@ -58,7 +59,7 @@ def build_model(config: ModelConfig) -> Model:
             rows = x.reshape(-1, c.width).astype(jnp.float32) @ params["tokens"]["embedding"].T
         else:
             rows = cast(jax.Array, output.apply({"params": params["unembed"]}, x.reshape(-1, c.width)))
-        return rows.reshape(*x.shape[:-1], c.vocab)
+        return softcap(rows.reshape(*x.shape[:-1], c.vocab), c.logit_softcap)
 
     def scalar(params: Params, x: jax.Array) -> jax.Array:
         if not c.scalar_head:

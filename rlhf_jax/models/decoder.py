@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ from rlhf_jax.sharding import constrain
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); the norms may stand around both, or behind each sum, and both may read x."""
 
     config: ModelConfig
 
@@ -24,12 +25,21 @@ class Block(nn.Module):
         c = self.config
         x, cache = carry
         x = constrain(x, "batch", "length", None)
+        norm = partial(Norm, c.norm, c.norm_eps)
+        if c.norm_at == "after":
+            attended, cache = Attention(c, name="attention")(x, positions, mask, cache, layer, column)
+            x = norm(name="attention_norm")(x + attended)
+            return (norm(name="mlp_norm")(x + FeedForward(c, name="mlp")(x)), cache), None
         attended, cache = Attention(c, name="attention")(
-            Norm(c.norm, c.norm_eps, name="attention_norm")(x), positions, mask, cache, layer, column
+            norm(name="attention_norm")(x), positions, mask, cache, layer, column
         )
-        x = x + attended
-        x = x + FeedForward(c, name="mlp")(Norm(c.norm, c.norm_eps, name="mlp_norm")(x))
-        return (x, cache), None
+        if c.norm_at == "around":
+            attended = norm(name="attention_post_norm")(attended)
+        y = x if c.parallel else x + attended
+        fed = FeedForward(c, name="mlp")(norm(name="mlp_norm")(y))
+        if c.norm_at == "around":
+            fed = norm(name="mlp_post_norm")(fed)
+        return (x + attended + fed, cache), None
 
 
 class Embedding(nn.Module):
@@ -94,6 +104,8 @@ class Decoder(nn.Module):
         if c.position == "learned":
             x = x + Embedding(c.max_length, c.width, 0.02, name="places")(positions)
         x = x.astype(jnp.dtype(c.dtype))
+        if c.embedding_scale != 1.0:
+            x = x * jnp.asarray(c.embedding_scale, x.dtype)
         block = nn.remat(Block, prevent_cse=False) if c.remat else Block
         layers = nn.scan(
             block,
@@ -103,4 +115,4 @@ class Decoder(nn.Module):
             length=c.layers,
         )
         (x, written), _ = layers(c, name="layers")((x, cache), jnp.arange(c.layers), positions, mask, column)
-        return Norm(c.norm, c.norm_eps, name="final_norm")(x), written
+        return x if c.norm_at == "after" else Norm(c.norm, c.norm_eps, name="final_norm")(x), written

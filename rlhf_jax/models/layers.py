@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -40,34 +41,60 @@ class Project(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016), computed in float32 whatever comes in."""
+    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last axis, computed in float32 whatever comes in."""
 
     kind: str
     eps: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "*S D"]) -> Float[Array, "*S D"]:
         y = x.astype(jnp.float32)
         if self.kind == "layer":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        y = y * self.param("scale", nn.initializers.ones, (x.shape[-1],))[None, None, :]
+        row = (1,) * (x.ndim - 1) + (x.shape[-1],)
+        start = nn.initializers.zeros if self.kind == "rms+1" else nn.initializers.ones
+        scale = self.param("scale", start, (x.shape[-1],)).reshape(row)
+        y = y * (1.0 + scale if self.kind == "rms+1" else scale)
         if self.kind == "layer":
-            y = y + self.param("bias", nn.initializers.zeros, (x.shape[-1],))[None, None, :]
+            y = y + self.param("bias", nn.initializers.zeros, (x.shape[-1],)).reshape(row)
         return y.astype(x.dtype)
 
 
-def rotate(x: Float[Array, "B T H K"], positions: Int[Array, "B T"], base: float) -> Float[Array, "B T H K"]:
-    """Rotary position embedding (Su et al. 2021): pair (i, i + K/2) is turned by positions * base^(-2i/K).
+def rotary_frequencies(config: ModelConfig, *, local: bool = False) -> Float[Array, "F"]:
+    """By how much each rotary pair turns from one position to the next, in radians; `local`: on layers with a window."""
+    half = config.rotary_size // 2
+    base, scaling = config.rope_base, config.rope_scaling
+    if local and config.local_rope_base is not None:
+        base, scaling = config.local_rope_base, None
+    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    turns = scaling.original_length * frequencies / (2 * math.pi)
+    kept = jnp.clip((turns - scaling.low_turns) / (scaling.high_turns - scaling.low_turns), 0.0, 1.0)
+    return kept * frequencies + (1.0 - kept) * frequencies / scaling.factor
+
+
+def rotate(
+    x: Float[Array, "B T H K"], positions: Int[Array, "B T"], frequencies: Float[Array, "F"]
+) -> Float[Array, "B T H K"]:
+    """Rotary position embedding (Su et al. 2021): pair (i, i + F) is turned by positions * frequencies[i]; what is behind stays.
 
     In float32: bfloat16 rounds position 257 to 256.
     """
-    half = x.shape[-1] // 2
-    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    half = frequencies.shape[0]
     angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+    left, right = jnp.split(x[..., : 2 * half].astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+    return turned if 2 * half == x.shape[-1] else jnp.concatenate([turned, x[..., 2 * half :]], axis=-1)
+
+
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap tanh(x / cap), which stays below cap; x itself without one. Source: Gemma Team 2024 (arXiv:2408.00118), section 2."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def attend(
@@ -75,16 +102,21 @@ def attend(
     keys: Float[Array, "B G S K"],
     values: Float[Array, "B G S K"],
     mask: Bool[Array, "B T S"],
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "B T H K"]:
     """Softmax attention with grouped queries (Ainslie et al. 2023), heads of one group folded into rows; softmax in float32.
+
+    Scores are q k times `scale` (by default K ** -0.5), `softcap` of it.
 
     A query without anything to attend to (padding) gets a plain mean: finite, and never used.
     """
     rows, length, heads, size = q.shape
     groups = keys.shape[1]
     q = q.reshape(rows, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
-    scores = jnp.einsum("bgqk,bgsk->bgqs", q.reshape(rows, groups, -1, size), keys) / math.sqrt(size)
-    scores = scores.reshape(rows, groups, heads // groups, length, -1).astype(jnp.float32)
+    scores = jnp.einsum("bgqk,bgsk->bgqs", q.reshape(rows, groups, -1, size), keys)
+    scores = scores / math.sqrt(size) if scale is None else scores * scale
+    scores = softcap(scores.reshape(rows, groups, heads // groups, length, -1).astype(jnp.float32), cap)
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1).astype(values.dtype)
     out = jnp.einsum("bgqs,bgsk->bgqk", weights.reshape(rows, groups, -1, keys.shape[2]), values)
     out = out.reshape(rows, groups, heads // groups, length, size).transpose(0, 3, 1, 2, 4)
@@ -101,11 +133,18 @@ class Attention(nn.Module):
         c = self.config
         width, size, dtype = (c.width,), c.head_size, jnp.dtype(c.dtype)
         scale = 1 / math.sqrt(c.width)
-        q = Project(width, (c.heads, size), scale, c.bias, dtype, name="q")(x)
-        k = Project(width, (c.kv_heads, size), scale, c.bias, dtype, name="k")(x)
-        v = Project(width, (c.kv_heads, size), scale, c.bias, dtype, name="v")(x)
+        biased = c.bias or c.qkv_bias
+        q = Project(width, (c.heads, size), scale, biased, dtype, name="q")(x)
+        k = Project(width, (c.kv_heads, size), scale, biased, dtype, name="k")(x)
+        v = Project(width, (c.kv_heads, size), scale, biased, dtype, name="v")(x)
+        if c.qk_norm:
+            q, k = Norm(c.norm, c.norm_eps, name="q_norm")(q), Norm(c.norm, c.norm_eps, name="k_norm")(k)
+        local = c.window is not None and jnp.all(layer != jnp.asarray(c.full_layers, jnp.int32))
         if c.position == "rope":
-            q, k = rotate(q, positions, c.rope_base), rotate(k, positions, c.rope_base)
+            frequencies = rotary_frequencies(c)
+            if c.local_rope_base is not None:
+                frequencies = jnp.where(local, rotary_frequencies(c, local=True), frequencies)
+            q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
         q = constrain(q, "batch", "length", "heads", "head_dim")
         keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
@@ -114,12 +153,29 @@ class Attention(nn.Module):
                 for whole, new in zip(cache, (keys, values), strict=True)
             )
             keys, values = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
-        out = attend(q, keys, values, mask)
+        if c.window is not None:
+            # Segments and left-padded rows have no gaps, so that columns are as far apart as positions.
+            apart = (column + jnp.arange(q.shape[1]))[:, None] - jnp.arange(keys.shape[2])[None, :]
+            mask = mask & ((apart < c.window) | ~local)[None]
+        out = attend(q, keys, values, mask, c.query_scale, c.attention_softcap)
         return Project((c.heads, size), width, scale / math.sqrt(2 * c.layers), c.bias, dtype, name="o")(out), cache
 
 
+GATED = ("swiglu", "geglu")
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "swiglu": jax.nn.silu,
+    "geglu": partial(jax.nn.gelu, approximate=True),
+    "gelu": partial(jax.nn.gelu, approximate=True),
+    "gelu_exact": partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
+}
+
+
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020): down(silu(gate x) * up x); or GELU (tanh form, as GPT-2): down(gelu(up x))."""
+    """SwiGLU or GEGLU (Shazeer 2020): down(act(gate x) * up x); or down(act(up x)), act being GELU or ReLU.
+
+    GELU is its tanh form (GPT-2, Gemma), but for `gelu_exact`.
+    """
 
     config: ModelConfig
 
@@ -129,9 +185,11 @@ class FeedForward(nn.Module):
         width, mlp, dtype = (c.width,), (c.mlp,), jnp.dtype(c.dtype)
         scale = 1 / math.sqrt(c.width)
         h = Project(width, mlp, scale, c.bias, dtype, name="up")(x)
-        if c.activation == "swiglu":
-            h = jax.nn.silu(Project(width, mlp, scale, c.bias, dtype, name="gate")(x)) * h
+        activate = ACTIVATIONS[c.activation]
+        if c.activation in GATED:
+            gate = Project(width, mlp, scale, c.bias, dtype, name="gate")(x)
+            h = activate(gate) * h
         else:
-            h = jax.nn.gelu(h, approximate=True)
+            h = activate(h)
         h = constrain(h, "batch", "length", "mlp")
         return Project(mlp, width, 1 / math.sqrt(c.mlp * 2 * c.layers), c.bias, dtype, name="down")(h)

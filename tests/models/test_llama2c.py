@@ -232,7 +232,9 @@ def test_what_the_format_cannot_express_is_refused_by_field_and_nothing_is_writt
 
 def test_every_field_of_a_config_is_written_free_or_held_to_one_value():
     # A field that is new is refused wherever it is set; this says where to decide whether the format knows it.
-    held = {"head_dim", "norm", "norm_eps", "position", "rope_base", "activation", "bias", "head"}
+    held = {"head_dim", "head", "norm", "norm_at", "norm_eps", "parallel", "activation", "bias", "qkv_bias"}
+    held |= {"position", "rope_base", "rope_share", "rope_scaling", "local_rope_base", "window", "full_layers"}
+    held |= {"query_scale", "qk_norm", "attention_softcap", "logit_softcap", "embedding_scale"}
     assert {field.name for field in dataclasses.fields(ModelConfig)} == held | {*WRITTEN, *FREE}
 
 

@@ -1,4 +1,14 @@
-"""Checkpoints of other formats: one file per family, each a reader that gives (ModelConfig, params), and a writer that takes them."""
+"""Checkpoints of other formats, in and out.
+
+table.py     a family's table: where each parameter stands in a checkpoint, read in both directions
+fields.py    config.json, field by field
+family.py    what a family is
+families.py  which there are: gpt2.py, llama.py, gemma.py, neox.py, opt.py
+store.py     safetensors files
+load.py      a folder or hub id -> shape and parameters, each device its own part
+save.py      shape and parameters -> a folder that transformers reads
+llama2c.py   the .bin files of llama2.c
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,66 @@
+"""What a family of models is: how its config.json becomes a `ModelConfig` and back, and its table of tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.models.convert.fields import Fields
+from rlhf_jax.models.convert.table import Tensor
+
+Table = Mapping[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of checkpoints.
+
+    model_type, architecture: what config.json calls it, and the class with an output layer that transformers has for it
+    read(fields) -> the model's shape; write(config) -> the fields of config.json that say it
+    table(config) -> path of a parameter of ours, such as "attention/q/kernel", -> its tensor; paths of layers without "layers/"
+    prefix: what stands before every name of the trunk, and may be missing where only the trunk was saved
+    head, score: names of the output layer of an untied model and of the layer that gives scores
+    buffers: patterns of names that hold nothing to learn
+    """
+
+    model_type: str
+    architecture: str
+    read: Callable[[Fields], ModelConfig]
+    write: Callable[[ModelConfig], dict[str, Any]]
+    table: Callable[[ModelConfig], Table]
+    prefix: str
+    head: str = "lm_head.weight"
+    score: str = "score.weight"
+    buffers: tuple[str, ...] = ()
+
+    @property
+    def scorer(self) -> str:
+        """The class that gives scores."""
+        stem = self.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+        return f"{stem}ForSequenceClassification"
+
+    def tensors(self, config: ModelConfig) -> dict[str, Tensor]:
+        """Every parameter of a model of this config, the scalar head's bias apart, by its path and with whole names."""
+        found: dict[str, Tensor] = {}
+        for path, tensor in self.table(config).items():
+            whole = f"layers/{path}" if tensor.per_layer else path
+            found[whole] = dataclasses.replace(tensor, name=self.prefix + tensor.name)
+        if config.lm_head and not config.tied:
+            found["unembed/kernel"] = Tensor(self.head, "v d -> d v")
+        if config.scalar_head:
+            found["score/kernel"] = Tensor(self.score, "1 d -> d")
+        return found
+
+
+def normed(path: str, name: str, *, bias: bool) -> dict[str, Tensor]:
+    """The lines of a norm."""
+    lines = {f"{path}/scale": Tensor(f"{name}.weight", "d -> d")}
+    return lines | ({f"{path}/bias": Tensor(f"{name}.bias", "d -> d")} if bias else {})
+
+
+def linear(path: str, name: str, kernel: str, bias: str | None = None) -> dict[str, Tensor]:
+    """The lines of a linear layer: its weight by the pattern `kernel`, its bias by `bias` where it has one."""
+    lines = {f"{path}/kernel": Tensor(f"{name}.weight", kernel)}
+    return lines | ({f"{path}/bias": Tensor(f"{name}.bias", bias)} if bias else {})

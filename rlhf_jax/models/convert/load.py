@@ -1,0 +1,226 @@
+"""A checkpoint folder or hub id -> a model's shape and its parameters, each device reading its own part only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rlhf_jax.config import ONE_DEVICE, ModelConfig
+from rlhf_jax.models.build import build_model
+from rlhf_jax.models.convert.families import FAMILIES
+from rlhf_jax.models.convert.family import Family
+from rlhf_jax.models.convert.fields import Fields
+from rlhf_jax.models.convert.store import Store
+from rlhf_jax.models.convert.table import Layout, Tensor, sizes_of
+from rlhf_jax.sharding import make_mesh, tree_shardings
+from rlhf_jax.types import Params
+
+CONFIG = "config.json"
+SCORE_BIAS = "rlhf_jax_score_bias"
+"""Our field of config.json: what the scalar head of ours adds, which theirs has no room for."""
+FETCHED = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken")
+SHOWN = 5  # faults of one kind that an error lists
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model that was read: its shape, its parameters on the mesh, its family, and the folder that it came from."""
+
+    config: ModelConfig
+    params: Params
+    family: Family
+    folder: Path
+
+
+def load_pretrained(
+    source: str | Path,
+    mesh: Mesh | None = None,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> Pretrained:
+    """The model in a folder as transformers saves it, or of a hub id (`ORG/NAME`, `ORG/NAME@REVISION`, also with `hf:` before it).
+
+    Files are mapped, and every device of the mesh (default: the first device) gets its own part of each parameter straight from them, so
+    that beside the model itself no more than one part of one parameter is in memory. Parameters become `dtype`.
+    Raises: FileNotFoundError for what is not there, ValueError naming file and field or tensor for what is not as it should be.
+    """
+    folder = find_folder(source)
+    family, config, raw = read_config(folder)
+    mesh = make_mesh(ONE_DEVICE) if mesh is None else mesh
+    shapes = jax.eval_shape(build_model(config).init, jax.random.key(0))
+    with Store(folder) as store:
+        tensors = matched(store, family, config)
+        sizes = sizes_of(config)
+
+        def leaf(keys: Any, shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
+            path = "/".join(key.key for key in keys)
+            if path == "score/bias":
+                bias = np.asarray(raw.get(SCORE_BIAS, 0.0), np.dtype(dtype))
+                return jax.device_put(bias, sharding)
+            return _placed(store, tensors[path], Layout(tensors[path], sizes), shape.shape, sharding, np.dtype(dtype))
+
+        params = jax.tree_util.tree_map_with_path(leaf, shapes, tree_shardings(shapes, mesh))
+    return Pretrained(config, params, family, folder)
+
+
+def find_folder(source: str | Path) -> Path:
+    """The folder of a checkpoint; that of a hub id is fetched, or found where it was fetched before.
+
+    Raises: FileNotFoundError for what is neither a folder nor a hub id that can be had.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    name, _, revision = str(source).removeprefix("hf:").partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or isinstance(source, Path):
+        raise FileNotFoundError(f"{source} is no folder, and no hub id ORG/NAME")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FETCHED)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileNotFoundError(
+            f"{source} is no folder here, and the hub does not give it ({reason}); fetch it once with `hf download {name}`"
+        ) from error
+
+
+def read_config(folder: Path) -> tuple[Family, ModelConfig, Mapping[str, Any]]:
+    """(family, shape, config.json as it stands). Raises: ValueError for a family or a field that is not supported here."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {CONFIG}; expected a folder as transformers saves a model")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: a {type(raw).__name__}; expected an object")
+    by_type = {family.model_type: family for family in FAMILIES}
+    family = by_type.get(raw.get("model_type", ""))
+    if family is None:
+        raise ValueError(
+            f"{path}: model_type {raw.get('model_type')!r} is not supported; these are: {', '.join(by_type)}"
+        )
+    if raw.get("quantization_config") is not None:
+        raise ValueError(f"{path}: quantized weights; expected a checkpoint in float32, float16 or bfloat16")
+    fields = Fields(raw, path)
+    try:
+        config = family.read(fields)
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+    fields.get(SCORE_BIAS, None)
+    config = dataclasses.replace(config, head=_head(raw, family, path))
+    fields.done()
+    return family, config, raw
+
+
+def _head(raw: Mapping[str, Any], family: Family, path: Path) -> Literal["lm", "scalar"]:
+    """Which head the checkpoint has, from `architectures`."""
+    (named,) = raw.get("architectures") or (family.architecture,)
+    if named.endswith("ForSequenceClassification"):
+        labels = raw.get("num_labels", len(raw.get("id2label", (0, 1))))
+        if labels != 1:
+            raise ValueError(f"{path}: a classifier of {labels} labels; expected 1, the score of a reward model")
+        return "scalar"
+    if named != family.architecture and not named.endswith("Model"):
+        raise ValueError(
+            f"{path}: architecture {named!r} is not supported; of {family.model_type} these are: "
+            f"{family.architecture}, {family.scorer}"
+        )
+    return "lm"
+
+
+def matched(store: Store, family: Family, config: ModelConfig) -> dict[str, Tensor]:
+    """Our parameters' tensors by path, by the names that they have in this store.
+
+    Raises: ValueError naming tensors that are missing, that nobody asked for, and those of another shape.
+    """
+    tensors, found = family.tensors(config), store.names()
+    if not any(name.startswith(family.prefix) for name in found):
+        bare = {path: tensor.name.removeprefix(family.prefix) for path, tensor in tensors.items()}
+        tensors = {path: dataclasses.replace(tensors[path], name=name) for path, name in bare.items()}
+    sizes = sizes_of(config)
+    expected = {
+        name: Layout(tensor, sizes).shape for tensor in tensors.values() for name in _names(tensor, config.layers)
+    }
+    faults = [f"missing: {_some([repr(name) for name in expected if name not in found])}"]
+    buffers = re.compile("|".join(family.buffers) or r"(?!)")
+    extra = sorted(name for name in found - expected.keys() if not buffers.fullmatch(name))
+    if config.tied and family.head in extra:
+        extra.remove(family.head)
+        _warn_of_another_head(store, family.head, tensors["tokens/embedding"].name)
+    faults.append(f"unexpected: {_some([repr(name) for name in extra])}")
+    wrong = [
+        f"{name!r} is {list(store.shape(name))} in {store.where(name).name}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and store.shape(name) != shape
+    ]
+    faults.append(f"of another shape: {_some(wrong)}")
+    faults = [fault for fault in faults if not fault.endswith(": ")]
+    if faults:
+        raise ValueError(
+            f"{store.folder}: tensors are not those of a {family.model_type} of this shape; {'; '.join(faults)}"
+        )
+    return tensors
+
+
+def _names(tensor: Tensor, layers: int) -> list[str]:
+    return [tensor.name.format(layer) for layer in range(layers)] if tensor.per_layer else [tensor.name]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _warn_of_another_head(store: Store, head: str, embedding: str) -> None:
+    """Warns where a tied model has an output layer of its own that is not its embedding: transformers does not use it either."""
+    rows, columns = store.shape(head)
+    same = store.shape(embedding) == (rows, columns)
+    for start in range(0, rows if same else 0, 4096):
+        box = ((start, min(start + 4096, rows)), (0, columns))
+        same = same and np.array_equal(store.read(head, box), store.read(embedding, box))
+    if not same:
+        warnings.warn(
+            f"{store.folder}: {head!r} differs from {embedding!r}, and is ignored: config.json ties them", stacklevel=2
+        )
+
+
+def _placed(
+    store: Store, tensor: Tensor, layout: Layout, shape: tuple[int, ...], sharding: Any, dtype: np.dtype
+) -> jax.Array:
+    """One of our parameters on its devices."""
+    made: dict[Any, np.ndarray] = {}
+
+    def part(index: Any) -> np.ndarray:
+        key = tuple(place.indices(size) for place, size in zip(index, shape, strict=True))
+        if key not in made:  # devices that hold the same part read it once
+            made.clear()
+            made[key] = _part(store, tensor, layout, [slice(*ends) for ends in key], dtype)
+        return made[key]
+
+    array = jax.make_array_from_callback(shape, sharding, part, dtype=dtype)
+    return jax.block_until_ready(array)
+
+
+def _part(store: Store, tensor: Tensor, layout: Layout, index: list[slice], dtype: np.dtype) -> np.ndarray:
+    """A part of one of our parameters, layers in front where it has them."""
+    whole = np.empty([place.stop - place.start for place in index], dtype)
+    if tensor.per_layer:
+        layers, *rest = index
+        for place, layer in enumerate(range(layers.start, layers.stop)):
+            whole[place] = layout.read(partial(store.read, tensor.name.format(layer)), rest)
+    else:
+        whole[...] = layout.read(partial(store.read, tensor.name), index)
+    return whole
