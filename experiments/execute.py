@@ -7,12 +7,10 @@ DIR/summary.json, verdicts.json, report.html
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -100,6 +98,7 @@ def start_jax(experiment: Experiment | Study) -> None:
 
     from rlhf_jax.loops.sources import cache_directory
     from rlhf_jax.report.environment import cores
+    from rlhf_jax.sharding import split_cpu
 
     settings: Any = jax.config
     for name in ("absl", "orbax"):
@@ -108,12 +107,9 @@ def start_jax(experiment: Experiment | Study) -> None:
         settings.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
         settings.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     on_cpu = experiment.scale == "cpu" or cpu_is_asked_for()
-    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     devices = experiment.mesh.devices if isinstance(experiment, Experiment) else cores()
-    if on_cpu and not forced and devices > max(settings.jax_num_cpu_devices, 1):
-        # Where devices have been started already, the mesh is checked against those there are.
-        with contextlib.suppress(RuntimeError):
-            settings.update("jax_num_cpu_devices", devices)
+    if on_cpu and devices > max(settings.jax_num_cpu_devices, 1):
+        split_cpu(devices)
 
 
 def check_directory(plan: Plan) -> None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,6 +62,20 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if config.devices > len(found):
         raise ValueError(f"mesh {sizes} needs {config.devices} devices; there are {len(found)}")
     return Mesh(np.asarray(found[: config.devices]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def split_cpu(devices: int) -> None:
+    """Lets a CPU stand for so many devices, unless XLA_FLAGS says how many, or they have been started already.
+
+    Collectives block threads (see `compiler_options`), of which XLA has one a device; where devices are more than cores it gets several.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    if devices > (os.cpu_count() or 1):
+        os.environ.setdefault("NPROC", str(8 * devices))  # the only way to say it, read when devices start
+    settings: Any = jax.config
+    with contextlib.suppress(RuntimeError):
+        settings.update("jax_num_cpu_devices", devices)
 
 
 def spec_of(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:

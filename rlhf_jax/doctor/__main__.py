@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rlhf_jax.doctor.report import Check, Examination, run, table, title
 
@@ -31,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.virtual_devices < 1:
         parser.error(f"--virtual-devices {options.virtual_devices}: at least 1")
-    start_devices(options.virtual_devices)
+    from rlhf_jax.sharding import split_cpu
+
+    split_cpu(options.virtual_devices)
     try:
         examinations = of_a_model(options.model) if options.model is not None else of_the_library()
     except (OSError, ValueError) as error:
@@ -42,16 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for check in failed:
         print(f"fails: {check.name}: {check.measured}, expected {check.bound}", file=sys.stderr)
     return FAILED if failed else 0
-
-
-def start_devices(virtual: int) -> None:
-    """As many virtual devices on a CPU, unless XLA_FLAGS says how many; accelerators stay as they are."""
-    import jax
-
-    settings: Any = jax.config
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # devices have been started already
-            settings.update("jax_num_cpu_devices", virtual)
 
 
 def of_the_library() -> tuple[Examination, ...]:
