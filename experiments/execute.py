@@ -12,13 +12,14 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments.algorithms import algorithm
 from experiments.registry import Claim, Entry
-from rlhf_jax.config import Experiment, Mixture
+from rlhf_jax.config import Experiment
 from rlhf_jax.config.study import OnPolicyStudy, Study
 from rlhf_jax.files import exclusive, write_atomic
 from rlhf_jax.overrides import difference, to_dict
@@ -173,26 +174,15 @@ def cpu_is_asked_for() -> bool:
 def check_data(experiment: Experiment, data_root: Path | None) -> None:
     """Raises: FileNotFoundError for a missing data root or file, KeyError for an unknown adapter."""
     from rlhf_jax.data.sources import find_data_root, find_files
+    from rlhf_jax.loops.pretrained import BESIDE, locate
     from rlhf_jax.loops.sources import WORLD
 
-    sources = [source for mixture in mixtures(experiment) for source, _ in mixture.sources if source != WORLD]
-    named = (experiment.checkpoint, experiment.text.tokenizer)
-    files = [name for name in named if name is not None and not name.startswith("train:")]
-    if not sources and not files:
-        return
-    root = find_data_root(data_root)
+    sources = [source for mixture in experiment.mixtures() for source, _ in mixture.sources if source != WORLD]
     for source in sources:
-        find_files(source, root)
-    for name in files:
-        if not (root / name).exists():
-            raise FileNotFoundError(f"there is no {root / name}; the experiment needs it")
-
-
-def mixtures(experiment: Experiment) -> Iterator[Mixture]:
-    """Every mixture that the experiment reads."""
-    stages = (experiment.sft, experiment.reward, experiment.preference, experiment.ilql, experiment.ppo)
-    found = (getattr(stage, name, None) for stage in stages for name in ("data", "ptx_data"))
-    yield from (mixture for mixture in (*found, experiment.prompts) if mixture is not None)
+        find_files(source, find_data_root(data_root))
+    for name in (experiment.checkpoint, experiment.text.tokenizer):
+        if name is not None and name != BESIDE and not name.startswith("train:"):
+            locate(name, partial(find_data_root, data_root))
 
 
 def record(plan: Plan) -> None:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,16 +125,19 @@ def report_command(options: argparse.Namespace) -> None:
 
 
 def export_command(options: argparse.Namespace) -> None:
-    """Writes the policy that a run has trained, as a llama2.c file with its tokenizer."""
+    """Writes a model that a run has trained, with its tokenizer."""
     from experiments.execute import start_jax
-    from rlhf_jax.loops.export import export_policy, read_experiment, seed_directory
+    from rlhf_jax.loops.export import export_model, read_experiment, seed_directory
 
     experiment = read_experiment(options.directory)
     directory = seed_directory(options.directory, options.seed)
-    out = options.out or directory / "policy"
+    out = options.out or directory / options.model
     start_jax(experiment)
-    found = export_policy(experiment, directory, out, options.data_root)
-    print(f"{out}: the policy of {directory} after {found.step} of {found.steps} steps of {found.stage}")
+    found = export_model(
+        experiment, directory, out, options.data_root, model=options.model, form=options.format, dtype=options.dtype
+    )
+    what = "policy" if options.model == "policy" else "reward model"
+    print(f"{out}: the {what} of {directory} after {found.step} of {found.steps} steps of {found.stage}, {found.form}")
     print(f"prompts were written by the template {experiment.text.template!r}")
 
 
@@ -147,7 +152,17 @@ def golden_command(options: argparse.Namespace) -> None:
 def resolve(entry: Entry, options: argparse.Namespace) -> Experiment:
     """The experiment at the scale asked for, with the overrides. Without --scale: cpu, or what the experiment has."""
     scale = options.scale or ("cpu" if "cpu" in entry.costs else next(iter(entry.costs)))
-    return apply_overrides(entry.experiment(scale), options.set)
+    # The weights that a model starts from are the experiment's checkpoint, by either name.
+    settings = [re.sub(r"^\s*model\.init\s*=", "checkpoint=", setting) for setting in options.set]
+    experiment = apply_overrides(entry.experiment(scale), settings)
+    named = {setting.partition("=")[0].strip() for setting in settings}
+    if "checkpoint" not in named or getattr(experiment, "checkpoint", None) is None:
+        return experiment
+    from rlhf_jax.data.sources import find_data_root
+    from rlhf_jax.loops.pretrained import with_checkpoint
+
+    root = partial(find_data_root, getattr(options, "data_root", None))
+    return with_checkpoint(experiment, root, overridden=named)
 
 
 def print_outcome(run: RunFiles) -> None:
@@ -207,11 +222,18 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE", help="default: DIR/report.html; for several, comparison.html"
     )
     export = command(
-        "export", export_command, "the policy that a run has trained, as a llama2.c file with its tokenizer"
+        "export",
+        export_command,
+        "the policy or reward model of a run, in the folder layout of transformers or as a llama2.c file",
     )
     export.add_argument("directory", type=Path, metavar="DIR")
     export.add_argument("--seed", type=int, metavar="N", help="default: the first")
-    export.add_argument("--out", type=Path, metavar="DIR", help="a new folder; default: policy in the seed's folder")
+    export.add_argument("--model", choices=("policy", "reward"), default="policy", help="default: the policy")
+    export.add_argument("--format", choices=("transformers", "llama2.c"), default="transformers")
+    export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights written")
+    export.add_argument(
+        "--out", type=Path, metavar="DIR", help="a new folder; default: policy (or reward) in the seed's"
+    )
     for each in (run, export):
         each.add_argument("--data-root", type=Path, metavar="DIR", help="where data sets lie; default: $RLHF_JAX_DATA")
     command("golden", golden_command, "rewrite experiments/golden/ after a change of a config that is meant")

@@ -31,6 +31,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `path` at the end, or leaves nothing there; `path` must be absent or empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        written = Path(scratch) / path.name
+        written.mkdir()
+        yield written
+        os.replace(written, path)  # an empty folder gives way
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes the bytes, or the text as UTF-8, whole or not at all."""
     with replacing(path) as file:

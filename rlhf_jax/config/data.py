@@ -29,7 +29,7 @@ class World:
 class Text:
     """How text becomes tokens."""
 
-    tokenizer: str  # "train:VOCAB" trains one on the world's corpus; else a path below the data root
+    tokenizer: str  # "train:VOCAB": of the world's corpus; "checkpoint": beside it; else hf:ORG/NAME, or a path below the data root
     template: str
     length: int  # prompt + reply, tokens
     prompt_length: int  # longer prompts lose their start; documents of a template that says so, their end
@@ -39,7 +39,8 @@ class Text:
         kind, colon, size = self.tokenizer.partition(":")
         require(
             not colon or kind != "train" or (size.isdecimal() and int(size) > 0),
-            f"text.tokenizer={self.tokenizer!r} must be train:VOCAB with a number of pieces, or a path below the data root",
+            f"text.tokenizer={self.tokenizer!r} must be train:VOCAB with a number of pieces, checkpoint, hf:ORG/NAME, or a path below the "
+            "data root",
         )
         require(
             self.prompt_length < self.length,

@@ -40,7 +40,9 @@ class Experiment:
     text: Text
     evaluation: Evaluation
     world: World | None = None
-    checkpoint: str | None = None  # a pretrained model below the data root that the policy starts from
+    checkpoint: str | None = (
+        None  # a pretrained model that the policy starts from: hf:ORG/NAME, or a path below the data root
+    )
     sft: SFT | None = None
     reward: Reward | None = None
     preference: Preference | None = None
@@ -130,6 +132,12 @@ class Experiment:
             if self.ppo.ptx_rows is not None:
                 yield "ppo.ptx_rows / microbatches", self.ppo.ptx_rows // self.ppo.optim.microbatches
         yield "evaluation.rows", self.evaluation.rows
+
+    def mixtures(self) -> list[Mixture]:
+        """Every mixture that the experiment reads."""
+        stages = (self.sft, self.reward, self.preference, self.ilql, self.ppo)
+        found = [getattr(stage, name, None) for stage in stages for name in ("data", "ptx_data")]
+        return [mixture for mixture in (*found, self.prompts) if mixture is not None]
 
     @property
     def reward_shape(self) -> ModelConfig:

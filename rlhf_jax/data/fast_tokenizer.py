@@ -46,10 +46,10 @@ def fast_tokenizer(model: bytes) -> Any:
 
     Raises: ValueError for a model that is neither BPE nor unigram.
     """
-    from sentencepiece import sentencepiece_model_pb2
+    import sentencepiece.sentencepiece_model_pb2 as described
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 
-    proto: Any = sentencepiece_model_pb2.ModelProto()
+    proto: Any = getattr(described, "ModelProto")()  # noqa: B009  made at run time, which type checkers cannot see
     proto.ParseFromString(model)
     pieces, trainer, rules = proto.pieces, proto.trainer_spec, proto.normalizer_spec
     vocabulary = {piece.piece: number for number, piece in enumerate(pieces)}

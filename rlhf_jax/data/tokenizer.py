@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from rlhf_jax.data.templates import Template
 from rlhf_jax.files import read_sealed, write_atomic, write_sealed
 
 
@@ -73,6 +74,13 @@ class SentencePieceTokenizer:
         """Writes the .model file, whole or not at all."""
         write_atomic(path, self.model)
 
+    def save_pretrained(self, folder: Path, template: Template | None = None) -> None:
+        """Writes the .model file and the folder that transformers reads; what `save_fast` raises."""
+        from rlhf_jax.data.fast_tokenizer import save_fast
+
+        self.save(folder / "tokenizer.model")
+        save_fast(self.model, folder, template)
+
 
 class TransformersTokenizer:
     """A tokenizer folder as transformers saves it; nothing is downloaded. Without bos and eos, cls and sep serve."""
@@ -99,9 +107,17 @@ class TransformersTokenizer:
         numbers = [int(i) for i in ids]
         return self._tokenizer.decode(numbers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def save(self, folder: Path) -> None:
-        """Writes the folder that transformers reads."""
-        self._tokenizer.save_pretrained(str(folder))
+    def save_pretrained(self, folder: Path, template: Template | None = None) -> None:
+        """Writes the folder that transformers reads; its chat template is that of `template`, or else the one it came with."""
+        from rlhf_jax.data.fast_tokenizer import chat_template
+
+        kept = self._tokenizer.chat_template
+        if template is not None:
+            self._tokenizer.chat_template = chat_template(template, bos=self._tokenizer.bos_token is not None)
+        try:
+            self._tokenizer.save_pretrained(str(folder))
+        finally:
+            self._tokenizer.chat_template = kept
 
 
 def load_tokenizer(path: Path) -> SentencePieceTokenizer | TransformersTokenizer:
@@ -113,7 +129,7 @@ def load_tokenizer(path: Path) -> SentencePieceTokenizer | TransformersTokenizer
     return SentencePieceTokenizer(path)
 
 
-def find_tokenizer(folder: Path) -> Tokenizer:
+def find_tokenizer(folder: Path) -> SentencePieceTokenizer | TransformersTokenizer:
     """The tokenizer that lies beside a checkpoint: the one sentencepiece .model file, else the folder as transformers saves it.
 
     Raises: FileNotFoundError where there is neither, ValueError where there are several .model files.
@@ -131,8 +147,11 @@ def find_tokenizer(folder: Path) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: SentencePieceTokenizer | TransformersTokenizer, folder: Path) -> None:
-    """Writes a tokenizer into a folder so that `find_tokenizer` reads it there."""
-    tokenizer.save(folder / "tokenizer.model" if isinstance(tokenizer, SentencePieceTokenizer) else folder)
+    """Writes a tokenizer into a folder so that `find_tokenizer` reads it there: of a sentencepiece model that alone."""
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        tokenizer.save(folder / "tokenizer.model")
+    else:
+        tokenizer.save_pretrained(folder)
 
 
 def train_sentencepiece(

@@ -1,31 +1,39 @@
-"""A trained policy out of a run: a llama2.c file with the tokenizer beside it."""
+"""A trained model out of a run: a folder that transformers reads, or a llama2.c file with the tokenizer beside it."""
 
 from __future__ import annotations
 
-import os
-import tempfile
+import dataclasses
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from rlhf_jax import __version__
 from rlhf_jax.checkpoint import in_words, load_part, newest_intact
-from rlhf_jax.config import Experiment
+from rlhf_jax.config import Experiment, ModelConfig
 from rlhf_jax.data.sources import find_data_root
-from rlhf_jax.data.tokenizer import load_tokenizer, save_tokenizer
+from rlhf_jax.data.templates import get_template
+from rlhf_jax.data.tokenizer import save_tokenizer
+from rlhf_jax.files import whole_folder
+from rlhf_jax.loops.pretrained import Root, locate, read_shape, read_tokenizer
 from rlhf_jax.loops.sources import TOKENIZER, kept_tokenizer
+from rlhf_jax.models.convert.family import Family
 from rlhf_jax.models.convert.llama2c import check_llama2c, save_llama2c
+from rlhf_jax.models.convert.save import family_of, lost_fields, save_pretrained
 from rlhf_jax.overrides import from_dict
 from rlhf_jax.report.runs import CONFIG, SEED, read_json, seed_directories
+from rlhf_jax.types import Params
 
 MODEL = "model.bin"
 
 
 class Exported(NamedTuple):
-    """What was exported: the policy after so many of the steps of a stage."""
+    """What was exported: a model after so many of the steps of a stage, and in which form."""
 
     stage: str
     step: int
     steps: int
+    form: str
 
 
 def read_experiment(directory: Path) -> Experiment:
@@ -48,40 +56,104 @@ def seed_directory(directory: Path, seed: int | None) -> Path:
     return wanted[0]
 
 
-def export_policy(experiment: Experiment, directory: Path, out: Path, data_root: Path | None = None) -> Exported:
-    """Writes the policy of one seed's folder to the folder `out`, from the newest intact checkpoint of its last policy stage.
+def export_model(
+    experiment: Experiment,
+    directory: Path,
+    out: Path,
+    data_root: Path | None = None,
+    *,
+    model: Literal["policy", "reward"] = "policy",
+    form: Literal["transformers", "llama2.c"] = "transformers",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> Exported:
+    """Writes a model of one seed's folder to the folder `out`: the last policy, or the reward model, from its newest intact checkpoint.
 
-    The run is only read, so that it may still be going. Raises: ValueError for an experiment that trains no policy, or one that the format
-    cannot express; FileNotFoundError where the stage has no checkpoint, FileExistsError where `out` is not empty.
+    transformers: what `AutoModelForCausalLM`, `AutoModelForSequenceClassification` and `AutoTokenizer` read, the run's template as chat
+    template. llama2.c: its .bin file, with the tokenizer as it is. The run is only read, so that it may still be going.
+    Raises: ValueError for an experiment without such a model, or one that the format cannot express; FileNotFoundError where the stage
+    has no checkpoint, FileExistsError where `out` is not empty.
     """
-    stage, steps, keys = last_policy(experiment)
-    check_llama2c(experiment.policy)
+    root = partial(find_data_root, data_root)
+    stage, steps, keys = last_policy(experiment) if model == "policy" else reward_model(experiment)
+    shape = dataclasses.replace(experiment.policy, head="lm") if model == "policy" else experiment.reward_shape
+    if form == "llama2.c":
+        check_llama2c(shape)
+    family = family_to_write(experiment, shape, root) if form == "transformers" else None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is there already; choose another --out")
-    kept = directory / TOKENIZER
-    if experiment.text.tokenizer.startswith("train:"):
-        tokenizer = kept_tokenizer(kept)
+    trained = experiment.text.tokenizer.startswith("train:")
+    tokenizer = kept_tokenizer(directory / TOKENIZER) if trained else read_tokenizer(experiment, root)
+    step, params = newest_params(directory / "checkpoints" / stage, *keys)
+    if experiment.ilql is not None and model == "policy":
+        warnings.warn("the critics of the ilql stage are left out: it is the policy that they guide", stacklevel=2)
+    if model == "policy":
+        params = {name: part for name, part in params.items() if name != "score"}
+    if family is not None:
+        ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+        template = get_template(experiment.text.template)
+        about = model_card(experiment, stage, step, model)
+
+        def beside(folder: Path) -> None:
+            tokenizer.save_pretrained(folder, template)
+            (folder / "README.md").write_text(about, encoding="utf-8")
+
+        save_pretrained(out, shape, params, family=family, dtype=dtype, ids=ids, beside=beside)
     else:
-        tokenizer = load_tokenizer(find_data_root(data_root) / experiment.text.tokenizer)
-    folder = directory / "checkpoints" / stage
+        with whole_folder(out) as folder:
+            save_llama2c(folder / MODEL, shape, params)
+            save_tokenizer(tokenizer, folder)
+    return Exported(stage, step, steps, form if family is None else f"{form}: {family.architecture}")
+
+
+def newest_params(folder: Path, *keys: str) -> tuple[int, Params]:
+    """(step, parameters) of a stage's newest intact checkpoint; warns of damaged ones. Raises: FileNotFoundError where there is none."""
     newest, damaged = newest_intact(folder)
     for checkpoint, wrong in damaged.items():
-        warnings.warn(f"{in_words(checkpoint, wrong)}. It was left where it is.", stacklevel=2)
+        warnings.warn(f"{in_words(checkpoint, wrong)}. It was left where it is.", stacklevel=3)
     if newest is None:
-        raise FileNotFoundError(f"{folder} has no intact checkpoint: stage {stage!r} of this run has not come to one")
-    params = {name: part for name, part in load_part(newest, *keys).items() if name != "score"}
-    if experiment.ilql is not None:
-        warnings.warn(
-            "the critics of the ilql stage are left out: the file holds the policy that they guide", stacklevel=2
+        raise FileNotFoundError(
+            f"{folder} has no intact checkpoint: stage {folder.name!r} of this run has not come to one"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        written = Path(folder) / out.name
-        written.mkdir()
-        save_llama2c(written / MODEL, experiment.policy, params)
-        save_tokenizer(tokenizer, written)
-        os.replace(written, out)  # whole or not at all; an empty folder gives way
-    return Exported(stage, int(newest.name), steps)
+    return int(newest.name), load_part(newest, *keys)
+
+
+def family_to_write(experiment: Experiment, shape: ModelConfig, root: Root) -> Family:
+    """The family of the checkpoint that the model started from, if that can say its shape, else the first that can.
+
+    Raises: ValueError where none can.
+    """
+    if experiment.checkpoint is not None:
+        _, family = read_shape(locate(experiment.checkpoint, root))
+        if family is not None and not lost_fields(shape, family):
+            return family
+    return family_of(shape)
+
+
+def model_card(experiment: Experiment, stage: str, step: int, model: str) -> str:
+    """What a reader of the folder should know: what it is, what it was trained on, how it is to be used."""
+    sources = sorted({source for mixture in experiment.mixtures() for source, _ in mixture.sources})
+    trained = [name for name in ("sft", "reward", "preference", "ilql", "ppo") if getattr(experiment, name) is not None]
+    use = (
+        "Prompts are written by the chat template beside it."
+        if model == "policy"
+        else "Its one logit is the score of a reply, as it came out of training: neither centred nor normalised."
+    )
+    return (
+        f"---\nlibrary_name: transformers\ntags: [rlhf_jax, {model}]\n---\n# {experiment.name}: {model}\n\n"
+        f"Trained by rlhf_jax {__version__}, experiment `{experiment.name}` at scale `{experiment.scale}`, seed {experiment.seed}: "
+        f"stage `{stage}` after {step} steps (stages of the experiment: {', '.join(trained)}).\n\n"
+        f"- Started from: {experiment.checkpoint or 'random weights'}\n"
+        f"- Data: {', '.join(f'`{source}`' for source in sources) or 'samples of the experiment itself'}; its licences apply\n"
+        f"- Template: `{experiment.text.template}`. {use}\n\n"
+        "Not evaluated for anything but what the run's report shows.\n"
+    )
+
+
+def reward_model(experiment: Experiment) -> tuple[str, int, tuple[str, ...]]:
+    """(stage, its steps, where in its state the reward model is). Raises: ValueError without one."""
+    if experiment.reward is None:
+        raise ValueError(f"{experiment.name} trains no reward model: it has no stage reward")
+    return "reward", experiment.reward.optim.total, ("params",)
 
 
 def last_policy(experiment: Experiment) -> tuple[str, int, tuple[str, ...]]:

@@ -30,6 +30,7 @@ from rlhf_jax.loops.evaluate import (
 )
 from rlhf_jax.loops.ilql import guidance, rated_of, run_ilql
 from rlhf_jax.loops.preference import run_preference
+from rlhf_jax.loops.pretrained import locate, read_policy
 from rlhf_jax.loops.reward import rescaled, run_reward, score_all
 from rlhf_jax.loops.rlhf import Scorer, ending_of, model_scorer, run_ppo, text_scorer
 from rlhf_jax.loops.run import Run
@@ -45,12 +46,11 @@ from rlhf_jax.loops.sources import (
 )
 from rlhf_jax.losses.reward import gain_and_bias
 from rlhf_jax.models import Model, build_model
-from rlhf_jax.models.convert.llama2c import load_llama2c
 from rlhf_jax.models.params import carry_over, count_parameters
 from rlhf_jax.report.metrics import read_metrics
 from rlhf_jax.rollout.guided import guided
 from rlhf_jax.rollout.replies import response_texts
-from rlhf_jax.sharding import initialise, place
+from rlhf_jax.sharding import initialise
 from rlhf_jax.types import Params, Rollout
 
 SUMMARY, SAMPLES, CALIBRATION = "summary.json", "samples.jsonl", "calibration.json"
@@ -136,12 +136,7 @@ def start_params(run: Run, config: ModelConfig) -> Params:
     model, experiment = build_model(config), run.experiment
     if experiment.checkpoint is None:
         return initialise(model.init, run.key("init"), run.mesh)
-    found, params = load_llama2c(run.data() / experiment.checkpoint)
-    for field in ("vocab", "width", "layers", "heads", "kv_heads", "mlp", "tied"):
-        asked, there = getattr(config, field), getattr(found, field)
-        if asked != there:
-            raise ValueError(f"checkpoint {experiment.checkpoint} has {field}={there}, but policy.{field} is {asked}")
-    return place(jax.tree.map(jnp.asarray, params), run.mesh)
+    return read_policy(locate(experiment.checkpoint, run.data), config, run.mesh)
 
 
 def sft_figures(run: Run) -> Figures:

@@ -23,8 +23,9 @@ from rlhf_jax.data.encode import (
 from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledReply, Prompt, Rated, Record
 from rlhf_jax.data.sources import load_source, split_by_prompt
 from rlhf_jax.data.templates import Template, get_template
-from rlhf_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer, train_sentencepiece
+from rlhf_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
 from rlhf_jax.files import check_seal, read_sealed, write_sealed
+from rlhf_jax.loops.pretrained import read_tokenizer
 from rlhf_jax.loops.run import Run
 from rlhf_jax.worlds.instruct import InstructWorld
 
@@ -87,7 +88,7 @@ def open_texts(run: Run) -> Texts:
         write_sealed(kept, trained.model)
         tokenizer = trained
     else:
-        tokenizer = load_tokenizer(run.data() / experiment.text.tokenizer)
+        tokenizer = read_tokenizer(experiment, run.data)
     if tokenizer.vocab_size > experiment.policy.vocab:
         raise ValueError(
             f"text.tokenizer {experiment.text.tokenizer!r} has {tokenizer.vocab_size} pieces, policy.vocab is "

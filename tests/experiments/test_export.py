@@ -21,7 +21,7 @@ from rlhf_jax.doctor import __main__ as doctor
 from rlhf_jax.doctor.subjects import right_padded
 from rlhf_jax.loops import pipeline
 from rlhf_jax.loops.evaluate import Judge
-from rlhf_jax.loops.export import export_policy, last_policy, read_experiment
+from rlhf_jax.loops.export import export_model, last_policy, read_experiment
 from rlhf_jax.models import build_model
 from rlhf_jax.models.convert import find_checkpoint
 from rlhf_jax.rollout.replies import make_sampler
@@ -71,9 +71,24 @@ def finished(request, tmp_path_factory) -> Finished:
     return Finished(directory, stage, **seen)
 
 
-def exported(finished: Finished, out: Path) -> Path:
+FORMS = {
+    "llama2.c": {"model.bin", "tokenizer.model"},
+    "transformers": {
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    },
+}
+
+
+def exported(finished: Finished, out: Path, form: str = "transformers", *options: str) -> Path:
     """The folder that the command line writes."""
-    assert run.main(["export", str(finished.directory), "--out", str(out)]) == 0
+    assert run.main(["export", str(finished.directory), "--out", str(out), "--format", form, *options]) == 0
     return out
 
 
@@ -85,12 +100,13 @@ def error_of(capsys, *arguments: object) -> str:
     return said
 
 
-def test_the_exported_policy_is_the_one_that_was_evaluated(finished, tmp_path, capsys):
-    out = exported(finished, tmp_path / "policy")
+@pytest.mark.parametrize("form", FORMS)
+def test_the_exported_policy_is_the_one_that_was_evaluated(finished, form, tmp_path, capsys):
+    out = exported(finished, tmp_path / "policy", form)
     said = capsys.readouterr().out
     assert f"{out}: the policy of {finished.directory / 'seed_3'} after 3 of 3 steps of {finished.stage}" in said
     assert "template 'plain'" in said
-    assert {path.name for path in out.iterdir()} == {"model.bin", "tokenizer.model"}
+    assert {path.name for path in out.iterdir()} == FORMS[form]
 
     _, config, params = find_checkpoint(out)
     asked = finished.judge.run.experiment.policy
@@ -110,9 +126,42 @@ def test_the_exported_policy_is_the_one_that_was_evaluated(finished, tmp_path, c
     assert len(set(replies)) > 1
 
 
+def test_transformers_computes_the_exported_policy_and_writes_its_prompts(finished, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out = exported(finished, tmp_path / "policy")
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(out).eval(), AutoTokenizer.from_pretrained(out)
+    asked, judge = finished.judge.run.experiment.policy, finished.judge
+    batch = right_padded([12, 12], 12, vocab=asked.vocab)
+    ours = build_model(asked).logits(finished.params, batch)
+    with torch.no_grad():
+        logits = theirs(torch.tensor(np.asarray(batch.tokens)).long()).logits
+    np.testing.assert_allclose(ours, logits, atol=2e-5)
+    for prompt, encoded in zip(finished.prompts, judge.texts.encode(finished.prompts), strict=True):
+        messages = [{"role": turn.role, "content": turn.text} for turn in prompt.turns]
+        chat = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        assert tuple(chat["input_ids"]) == encoded.prompt
+    prompt = torch.tensor([judge.texts.encode(finished.prompts[:1])[0].prompt])
+    count = judge.run.experiment.evaluation.new_tokens
+    written = theirs.generate(prompt, do_sample=False, max_new_tokens=count)[0, prompt.shape[1] :]
+    greedy = judge.greedy.replies(finished.params, judge.texts.encode(finished.prompts[:1]), jax.random.key(0))
+    assert tokenizer.decode(written, skip_special_tokens=True) == greedy[0]
+
+
+def test_weights_in_bfloat16_are_those_rounded(finished, tmp_path):
+    _, _, params = find_checkpoint(exported(finished, tmp_path / "policy", "transformers", "--dtype", "bfloat16"))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(x, np.asarray(y).astype(jax.numpy.bfloat16).astype(np.float32)),
+        params,
+        finished.params,
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("finished", ["sft"], indirect=True)
-def test_the_doctor_reads_the_exported_folder(finished, tmp_path):
-    assert doctor.main(["--model", str(exported(finished, tmp_path / "policy"))]) == 0
+def test_the_doctor_reads_the_exported_folder(finished, form, tmp_path):
+    assert doctor.main(["--model", str(exported(finished, tmp_path / "policy", form))]) == 0
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_left_where_it_is(finished, tmp_path):
@@ -123,11 +172,11 @@ def test_a_damaged_checkpoint_is_passed_over_and_left_where_it_is(finished, tmp_
     before = sorted(copy.rglob("*"))
     experiment, directory = finished.judge.run.experiment, copy / "seed_3"
     with pytest.warns(UserWarning, match=r"3 is not intact: commit_success\.txt missing\. It was left where it is"):
-        assert export_policy(experiment, directory, tmp_path / "policy").step == 2
+        assert export_model(experiment, directory, tmp_path / "policy").step == 2
     assert sorted(copy.rglob("*")) == before
     shutil.rmtree(step.parent)
     with pytest.raises(FileNotFoundError, match=r"has no intact checkpoint: stage .* of this run has not come to one"):
-        export_policy(experiment, directory, tmp_path / "other")
+        export_model(experiment, directory, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -143,14 +192,17 @@ def test_what_cannot_be_exported_is_said_in_one_line(finished, tmp_path, capsys)
     shutil.copytree(directory, copy)
     config = json.loads((copy / "config.json").read_text())
 
-    def configured(**changes: Any) -> str:
+    def configured(*options: str, **changes: Any) -> str:
         (copy / "config.json").write_text(json.dumps({**config, **changes}))
-        return error_of(capsys, copy, "--out", tmp_path / "policy")
+        return error_of(capsys, copy, "--out", tmp_path / "policy", *options)
 
-    assert "cannot express a model with norm='layer' (only 'rms')" in configured(
-        policy={**config["policy"], "norm": "layer"}
-    )
-    assert "params['tokens']['embedding'] is float32[896, 16]" in configured(policy={**config["policy"], "vocab": 897})
+    layered, larger = ({**config["policy"], **change} for change in ({"norm": "layer"}, {"vocab": 897}))
+    llama2c = ("--format", "llama2.c")
+    assert "cannot express a model with norm='layer' (only 'rms')" in configured(*llama2c, policy=layered)
+    assert "the nearest is llama, which is not norm='layer'" in configured(policy=layered)
+    assert "params['tokens']['embedding'] is float32[896, 16]" in configured(*llama2c, policy=larger)
+    assert "parameter tokens/embedding is [896, 16]; expected [897, 16]" in configured(policy=larger)
+    assert "smoke/sft trains no reward model: it has no stage reward" in configured("--model", "reward")
     assert "smoke/sft trains no policy" in configured(sft=None)
     assert "no field polish" in configured(polish=1)
     (copy / "config.json").write_text(json.dumps({"name": "exact/frontier"}))
@@ -169,8 +221,8 @@ def test_critics_that_stay_behind_are_named(finished, tmp_path):
         read_experiment(finished.directory), ilql=find("smoke/ilql").experiment("cpu").ilql
     )
     with pytest.warns(UserWarning, match="critics of the ilql stage are left out"):
-        found = export_policy(experiment, finished.directory / "seed_3", tmp_path / "out")
-    assert found.stage == "sft" and (tmp_path / "out" / "model.bin").is_file()
+        found = export_model(experiment, finished.directory / "seed_3", tmp_path / "out")
+    assert found.stage == "sft" and (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_the_last_stage_that_trains_the_policy_is_the_one():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from rlhf_jax.config import ModelConfig
+from rlhf_jax.files import whole_folder
 from rlhf_jax.models.convert.families import FAMILIES
 from rlhf_jax.models.convert.family import Family
 from rlhf_jax.models.convert.fields import Fields
@@ -51,11 +50,16 @@ def lost_fields(config: ModelConfig, family: Family) -> list[str]:
     """The fields of a shape that a family's config.json would not give back."""
     try:
         written = json.loads(json.dumps(family.write(config)))
-        back = _plain(family.read(Fields(written, Path(CONFIG))))
+        back = family.read(Fields(written, Path(CONFIG)))
     except (ValueError, TypeError, ZeroDivisionError) as error:
         return [str(error)]
-    asked = _plain(config)
-    return [f"{name}={value!r}" for name, value in asked.items() if name not in FREE and value != back[name]]
+    return [f"{name}={here!r}" for name, (here, _) in shape_difference(config, back).items()]
+
+
+def shape_difference(one: ModelConfig, other: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two configs are different functions, with both values."""
+    here, there = _plain(one), _plain(other)
+    return {name: (here[name], there[name]) for name in here if name not in FREE and here[name] != there[name]}
 
 
 def _plain(config: ModelConfig) -> dict[str, Any]:
@@ -103,17 +107,13 @@ def save_pretrained(
     if scorer:
         fields |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}
         fields[SCORE_BIAS] = float(np.asarray(params["score"]["bias"]))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        written = Path(scratch) / folder.name
-        written.mkdir()
+    with whole_folder(folder) as written:
         write_store(written, stored_tensors(config, params, family), DTYPES[dtype], limit)
         (written / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         if not scorer:
             text = json.dumps({"_from_model_config": True, **(ids or {})}, indent=2) + "\n"
             (written / "generation_config.json").write_text(text, encoding="utf-8")
         beside(written)
-        os.replace(written, folder)  # an empty folder gives way
     return family
 
 

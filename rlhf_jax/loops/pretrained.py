@@ -1,0 +1,93 @@
+"""Where a run's weights and tokenizer come from: a checkpoint below the data root, a folder anywhere, or the hub."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Set
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rlhf_jax.config import Experiment, ModelConfig
+from rlhf_jax.data.tokenizer import SentencePieceTokenizer, TransformersTokenizer, find_tokenizer, load_tokenizer
+from rlhf_jax.models.convert.family import Family
+from rlhf_jax.models.convert.llama2c import load_llama2c
+from rlhf_jax.models.convert.load import find_folder, load_pretrained, read_config
+from rlhf_jax.models.convert.save import FREE, shape_difference
+from rlhf_jax.sharding import place
+from rlhf_jax.types import Params
+
+HUB = "hf:"
+BESIDE = "checkpoint"
+"""The name of the tokenizer that lies beside the checkpoint."""
+
+Root = Callable[[], Path]
+
+
+def locate(name: str, root: Root) -> Path:
+    """The file or folder of a checkpoint or tokenizer: `hf:ORG/NAME`, a path, or a path below the data root.
+
+    Raises: FileNotFoundError where it is not.
+    """
+    if name.startswith(HUB):
+        return find_folder(name)
+    path = Path(name) if Path(name).is_absolute() else root() / name
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}; the experiment needs it")
+    return path
+
+
+def read_shape(path: Path) -> tuple[ModelConfig, Family | None]:
+    """(shape, family) of a checkpoint; a llama2.c file has no family."""
+    if path.is_dir():
+        family, config, _ = read_config(path)
+        return config, family
+    return load_llama2c(path)[0], None
+
+
+def read_policy(path: Path, asked: ModelConfig, mesh: Mesh) -> Params:
+    """The parameters of a checkpoint on the mesh. Raises: ValueError naming the fields in which its shape is not the one asked for."""
+    shape, family = read_shape(path)
+    wrong = shape_difference(asked, shape)
+    if wrong:
+        raise ValueError(
+            f"checkpoint {path} is of another shape than policy: "
+            + ", ".join(
+                f"{name} is {there!r} there, policy.{name} is {here!r}" for name, (here, there) in wrong.items()
+            )
+        )
+    if family is not None:
+        return {name: part for name, part in load_pretrained(path, mesh).params.items() if name != "score"}
+    return place(jax.tree.map(jnp.asarray, load_llama2c(path)[1]), mesh)
+
+
+def with_checkpoint(experiment: Experiment, root: Root, *, overridden: Set[str]) -> Experiment:
+    """The experiment with its policy in the shape of its checkpoint, and the tokenizer beside that.
+
+    What a user has `overridden` ("text.tokenizer", a field of the policy) stays, and is compared with the checkpoint when that is read.
+    """
+    assert experiment.checkpoint is not None
+    shape, _ = read_shape(locate(experiment.checkpoint, root))
+    kept = {name: getattr(experiment.policy, name) for name in FREE} | {"head": "lm"}
+    for path in overridden:
+        part, _, name = path.partition(".")
+        if part == "policy" and name not in FREE:
+            kept[name] = getattr(experiment.policy, name)
+    text = experiment.text
+    if "text.tokenizer" not in overridden:
+        text = dataclasses.replace(text, tokenizer=BESIDE)
+    return dataclasses.replace(experiment, policy=dataclasses.replace(shape, **kept), text=text)
+
+
+def read_tokenizer(experiment: Experiment, root: Root) -> SentencePieceTokenizer | TransformersTokenizer:
+    """The tokenizer that an experiment names, other than one that it trains. Raises: FileNotFoundError where it is not."""
+    name = experiment.text.tokenizer
+    if name == BESIDE:
+        if experiment.checkpoint is None:
+            raise ValueError(f"text.tokenizer={BESIDE!r} is the one beside the checkpoint, but checkpoint is not set")
+        path = locate(experiment.checkpoint, root)
+        return find_tokenizer(path if path.is_dir() else path.parent)
+    path = locate(name, root)
+    return find_tokenizer(path) if path.is_dir() else load_tokenizer(path)
