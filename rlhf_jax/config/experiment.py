@@ -78,6 +78,10 @@ class Experiment:
         require(
             self.policy.head == "lm", f"policy.head={self.policy.head!r}: the stages add the heads they need; leave it"
         )
+        require(
+            self.text.tokenizer != "checkpoint" or self.checkpoint is not None,
+            "text.tokenizer='checkpoint' is the one beside the checkpoint; set checkpoint",
+        )
         require(self.ppo is None or self.ppo.reward == "gold" or self.reward is not None, "PPO needs a reward stage")
         require(
             self.evaluation.best_of is None or self.reward is not None,

@@ -85,8 +85,7 @@ def read_tokenizer(experiment: Experiment, root: Root) -> SentencePieceTokenizer
     """The tokenizer that an experiment names, other than one that it trains. Raises: FileNotFoundError where it is not."""
     name = experiment.text.tokenizer
     if name == BESIDE:
-        if experiment.checkpoint is None:
-            raise ValueError(f"text.tokenizer={BESIDE!r} is the one beside the checkpoint, but checkpoint is not set")
+        assert experiment.checkpoint is not None, "held by the config"
         path = locate(experiment.checkpoint, root)
         return find_tokenizer(path if path.is_dir() else path.parent)
     path = locate(name, root)
