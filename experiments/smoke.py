@@ -9,6 +9,7 @@ from rlhf_jax.config import (
     SFT,
     Evaluation,
     Experiment,
+    LoRA,
     MeshConfig,
     Mixture,
     ModelConfig,
@@ -76,6 +77,23 @@ def smoke_preference(scale: str) -> Experiment:
     """SFT of a tiny decoder, then DPO on its own samples. Expect an accuracy of the implicit reward above one half in training."""
     optim = Optim(lr=1e-3, steps=20, rows=16, microbatches=2)
     return _smoke("smoke/preference", sft=_sft(30), preference=Preference(data=None, pairs=128, optim=optim))
+
+
+@register(
+    "smoke/lora",
+    paper="Hu et al. 2021",
+    claim="SFT and DPO run with low-rank adapters, which are all that is trained, and are merged after each stage",
+    costs=COST,
+)
+def smoke_lora(scale: str) -> Experiment:
+    """As smoke/preference, with adapters of rank 4. A random base has little to adapt: expect the losses to fall less."""
+    optim = Optim(lr=1e-2, steps=20, rows=16, microbatches=2)
+    return _smoke(
+        "smoke/lora",
+        lora=LoRA(rank=4, alpha=8.0),
+        sft=_sft(30),
+        preference=Preference(data=None, pairs=128, optim=optim),
+    )
 
 
 @register(

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.files import sha256, write_atomic
+from rlhf_jax.frozen import join_frozen, split_frozen
 
 MANIFEST = "checksums.json"
 SHOWN = 4  # faults of one checkpoint, at most, in a warning
@@ -49,22 +50,27 @@ class Checkpoints:
         return None if found is None else found.step
 
     def save(self, step: int, state: Any) -> None:
-        """Writes the state under this step, replacing an older one of the same number; the manifest is the last thing written."""
-        if not self._checkpointer.save_checkpointables(step, {"state": state}, force=True, overwrite=True):
+        """Writes the state under this step, replacing an older one of the same number; the manifest is the last thing written.
+
+        Frozen parts are left out: they are what they were when the stage began.
+        """
+        live, _ = split_frozen(state)
+        if not self._checkpointer.save_checkpointables(step, {"state": live}, force=True, overwrite=True):
             raise OSError(f"{self._directory}: checkpoint of step {step} was not written")
         seal(self._directory / str(step))
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state of this step with the structure, types and places of `like`.
+        """The state of this step with the structure, types and places of `like`, and its frozen parts.
 
         Raises: ValueError naming the checkpoint where it does not fit.
         """
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        live, frozen = split_frozen(like)
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), live)
         try:
             found = self._checkpointer.load_checkpointables(step, {"state": target})["state"]
         except Exception as error:
             raise ValueError(f"{self._directory / str(step)}: cannot restore this checkpoint: {error}") from error
-        return found
+        return join_frozen(found, frozen)
 
     def close(self) -> None:
         self._checkpointer.close()

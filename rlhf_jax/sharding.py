@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.config import MeshConfig
+from rlhf_jax.frozen import join_frozen, split_frozen
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -47,6 +48,20 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {
     "up/bias": ("mlp",),
     "gate/bias": ("mlp",),
     "unembed/kernel": ("embed", "vocab"),
+    "q/lora_a": ("embed", None),
+    "k/lora_a": ("embed", None),
+    "v/lora_a": ("embed", None),
+    "o/lora_a": ("heads", "head_dim", None),
+    "q/lora_b": (None, "heads", "head_dim"),
+    "k/lora_b": (None, "kv", "head_dim"),
+    "v/lora_b": (None, "kv", "head_dim"),
+    "o/lora_b": (None, "embed"),
+    "up/lora_a": ("embed", None),
+    "gate/lora_a": ("embed", None),
+    "down/lora_a": ("mlp", None),
+    "up/lora_b": (None, "mlp"),
+    "gate/lora_b": (None, "mlp"),
+    "down/lora_b": (None, "embed"),
 }
 """Logical axes of a parameter by the last two names of its path; what is not listed (norms, small biases) is replicated."""
 
@@ -153,14 +168,11 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
 
 
 class Compiled:
-    """A pure function `f(state, *args)` under jit on a mesh, its first argument donated when it is a state to be replaced.
+    """A pure function under jit on a mesh. `lower` compiles from shapes alone."""
 
-    Results keep the layout of the state: what comes out can go in again. `lower` compiles from shapes alone.
-    """
-
-    def __init__(self, function: Callable, mesh: Mesh, *, donate: bool):
+    def __init__(self, function: Callable, mesh: Mesh):
         self._mesh = mesh
-        self._jit = jax.jit(function, donate_argnums=(0,) if donate else (), compiler_options=compiler_options(mesh))
+        self._jit = jax.jit(function, compiler_options=compiler_options(mesh))
 
     def __call__(self, *args):
         with jax.set_mesh(self._mesh):
@@ -172,20 +184,38 @@ class Compiled:
             return self._jit.lower(*args)
 
 
+class CompiledStep(Compiled):
+    """A step `(state, *args) -> (state, metrics)` whose state is donated, but for its frozen parts, which come back as they went in.
+
+    The new state keeps the layout of the old one: what comes out can go in again.
+    """
+
+    def __init__(self, step: Callable, mesh: Mesh):
+        def laid_out(live, frozen, *args):
+            new_state, metrics = step(join_frozen(live, frozen), *args)
+            new_live, _ = split_frozen(new_state)
+            return jax.lax.with_sharding_constraint(new_live, tree_shardings(new_live, mesh)), metrics
+
+        self._mesh = mesh
+        self._jit = jax.jit(laid_out, donate_argnums=(0,), compiler_options=compiler_options(mesh))
+
+    def __call__(self, state, *args):
+        live, frozen = split_frozen(state)
+        live, metrics = super().__call__(live, frozen, *args)
+        return join_frozen(live, frozen), metrics
+
+    def lower(self, state, *args):
+        return super().lower(*split_frozen(state), *args)
+
+
 def compile_step(step: Callable, mesh: Mesh) -> Compiled:
     """A training step `(state, batch, ...) -> (state, metrics)` as one compiled program that reuses the state's memory.
 
     The new state is constrained to the layout of the old one, so that a step never moves parameters to other devices.
     """
-
-    def laid_out(state, *args):
-        new_state, metrics = step(state, *args)
-        shardings = tree_shardings(new_state, mesh)
-        return jax.lax.with_sharding_constraint(new_state, shardings), metrics
-
-    return Compiled(laid_out, mesh, donate=True)
+    return CompiledStep(step, mesh)
 
 
 def compile_function(function: Callable, mesh: Mesh) -> Compiled:
     """A pure function of parameters and batches (scoring, generation) as one compiled program; nothing is donated."""
-    return Compiled(function, mesh, donate=False)
+    return Compiled(function, mesh)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.config import ModelConfig
+from rlhf_jax.config import LoRA, ModelConfig
 from rlhf_jax.doctor.subjects import (
     LLAMA,
     SCORING,
@@ -32,6 +32,7 @@ from rlhf_jax.rollout.score import make_trajectory
 from rlhf_jax.types import Params, Rollout, Trajectory
 
 __all__ = [
+    "ADAPTERS",
     "GPT2",
     "LLAMA",
     "SCORING",
@@ -54,6 +55,7 @@ __all__ = [
     "token_batch",
 ]
 
+ADAPTERS = LoRA(rank=3, alpha=6.0)
 GPT2 = dataclasses.replace(LLAMA, kv_heads=4, norm="layer", position="learned", activation="gelu", bias=True)
 
 # Every option of the decoder at least once, each in company that could hide it.

@@ -9,7 +9,7 @@ from rlhf_jax.checks import positive, require
 from rlhf_jax.config.data import Mixture, Text, World
 from rlhf_jax.config.model import ONE_DEVICE, MeshConfig, ModelConfig
 from rlhf_jax.config.ppo import PPO
-from rlhf_jax.config.stages import ILQL, SFT, Preference, Reward
+from rlhf_jax.config.stages import ILQL, SFT, LoRA, Preference, Reward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,9 @@ class Experiment:
     world: World | None = None
     checkpoint: str | None = (
         None  # a pretrained model that the policy starts from: hf:ORG/NAME, or a path below the data root
+    )
+    lora: LoRA | None = (
+        None  # adapters of the policy and of models that start from it, in every stage; None: all parameters are trained
     )
     sft: SFT | None = None
     reward: Reward | None = None

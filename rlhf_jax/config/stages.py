@@ -48,6 +48,19 @@ class Optim:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (Hu et al. 2021), which are all that a stage then trains; at its end they are merged into the weights."""
+
+    rank: int = 16
+    alpha: float = 32.0  # the adapters' product counts alpha / rank times
+    targets: tuple[str, ...] = ("attention/*", "mlp/*")  # patterns of kernels in a layer
+
+    def __post_init__(self):
+        positive(self, "rank", "alpha")
+        require(bool(self.targets), "lora.targets is empty; name at least one pattern, such as attention/q")
+
+
+@dataclasses.dataclass(frozen=True)
 class SFT:
     """Supervised fine-tuning on demonstrations, loss on the reply."""
 

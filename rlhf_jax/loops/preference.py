@@ -8,6 +8,7 @@ from functools import partial
 from rlhf_jax.config import Preference
 from rlhf_jax.data.batches import Mixture, pad_pairs, preference_batches
 from rlhf_jax.data.unpaired import pad_replies, reply_batches
+from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
 from rlhf_jax.loops.sources import Texts
@@ -64,6 +65,8 @@ def run_preference(
     make_batches = reply_batches if config.objective == "kto" else preference_batches
     batches = make_batches(parts, config.optim.rows, length, pad, experiment.seed)
     run.note_cut("preference", batches.cut)
+    begun = trainee(run, "preference", model, reference)
+    model = begun.model
     loss, update = make_preference_step(model, config)
     complete = compile_function(partial(completed, model=model), run.mesh)
     step = compile_step(update, run.mesh)
@@ -77,14 +80,14 @@ def run_preference(
     state = run_stage(
         run,
         "preference",
-        fresh_state(run, reference, config.optim),
+        fresh_state(run, begun.params, config.optim),
         advance,
         config.optim.total,
         evaluate=None if measure is None else lambda state: measure((state.params, reference)),
         eval_every=config.eval_every,
         show=("loss", "accuracy", "margin"),
     )
-    return state.params
+    return begun.whole(state.params)
 
 
 def held_out_measure(

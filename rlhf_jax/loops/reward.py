@@ -17,6 +17,7 @@ from rlhf_jax.data.batches import (
     preference_batches,
 )
 from rlhf_jax.data.schema import Labelled
+from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
 from rlhf_jax.loops.sources import Texts
@@ -46,7 +47,8 @@ def run_reward(
     length, pad = experiment.text.length, texts.tokenizer.pad
     batches = make_batches(parts, config.optim.rows, length, pad, experiment.seed)
     run.note_cut("reward", batches.cut)
-    loss, update = make_reward_step(model, config.optim, labelled=labelled)
+    begun = trainee(run, "reward", model, params)
+    loss, update = make_reward_step(begun.model, config.optim, labelled=labelled)
     step = compile_step(update, run.mesh)
 
     def advance(state: TrainState, number: int):
@@ -60,14 +62,14 @@ def run_reward(
     state = run_stage(
         run,
         "reward",
-        fresh_state(run, params, config.optim),
+        fresh_state(run, begun.params, config.optim),
         advance,
         config.optim.total,
         evaluate=evaluate,
         eval_every=config.eval_every,
         show=("loss", "accuracy"),
     )
-    return state.params
+    return begun.whole(state.params)
 
 
 def score_all(run: Run, model: Model, params: Params, data: TokenBatch) -> np.ndarray:

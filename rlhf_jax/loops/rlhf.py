@@ -14,6 +14,7 @@ import numpy as np
 from rlhf_jax.config import PPO
 from rlhf_jax.data.batches import Batches, prompt_batches, take_rows
 from rlhf_jax.data.encode import Encoded
+from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import fresh_state
 from rlhf_jax.loops.sources import Texts
@@ -157,6 +158,13 @@ def run_ppo(
     """
     config, experiment = run.experiment.ppo, run.experiment
     assert config is not None, "called for experiments with a PPO stage"
+    reference = policy_params
+    begun = trainee(run, "ppo", policy, policy_params)
+    policy, policy_params = begun.model, begun.params
+    if value is not None:
+        assert value_params is not None
+        critic_begun = trainee(run, "value", value, value_params)
+        value, value_params = critic_begun.model, critic_begun.params
     batches = prompt_batches(
         prompts, config.prompts, experiment.text.prompt_length, texts.tokenizer.pad, experiment.seed
     )
@@ -170,7 +178,7 @@ def run_ppo(
     )
     refill_program = compile_function(partial(refill, samples=config.samples), run.mesh)
     update = compile_step(make_update(policy, value, config), run.mesh)
-    reference, key = policy_params, run.key("ppo")
+    key = run.key("ppo")
     rollout_key, order_key = jax.random.split(key)
     samples = np.tile(np.arange(config.samples), config.prompts)
 
@@ -231,4 +239,4 @@ def run_ppo(
         config.iterations,
         show=("score", "gold", "kl_sequence"),
     )
-    return state.policy.params if state.policy.ema is None else state.policy.ema
+    return begun.whole(state.policy.params if state.policy.ema is None else state.policy.ema)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -11,6 +12,8 @@ import numpy as np
 from rlhf_jax.config import Optim
 from rlhf_jax.data.batches import evaluation_batches, packed_batches, pad_right, token_batches
 from rlhf_jax.data.schema import Demonstration
+from rlhf_jax.frozen import join_frozen, split_frozen
+from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sources import Texts, load_examples
 from rlhf_jax.losses.sft import sft_loss
@@ -47,8 +50,11 @@ def _measured(loss: LossFn, params: Params, batch):
 def fresh_state(run: Run, params: Params, optim: Optim, *, ema: bool = False) -> TrainState:
     """The training state of these parameters, laid on the run's mesh."""
     make = partial(init_state, tx=make_optimizer(optim), ema=ema)
+    live, frozen = split_frozen(params)
     # Told where its parts live, each device makes its own: moments are never whole on one of them.
-    return jax.jit(make, out_shardings=tree_shardings(jax.eval_shape(make, params), run.mesh))(params)
+    state = jax.jit(make, out_shardings=tree_shardings(jax.eval_shape(make, live), run.mesh))(live)
+    averaged = None if state.ema is None else join_frozen(state.ema, frozen)
+    return dataclasses.replace(state, params=join_frozen(state.params, frozen), ema=averaged)
 
 
 def make_sft_step(model: Model, optim: Optim) -> tuple[LossFn, Callable]:
@@ -75,7 +81,8 @@ def run_sft(
         batches = packed_batches(encoded, config.optim.rows, config.pack_length, pad, experiment.seed, longest=length)
     run.note_cut("sft", batches.cut)
     run.noted["sft/rejected_rows"] = float(examples.rejected)
-    loss, update = make_sft_step(model, config.optim)
+    begun = trainee(run, "sft", model, params)
+    loss, update = make_sft_step(begun.model, config.optim)
     step = compile_step(update, run.mesh)
 
     def advance(state: TrainState, number: int):
@@ -87,15 +94,16 @@ def run_sft(
     measure = None
     if examples.held_out:
         held_out = pad_right(texts.encode(examples.held_out), experiment.text.length, texts.tokenizer.pad)
+        # A model with adapters takes its own parameters too.
         measure = make_evaluation(loss, run, held_out, experiment.evaluation.rows)
     state = run_stage(
         run,
         "sft",
-        fresh_state(run, params, config.optim),
+        fresh_state(run, begun.params, config.optim),
         advance,
         config.optim.total,
         evaluate=None if measure is None else lambda state: measure(state.params),
         eval_every=config.eval_every,
         show=("nll",),
     )
-    return state.params, measure
+    return begun.whole(state.params), measure

@@ -33,7 +33,11 @@ class Project(nn.Module):
         rows, columns = math.prod(self.inputs), math.prod(self.outputs)
         leading = x.shape[: x.ndim - len(self.inputs)]
         kernel = self.param("kernel", nn.initializers.normal(self.scale), (*self.inputs, *self.outputs))
-        y = x.reshape(-1, rows).astype(self.dtype) @ kernel.reshape(rows, columns).astype(self.dtype)
+        flat = x.reshape(-1, rows).astype(self.dtype)
+        y = flat @ kernel.reshape(rows, columns).astype(self.dtype)
+        if self.has_variable("params", "lora_a"):  # see models/lora.py
+            a, b = self.get_variable("params", "lora_a"), self.get_variable("params", "lora_b")
+            y = y + (flat @ a.reshape(rows, -1).astype(self.dtype)) @ b.reshape(-1, columns).astype(self.dtype)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, tuple(self.outputs))
             y = y + bias.reshape(1, columns).astype(self.dtype)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax.frozen import join_frozen, split_frozen
 from rlhf_jax.losses.scores import no_moments
 from rlhf_jax.sharding import constrain
 from rlhf_jax.train.step import TrainState, apply_gradients, gradients
@@ -130,7 +131,15 @@ def make_ppo_update(
         reference: Params | None = None,
     ):
         rows = minibatch_rows(key, trajectory.scores.shape[0], epochs, minibatch)
-        state, metrics = jax.lax.scan(one_minibatch(trajectory, reference), state, (rows, demonstrations))
+        body = one_minibatch(trajectory, reference)
+        live, frozen = split_frozen(state)
+
+        def one(live: PPOState, item):
+            state, metrics = body(join_frozen(live, frozen), item)
+            return split_frozen(state)[0], metrics
+
+        live, metrics = jax.lax.scan(one, live, (rows, demonstrations))
+        state = join_frozen(live, frozen)
         first = ("ratio", "clip_fraction", "approx_kl")
         seen = {f"first_{name}": metrics[name][0] for name in first if name in metrics}
         state = dataclasses.replace(state, average=trajectory.average, moments=trajectory.moments)

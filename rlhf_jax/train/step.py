@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax.frozen import join_frozen, split_frozen
 from rlhf_jax.types import LossFn, Params, pytree
 
 
@@ -23,13 +24,14 @@ class TrainState:
 
 
 def init_state(params: Params, tx: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
-    """The state before the first update. Parameters are copied: the step donates its state, the caller keeps its tree."""
-    params = jax.tree.map(jnp.copy, params)
+    """The state before the first update. Parameters that change are copied: the step donates its state, the caller keeps its tree."""
+    live, frozen = split_frozen(params)
+    live = jax.tree.map(jnp.copy, live)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=tx.init(params),
-        ema=jax.tree.map(jnp.copy, params) if ema else None,
+        params=join_frozen(live, frozen),
+        opt_state=tx.init(live),
+        ema=join_frozen(jax.tree.map(jnp.copy, live), frozen) if ema else None,
     )
 
 
@@ -52,17 +54,20 @@ def gradients(
 ) -> tuple[Params, dict[str, jax.Array], jax.Array]:
     """Gradient and metrics of the loss over the whole batch, and its weight; independent of the number of microbatches.
 
+    Frozen parameters have no gradient: in its tree stand empty marks for them.
+
     grad = sum_i w_i grad_i / sum_i w_i: a mean of means would weigh short microbatches too much.
     """
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    live, frozen = split_frozen(params)
+    value_and_grad = jax.value_and_grad(lambda live, piece: loss(join_frozen(live, frozen), piece), has_aux=True)
 
     def one(piece):
-        (_, aux), grads = value_and_grad(params, piece)
+        (_, aux), grads = value_and_grad(live, piece)
         weighted = jax.tree.map(lambda x: x * aux.weight.astype(x.dtype), (grads, aux.metrics))
         return (*weighted, aux.weight)
 
     if microbatches == 1:
-        (_, aux), grads = value_and_grad(params, batch)
+        (_, aux), grads = value_and_grad(live, batch)
         return grads, aux.metrics, aux.weight
     pieces = deal(batch, microbatches)
     shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], pieces))
@@ -78,12 +83,14 @@ def apply_gradients(
     state: TrainState, grads: Params, tx: optax.GradientTransformation, *, ema: float | None = None
 ) -> TrainState:
     """The state after one update of the optimiser, with the averaged parameters following at decay `ema`."""
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    live, frozen = split_frozen(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, live)
+    live = optax.apply_updates(live, updates)
     averaged = state.ema
     if ema is not None:
-        averaged = jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, state.ema, params)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=averaged)
+        old, _ = split_frozen(state.ema)
+        averaged = join_frozen(jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, old, live), frozen)
+    return TrainState(step=state.step + 1, params=join_frozen(live, frozen), opt_state=opt_state, ema=averaged)
 
 
 def make_step(

@@ -1,0 +1,125 @@
+"""Low-rank adapters: W x + (alpha / rank) B A x with W frozen. Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1.
+
+Parameters of an adapted model are {"lora": adapters, "base": Frozen(the model's own)}, with the scalar head, which is trained whole, beside
+them. `with_lora` makes a model that takes them; given a model's own parameters it is that model, so that a reference shares the base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.config import LoRA
+from rlhf_jax.frozen import Frozen
+from rlhf_jax.models.api import Model
+from rlhf_jax.types import Params
+
+LORA, BASE, SCORE, LAYERS = "lora", "base", "score", "layers"
+FUNCTIONS = (
+    "hidden",
+    "unembed",
+    "scalar",
+    "logits",
+    "logprobs",
+    "token_stats",
+    "token_logits",
+    "token_scores",
+    "values",
+    "scores",
+    "prefill",
+    "decode",
+)
+Path = tuple[str, ...]
+INPUTS = {"o": 2}
+"""How many axes of a kernel, behind that of the layers, are summed over; of all others one."""
+
+
+def targets_of(params: Params, config: LoRA) -> list[Path]:
+    """The paths below the layers, such as (attention, q), whose kernels get an adapter.
+
+    Raises: ValueError for a pattern that no kernel matches, naming those that there are.
+    """
+    found = sorted(
+        "/".join(key.key for key in path[:-1])
+        for path, _ in jax.tree_util.tree_leaves_with_path(params[LAYERS])
+        if path[-1].key == "kernel"
+    )
+    for pattern in config.targets:
+        if not any(fnmatchcase(name, pattern) for name in found):
+            raise ValueError(f"lora.targets: no kernel matches {pattern!r}; there are {', '.join(found)}")
+    return [tuple(name.split("/")) for name in found if any(fnmatchcase(name, each) for each in config.targets)]
+
+
+def adapted(params: Params, config: LoRA, key: jax.Array) -> Params:
+    """A model's parameters with fresh adapters: A uniform in +- 1 / sqrt(inputs), B zero, so that the function is as before."""
+    adapters: Params = {}
+    for path in targets_of(params, config):
+        kernel = _at(params[LAYERS], path)["kernel"]
+        count = INPUTS.get(path[-1], 1)
+        layers, inputs, outputs = kernel.shape[0], kernel.shape[1 : 1 + count], kernel.shape[1 + count :]
+        bound = 1 / math.sqrt(math.prod(inputs))
+        key, own = jax.random.split(key)
+        a = jax.random.uniform(own, (layers, *inputs, config.rank), minval=-bound, maxval=bound)
+        adapters = _with(adapters, path, {"lora_a": a, "lora_b": jnp.zeros((layers, config.rank, *outputs))})
+    base = {name: part for name, part in params.items() if name != SCORE}
+    return {LORA: {LAYERS: adapters}, BASE: Frozen(base), **_head(params)}
+
+
+def with_lora(model: Model, config: LoRA) -> Model:
+    """The model as a function of adapted parameters, or of its own."""
+
+    def taking(function: Any) -> Any:
+        return lambda params, *args, **options: function(joined(params, config), *args, **options)
+
+    changed = {name: taking(getattr(model, name)) for name in FUNCTIONS}
+    return dataclasses.replace(model, init=lambda key: adapted(model.init(key), config, key), **changed)
+
+
+def joined(params: Params, config: LoRA) -> Params:
+    """The tree that `Project` reads: each adapter beside its kernel, its scale on B. A model's own parameters come out as they are."""
+    if LORA not in params:
+        return params
+
+    def beside(adapter: Params) -> Params:
+        if "lora_b" in adapter:
+            return {**adapter, "lora_b": adapter["lora_b"] * (config.alpha / config.rank)}
+        return {name: beside(part) for name, part in adapter.items()}
+
+    base = params[BASE].tree
+    return {**base, LAYERS: _with(base[LAYERS], (), beside(params[LORA][LAYERS])), **_head(params)}
+
+
+def merged(params: Params, config: LoRA) -> Params:
+    """A model's own parameters that do what the adapted ones do: W + (alpha / rank) A B. Its own come out as they are."""
+
+    def plain(node: Params) -> Params:
+        if "lora_a" in node:
+            product = jax.vmap(lambda a, b: jnp.tensordot(a, b, axes=1))(node["lora_a"], node["lora_b"])
+            rest = {name: part for name, part in node.items() if not name.startswith(LORA)}
+            return {**rest, "kernel": node["kernel"] + product.astype(node["kernel"].dtype)}
+        return {name: plain(part) if isinstance(part, dict) else part for name, part in node.items()}
+
+    return plain(joined(params, config)) if LORA in params else params
+
+
+def _head(params: Params) -> Params:
+    return {SCORE: params[SCORE]} if SCORE in params else {}
+
+
+def _at(tree: Params, path: Path) -> Params:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _with(tree: Params, path: Path, entries: Params) -> Params:
+    """The tree with these entries at the path, merged with what is there."""
+    if path:
+        return {**tree, path[0]: _with(tree.get(path[0], {}), path[1:], entries)}
+    merged = {name: _with(tree[name], (), part) for name, part in entries.items() if isinstance(tree.get(name), dict)}
+    return {**tree, **entries, **merged}
