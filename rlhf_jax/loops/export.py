@@ -10,18 +10,25 @@ from typing import Literal, NamedTuple
 
 from rlhf_jax import __version__
 from rlhf_jax.checkpoint import in_words, load_part, newest_intact
-from rlhf_jax.config import Experiment, ModelConfig
+from rlhf_jax.config import Experiment, LoRA, ModelConfig
 from rlhf_jax.data.sources import find_data_root
 from rlhf_jax.data.templates import get_template
 from rlhf_jax.data.tokenizer import save_tokenizer
 from rlhf_jax.files import whole_folder
+from rlhf_jax.frozen import Frozen
+from rlhf_jax.loops.pipeline import start_params
 from rlhf_jax.loops.pretrained import Root, locate, read_shape, read_tokenizer
+from rlhf_jax.loops.run import Run, open_run
 from rlhf_jax.loops.sources import TOKENIZER, kept_tokenizer
+from rlhf_jax.models import build_model
 from rlhf_jax.models.convert.family import Family
 from rlhf_jax.models.convert.llama2c import check_llama2c, save_llama2c
 from rlhf_jax.models.convert.save import family_of, lost_fields, save_pretrained
+from rlhf_jax.models.lora import BASE, merged
+from rlhf_jax.models.params import carry_over
 from rlhf_jax.overrides import from_dict
 from rlhf_jax.report.runs import CONFIG, SEED, read_json, seed_directories
+from rlhf_jax.sharding import initialise
 from rlhf_jax.types import Params
 
 MODEL = "model.bin"
@@ -56,6 +63,11 @@ def seed_directory(directory: Path, seed: int | None) -> Path:
     return wanted[0]
 
 
+def seed_of(directory: Path) -> int:
+    """The seed whose folder this is."""
+    return int(directory.name.removeprefix(SEED))
+
+
 def export_model(
     experiment: Experiment,
     directory: Path,
@@ -84,6 +96,9 @@ def export_model(
     trained = experiment.text.tokenizer.startswith("train:")
     tokenizer = kept_tokenizer(directory / TOKENIZER) if trained else read_tokenizer(experiment, root)
     step, params = newest_params(directory / "checkpoints" / stage, *keys)
+    if experiment.lora is not None:
+        run = open_run(dataclasses.replace(experiment, seed=seed_of(directory)), directory, data_root=data_root)
+        params = with_base(run, stage, params, experiment.lora)
     if experiment.ilql is not None and model == "policy":
         warnings.warn("the critics of the ilql stage are left out: it is the policy that they guide", stacklevel=2)
     if model == "policy":
@@ -115,6 +130,22 @@ def newest_params(folder: Path, *keys: str) -> tuple[int, Params]:
             f"{folder} has no intact checkpoint: stage {folder.name!r} of this run has not come to one"
         )
     return int(newest.name), load_part(newest, *keys)
+
+
+def with_base(run: Run, stage: str, params: Params, lora: LoRA) -> Params:
+    """The whole model of a stage that trained adapters: they are merged into what the stage began with, which is made again."""
+    experiment, checkpoints = run.experiment, run.directory / "checkpoints"
+    before = "sft" if stage != "sft" and experiment.sft is not None else None
+    if before is None:
+        base = start_params(run, dataclasses.replace(experiment.policy, head="lm"))
+    else:
+        base = with_base(run, before, newest_params(checkpoints / before, "params")[1], lora)
+    if stage == "reward":
+        assert experiment.reward is not None, "asked for by those who have one"
+        fresh = initialise(build_model(experiment.reward_shape).init, run.key("reward"), run.mesh)
+        base = carry_over(base, fresh) if experiment.reward.init == "policy" else fresh
+    base = {name: part for name, part in base.items() if name != "score"}
+    return merged({**params, BASE: Frozen(base)}, lora)
 
 
 def family_to_write(experiment: Experiment, shape: ModelConfig, root: Root) -> Family:
