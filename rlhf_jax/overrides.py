@@ -82,7 +82,9 @@ def _assign(tree: Any, kind: Any, keys: list[str], text: str, path: str) -> None
     if nested is None:
         raise KeyError(f"no field {path!r}: {keys[0]!r} has no fields of its own")
     if tree[keys[0]] is None:
-        raise ValueError(f"{path} cannot be set: this experiment has no {keys[0]!r}")
+        if any(field.default is dataclasses.MISSING for field in dataclasses.fields(nested)):
+            raise ValueError(f"{path} cannot be set: this experiment has no {keys[0]!r}")
+        tree[keys[0]] = to_dict(nested())  # all of it has defaults, of which this sets one
     _assign(tree[keys[0]], nested, keys[1:], text, path)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rlhf_jax.config import Experiment, Optim
+from rlhf_jax.config import Experiment, ModelConfig, Optim
 from rlhf_jax.loops.ilql import make_ilql_step
 from rlhf_jax.loops.preference import make_preference_step
 from rlhf_jax.loops.reward import make_reward_step
@@ -17,6 +17,7 @@ from rlhf_jax.loops.rlhf import make_update
 from rlhf_jax.loops.sft import make_sft_step
 from rlhf_jax.models import Model, build_model
 from rlhf_jax.models.critics import build_critics
+from rlhf_jax.models.lora import with_lora
 from rlhf_jax.sharding import batch_shardings, compile_step, tree_shardings
 from rlhf_jax.train import TrainState, init_state
 from rlhf_jax.train.critics import start_critics
@@ -42,7 +43,7 @@ def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
     A reward stage is lowered for comparisons.
     """
     length = experiment.text.length
-    policy = build_model(dataclasses.replace(experiment.policy, head="lm"))
+    policy = trained_model(experiment, dataclasses.replace(experiment.policy, head="lm"))
     lowered: dict[str, Any] = {}
     if experiment.sft is not None:
         optim = experiment.sft.optim
@@ -51,7 +52,7 @@ def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
         lowered["sft"] = compile_step(update, mesh).lower(state_shapes(policy, optim, mesh), batch)
     if experiment.reward is not None:
         optim = experiment.reward.optim
-        model = build_model(experiment.reward_shape)
+        model = trained_model(experiment, experiment.reward_shape)
         _, update = make_reward_step(model, optim)
         side, row = token_shapes(optim.rows, length), _shape((optim.rows,), jnp.float32)
         batch = on_mesh_rows(PreferenceBatch(side, side, row, row), mesh)
@@ -83,12 +84,12 @@ def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
     config = experiment.ppo
     assert config is not None
     shared = config.baseline == "value" and config.value_optim is None
-    policy = build_model(dataclasses.replace(experiment.policy, head="lm+scalar" if shared else "lm"))
+    policy = trained_model(experiment, dataclasses.replace(experiment.policy, head="lm+scalar" if shared else "lm"))
     from_reward = config.value_init == "reward" and experiment.reward is not None
     value_shape = experiment.reward_shape if from_reward else experiment.policy
     value, value_state = None, None
     if config.value_optim is not None:
-        value = build_model(dataclasses.replace(value_shape, head="scalar"))
+        value = trained_model(experiment, dataclasses.replace(value_shape, head="scalar"))
         value_state = state_shapes(value, config.with_steps(config.value_optim), mesh)
     number = _shape((), jnp.float32)
     policy_state = state_shapes(policy, config.policy_optim, mesh, ema=config.ema is not None)
@@ -119,6 +120,12 @@ def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
     args = (state, on_mesh_rows(trajectory, mesh), number, key, demonstrations)
     reference = on_mesh(jax.eval_shape(policy.init, key), mesh) if config.kl_estimator == "exact" else None
     return update.lower(*args, reference)
+
+
+def trained_model(experiment: Experiment, shape: ModelConfig) -> Model:
+    """The model of this shape as the experiment's stages train it: whole, or adapters of it."""
+    model = build_model(shape)
+    return model if experiment.lora is None else with_lora(model, experiment.lora)
 
 
 def state_shapes(model: Model, optim: Optim, mesh: Mesh, *, ema: bool = False) -> TrainState:

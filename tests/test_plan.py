@@ -1,8 +1,18 @@
 """The paper's configuration lowers on sixteen devices, from shapes alone."""
 
+import dataclasses
 import json
 import subprocess
 import sys
+
+import jax
+import numpy as np
+
+from experiments.registry import find
+from rlhf_jax.config import ONE_DEVICE, LoRA
+from rlhf_jax.models import build_model
+from rlhf_jax.plan import lower_ppo
+from rlhf_jax.sharding import make_mesh
 
 PROGRAM = """
 import json, re
@@ -34,3 +44,22 @@ def test_the_updates_of_the_paper_lower_on_sixteen_devices_without_memory_for_we
     assert all(count > 10 for count in found["sharded"].values())
     # The 1.3B policy alone is 5 GiB in float32; a process without weights stays far below.
     assert found["mib"] < 3000
+
+
+def parameter_bytes(lora: LoRA | None) -> int:
+    """Bytes of parameters and optimiser state that PPO holds for policy, value model and reference."""
+    experiment = dataclasses.replace(find("instructgpt2022/ppo_ptx").experiment("tpu"), lora=lora)
+    program = lower_ppo(experiment, make_mesh(ONE_DEVICE))
+    (live, frozen, *_), _ = program.args_info
+    sizes = [leaf.shape and int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves((live, frozen))]
+    # Without adapters the reference is a copy of the first policy; with them it is the policy's frozen part.
+    policy = jax.eval_shape(build_model(experiment.policy).init, jax.random.key(0))
+    reference = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(policy))
+    return sum(size or 0 for size in sizes) + (reference if lora is None else 0)
+
+
+def test_ppo_with_adapters_holds_less_than_sixty_percent_of_the_memory_of_all_parameters():
+    full, adapters = parameter_bytes(None), parameter_bytes(LoRA(rank=16))
+    share = adapters / full
+    print(f"{full / 2**30:.1f} GiB, with adapters {adapters / 2**30:.1f} GiB: {share:.3f}")
+    assert share < 0.4
