@@ -16,9 +16,11 @@ import torch
 import transformers
 from builders import left_padded, right_padded
 
+from rlhf_jax.config import LoRA
 from rlhf_jax.models import Model, build_model
 from rlhf_jax.models.convert.load import Pretrained, load_pretrained
 from rlhf_jax.models.convert.save import save_pretrained
+from rlhf_jax.models.lora import adapted, merged, with_lora
 from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.sampling import greedy_tokens
 from rlhf_jax.types import TokenBatch
@@ -255,3 +257,41 @@ def export_difference(name: str) -> float:
     batch = batches()["right"]
     real = np.asarray(batch.segments) != 0
     return float(np.abs(their_logits(again, batch) - their_logits(pair(name).theirs, batch))[real].max())
+
+
+def adapted_difference(name: str) -> float:
+    """The largest difference of a logit between a model with adapters and what transformers reads of it merged."""
+    lora, both = LoRA(rank=3, alpha=6.0), pair(name)
+    fresh = adapted(both.ours.params, lora, jax.random.key(0))
+    noise = iter(jax.random.split(jax.random.key(1), 100))
+    moved = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(noise), x.shape), fresh["lora"])
+    params = {**fresh, "lora": moved}
+    folder = scratch() / f"{name} merged"
+    save_pretrained(folder, both.ours.config, merged(params, lora), family=both.ours.family)
+    batch = batches()["right"]
+    real = np.asarray(batch.segments) != 0
+    ours = np.asarray(jax.jit(with_lora(both.model, lora).logits)(params, batch))
+    theirs = their_logits(type(both.theirs).from_pretrained(folder).eval(), batch)
+    assert np.abs(theirs - their_logits(both.theirs, batch))[real].max() > 0.01, "the adapters do nothing"
+    return float(np.abs(ours - theirs)[real].max())
+
+
+def score_difference(name: str) -> float:
+    """The largest difference of a reward model's score, less its bias, from that of the classifier that transformers reads."""
+    both = pair(name)
+    config = dataclasses.replace(both.ours.config, head="scalar")
+    model = build_model(config)
+    trunk = {part: tree for part, tree in both.ours.params.items() if part != "unembed"}
+    params = {**trunk, "score": {"kernel": jnp.linspace(-1.0, 1.0, config.width), "bias": jnp.float32(0.5)}}
+    folder = scratch() / f"{name} reward"
+    save_pretrained(folder, config, params, family=both.ours.family, ids=SPECIAL)
+    again = load_pretrained(folder)
+    assert again.config == config
+    jax.tree.map(np.testing.assert_array_equal, again.params, params)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    batch = batches()["right"]
+    mask = np.asarray(batch.segments) != 0
+    tokens = np.where(mask, np.asarray(batch.tokens), SPECIAL["pad_token_id"])
+    with torch.no_grad():
+        scores = theirs(tensor(tokens), attention_mask=tensor(mask)).logits[:, 0].numpy()
+    return float(np.abs(np.asarray(model.scores(params, batch)) - 0.5 - scores).max())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from families import (
     DECODERS,
+    adapted_difference,
     different_tokens,
     export_difference,
     exported,
@@ -14,6 +15,7 @@ from families import (
     logits_difference,
     packed_difference,
     pair,
+    score_difference,
 )
 
 from rlhf_jax.models.convert.load import load_pretrained
@@ -53,3 +55,13 @@ def test_in_out_and_in_again_changes_nothing(name):
     assert jax.tree.structure(once.params) == jax.tree.structure(twice.params)
     for x, y in zip(jax.tree.leaves(once.params), jax.tree.leaves(twice.params), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+@every_decoder
+def test_merged_adapters_do_in_transformers_what_they_did_here(name):
+    assert adapted_difference(name) <= 2e-5
+
+
+@every_decoder
+def test_a_reward_model_is_a_classifier_of_one_label_there(name):
+    assert score_difference(name) <= 2e-5
