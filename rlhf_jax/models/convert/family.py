@@ -20,9 +20,10 @@ class Family:
     model_type, architecture: what config.json calls it, and the class with an output layer that transformers has for it
     read(fields) -> the model's shape; write(config) -> the fields of config.json that say it
     table(config) -> path of a parameter of ours, such as "attention/q/kernel", -> its tensor; paths of layers without "layers/"
-    prefix: what stands before every name of the trunk, and may be missing where only the trunk was saved
+    prefix: what stands before every name of the trunk; its first part may be missing, as it is where only the trunk was saved
     head, score: names of the output layer of an untied model and of the layer that gives scores
     buffers: patterns of names that hold nothing to learn
+    stem: what its other classes are called by, where that is not what `architecture` is
     """
 
     model_type: str
@@ -34,11 +35,12 @@ class Family:
     head: str = "lm_head.weight"
     score: str = "score.weight"
     buffers: tuple[str, ...] = ()
+    stem: str = ""
 
     @property
     def scorer(self) -> str:
         """The class that gives scores."""
-        stem = self.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+        stem = self.stem or self.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
         return f"{stem}ForSequenceClassification"
 
     def tensors(self, config: ModelConfig) -> dict[str, Tensor]:

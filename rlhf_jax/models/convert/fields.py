@@ -46,6 +46,16 @@ class Fields:
             raise ValueError(f"{self.path}: field {name!r} is {value!r}; expected a whole number above 0")
         return value
 
+    def number(self, name: str, default: Any = ..., *, optional: bool = False) -> Any:
+        """A number above 0; None only where that is `optional`. Raises: ValueError for anything else."""
+        value = self.get(name, default)
+        return None if value is None and optional else self._positive(name, value)
+
+    def _positive(self, name: str, value: Any) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            raise ValueError(f"{self.path}: field {name!r} is {value!r}; expected a number above 0")
+        return float(value)
+
     def only(self, **supported: Any) -> None:
         """Raises: ValueError where a field that is there has another value than the only one we compute (of a tuple, any)."""
         for name, values in supported.items():
@@ -58,26 +68,48 @@ class Fields:
     def one_of(self, name: str, default: Any, choices: Mapping[Any, Any]) -> Any:
         """What a field's value means here. Raises: ValueError listing the choices."""
         value = self.get(name, default)
-        if value not in choices:
+        if value not in tuple(choices):  # also for a value that is no key at all, such as a list
             raise ValueError(f"{self.path}: field {name!r} is {value!r}; expected {' or '.join(map(repr, choices))}")
         return choices[value]
 
-    def rope(self, kind: str | None = None, *, base: float = 10_000.0) -> tuple[float, RopeScaling | None, float]:
-        """(base, scaling, share of a head that is turned), from `rope_parameters` or from `rope_theta` and `rope_scaling`.
+    def rope(self, kind: str | None = None, *, base: float = 10_000.0) -> tuple[float, RopeScaling | None]:
+        """(base, scaling), from `rope_parameters` or from `rope_theta` and `rope_scaling`, of a model that turns whole heads.
 
-        `kind` is the type of layer where the parameters are given by type. Raises: ValueError for a scaling that is not computed here.
+        `kind` is the type of layer where the parameters are given by type. Raises: ValueError for a scaling that is not computed here,
+        and where only a part of each head is turned.
         """
-        given = self.get("rope_parameters", None)
-        given = dict(given[kind] if given and kind is not None and kind in given else given or {})
-        scaling = self.get("rope_scaling", None)
-        given = dict(scaling or {}) | given
-        found = given.pop("rope_theta", None)
-        base = float(self.get("rope_theta", base) if found is None else found)
-        share = float(given.pop("partial_rotary_factor", 1.0))
+        base, scaling, share = self.partial_rope(kind, base=base, share=1.0)
+        if share != 1.0:
+            raise ValueError(
+                f"{self.path}: 'partial_rotary_factor' is {share}; this library computes 1.0 only for this model_type"
+            )
+        return base, scaling
+
+    def partial_rope(
+        self, kind: str | None = None, *, base: float = 10_000.0, share: float
+    ) -> tuple[float, RopeScaling | None, float]:
+        """(base, scaling, share of a head that is turned): `base` and `share` where the file does not say. Raises: as `rope`."""
+        given, scaling = self._mapping("rope_parameters"), self._mapping("rope_scaling")
+        if kind is not None and given:
+            if not isinstance(given.get(kind), Mapping):
+                raise ValueError(f"{self.path}: field 'rope_parameters' is {given}; expected those of {kind!r} in it")
+            given = dict(given[kind])
+        given = scaling | given
+        values = {"rope_theta": base, "partial_rotary_factor": share}
+        for name, default in values.items():
+            own, beside = given.pop(name, None), self.get(name, None)
+            first = next((value for value in (own, beside) if value is not None), default)
+            values[name] = self._positive(name, first)
         names = ("rope_type", "type")
         name = next((given[key] for key in names if key in given), "default")
         given = {key: value for key, value in given.items() if key not in names}
-        return base, self._scaling(name, given), share
+        return values["rope_theta"], self._scaling(name, given), values["partial_rotary_factor"]
+
+    def _mapping(self, name: str) -> dict[str, Any]:
+        value = self.get(name, None)
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{self.path}: field {name!r} is {value!r}; expected an object, or null")
+        return dict(value or {})
 
     def _scaling(self, name: str, given: dict[str, Any]) -> RopeScaling | None:
         try:
@@ -102,10 +134,10 @@ class Fields:
     def windows(self, layers: int, default: list[str] | None = None) -> tuple[int, ...]:
         """The layers that see everything, from `layer_types`. Raises: ValueError for types of another kind or number."""
         types = self.get("layer_types", None) or default or ["full_attention"] * layers
-        known = {"sliding_attention", "full_attention"}
-        if len(types) != layers or not set(types) <= known:
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(types, list) or len(types) != layers or not all(kind in known for kind in types):
             raise ValueError(
-                f"{self.path}: layer_types has {len(types)} entries, {sorted(set(types))}; expected {layers}, of {sorted(known)}"
+                f"{self.path}: field 'layer_types' is {types!r}; expected {layers} entries, of {' or '.join(known)}"
             )
         return tuple(n for n, kind in enumerate(types) if kind == "full_attention")
 
@@ -118,10 +150,10 @@ class Fields:
             warnings.warn(f"{self.path}: fields that are not understood, and ignored: {', '.join(rest)}", stacklevel=2)
 
 
-def rope_parameters(base: float, scaling: RopeScaling | None, share: float = 1.0) -> dict[str, Any]:
-    """The inverse of `Fields.rope`."""
+def rope_parameters(base: float, scaling: RopeScaling | None, share: float | None = None) -> dict[str, Any]:
+    """The inverse of `Fields.rope`, with a share that of `Fields.partial_rope`."""
     written: dict[str, Any] = {"rope_theta": base, "rope_type": "default" if scaling is None else scaling.kind}
-    if share != 1.0:
+    if share is not None:
         written["partial_rotary_factor"] = share
     if scaling is not None:
         written["factor"] = scaling.factor

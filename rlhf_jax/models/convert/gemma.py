@@ -29,13 +29,10 @@ def _read(fields: Fields, every: int, base: float, scaling: Any, **settings: Any
     fields.only(hidden_activation=("gelu_pytorch_tanh", None), hidden_act=("gelu_pytorch_tanh", "gelu", None))
     fields.only(attention_bias=False, use_bidirectional_attention=(None, False))
     size = fields.count("head_dim", 256)
-    numbers = llama.shape(fields, kv_heads=4, length=8192)
+    numbers = llama.shape(fields, kv_heads=4, length=8192, tied=True)
     layers, heads, width = numbers["layers"], numbers["heads"], numbers["width"]
     default = ["sliding_attention" if (n + 1) % every else "full_attention" for n in range(layers)]
-    numbers |= {
-        "head_dim": None if size * heads == width else size,
-        "tied": bool(fields.get("tie_word_embeddings", True)),
-    }
+    numbers["head_dim"] = None if size * heads == width else size
     return ModelConfig(
         **numbers,
         norm="rms+1",
@@ -45,10 +42,10 @@ def _read(fields: Fields, every: int, base: float, scaling: Any, **settings: Any
         rope_scaling=scaling,
         window=fields.count("sliding_window", 4096),
         full_layers=fields.windows(layers, default),
-        query_scale=fields.count("query_pre_attn_scalar", 256) ** -0.5,
+        query_scale=fields.number("query_pre_attn_scalar", 256) ** -0.5,
         embedding_scale=math.sqrt(width),
-        attention_softcap=fields.get("attn_logit_softcapping", settings.pop("attention_softcap")),
-        logit_softcap=fields.get("final_logit_softcapping", settings.pop("logit_softcap")),
+        attention_softcap=fields.number("attn_logit_softcapping", settings.pop("attention_softcap"), optional=True),
+        logit_softcap=fields.number("final_logit_softcapping", settings.pop("logit_softcap"), optional=True),
         **settings,
     )
 
@@ -67,7 +64,7 @@ def _written(config: ModelConfig) -> dict[str, Any]:
 
 def read_gemma2(fields: Fields) -> ModelConfig:
     """The shape of a Gemma 2: every other layer has a window."""
-    base, scaling, _ = fields.rope()
+    base, scaling = fields.rope()
     return _read(fields, 2, base, scaling, attention_softcap=50.0, logit_softcap=30.0)
 
 
@@ -78,10 +75,10 @@ def write_gemma2(config: ModelConfig) -> dict[str, Any]:
 
 def read_gemma3(fields: Fields) -> ModelConfig:
     """The shape of a Gemma 3 text model: every sixth layer sees everything, by another rotary base."""
-    base, scaling, _ = fields.rope("full_attention", base=1_000_000.0)
-    local, local_scaling, _ = fields.rope("sliding_attention")
+    base, scaling = fields.rope("full_attention", base=1_000_000.0)
+    local, local_scaling = fields.rope("sliding_attention")
     if not isinstance(fields.get("rope_parameters", None), dict):
-        local, local_scaling = float(fields.get("rope_local_base_freq", 10_000.0)), None
+        local, local_scaling = fields.number("rope_local_base_freq", 10_000.0), None
     if local_scaling is not None:
         raise ValueError(f"{fields.path}: rope scaling of layers with a window; this library computes none there")
     every = fields.count("sliding_window_pattern", 6)
@@ -105,4 +102,13 @@ def write_gemma3(config: ModelConfig) -> dict[str, Any]:
 
 
 GEMMA2 = Family("gemma2", "Gemma2ForCausalLM", read_gemma2, write_gemma2, table, "model.", buffers=llama.BUFFERS)
-GEMMA3 = Family("gemma3_text", "Gemma3ForCausalLM", read_gemma3, write_gemma3, table, "model.", buffers=llama.BUFFERS)
+GEMMA3 = Family(
+    "gemma3_text",
+    "Gemma3ForCausalLM",
+    read_gemma3,
+    write_gemma3,
+    table,
+    "model.",
+    buffers=llama.BUFFERS,
+    stem="Gemma3Text",
+)

@@ -45,7 +45,7 @@ def read(fields: Fields) -> ModelConfig:
         mlp=fields.count("n_inner", None) or 4 * width,
         max_length=fields.count("n_positions", 1024),
         norm="layer",
-        norm_eps=float(fields.get("layer_norm_epsilon", 1e-5)),
+        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
         position="learned",
         activation=fields.one_of(
             "activation_function",

@@ -41,21 +41,21 @@ def table(config: ModelConfig) -> dict[str, Tensor]:
     return lines
 
 
-def shape(fields: Fields, *, kv_heads: int | None = None, length: int = 2048, eps: float = 1e-6) -> dict[str, Any]:
-    """What all of them call by the same names."""
+def shape(fields: Fields, *, kv_heads: int | None = None, length: int = 2048, tied: bool = False) -> dict[str, Any]:
+    """What all of them call by the same names; a file without a number of key-value heads means `kv_heads`, or one for each head."""
     heads, width = fields.count("num_attention_heads"), fields.count("hidden_size")
-    size = fields.count("head_dim", None)
+    size, grouped = fields.count("head_dim", None), fields.get("num_key_value_heads", kv_heads)
     return {
         "vocab": fields.count("vocab_size"),
         "width": width,
         "layers": fields.count("num_hidden_layers"),
         "heads": heads,
-        "kv_heads": fields.count("num_key_value_heads", None) or kv_heads or heads,
+        "kv_heads": heads if grouped is None else fields.count("num_key_value_heads", kv_heads),
         "mlp": fields.count("intermediate_size"),
         "max_length": fields.count("max_position_embeddings", length),
         "head_dim": None if size is None or size * heads == width else size,
-        "norm_eps": float(fields.get("rms_norm_eps", eps)),
-        "tied": bool(fields.get("tie_word_embeddings", False)),
+        "norm_eps": fields.number("rms_norm_eps", 1e-6),
+        "tied": bool(fields.get("tie_word_embeddings", tied)),
     }
 
 
@@ -78,7 +78,7 @@ def written(config: ModelConfig) -> dict[str, Any]:
 
 def read_llama(fields: Fields) -> ModelConfig:
     """The shape of a Llama."""
-    base, scaling, _ = fields.rope()
+    base, scaling = fields.rope()
     fields.only(hidden_act="silu")
     biased = (bool(fields.get("attention_bias", False)), bool(fields.get("mlp_bias", False)))
     if biased[0] != biased[1]:
@@ -101,7 +101,7 @@ def write_llama(config: ModelConfig) -> dict[str, Any]:
 
 def read_mistral(fields: Fields) -> ModelConfig:
     """The shape of a Mistral: a Llama, every layer of which may have a window."""
-    base, scaling, _ = fields.rope()
+    base, scaling = fields.rope()
     fields.only(hidden_act="silu")
     window = fields.count("sliding_window", 4096) if fields.get("sliding_window", 4096) is not None else None
     return ModelConfig(**shape(fields, kv_heads=8, length=131_072), rope_base=base, rope_scaling=scaling, window=window)
@@ -119,10 +119,11 @@ def write_mistral(config: ModelConfig) -> dict[str, Any]:
 
 def read_qwen(fields: Fields) -> ModelConfig:
     """What Qwen2 and Qwen3 share: a Llama whose upper layers may have a window."""
-    base, scaling, _ = fields.rope()
+    base, scaling = fields.rope()
     fields.only(hidden_act="silu")
-    numbers = shape(fields, length=32_768)
-    layers, first = numbers["layers"], fields.get("max_window_layers", 28)
+    numbers = shape(fields, kv_heads=32, length=32_768)
+    layers = numbers["layers"]
+    first = fields.count("max_window_layers", 28) if fields.get("max_window_layers", 28) else 0
     used = bool(fields.get("use_sliding_window", False))
     window = fields.get("sliding_window", 4096)
     window = fields.count("sliding_window", 4096) if used and window is not None else None

@@ -84,14 +84,15 @@ def find_folder(source: str | Path) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or isinstance(source, Path):
         raise FileNotFoundError(f"{source} is no folder, and no hub id ORG/NAME")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FETCHED)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        how = f"hf download {name}" + (f" --revision {revision}" if revision else "")
         raise FileNotFoundError(
-            f"{source} is no folder here, and the hub does not give it ({reason}); fetch it once with `hf download {name}`"
+            f"{source} is no folder here, and the hub does not give it ({reason}); fetch it once with `{how}`"
         ) from error
 
 
@@ -107,7 +108,7 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig, Mapping[str, Any]]:
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: a {type(raw).__name__}; expected an object")
     by_type = {family.model_type: family for family in FAMILIES}
-    family = by_type.get(raw.get("model_type", ""))
+    family = by_type.get(str(raw.get("model_type")))
     if family is None:
         raise ValueError(
             f"{path}: model_type {raw.get('model_type')!r} is not supported; these are: {', '.join(by_type)}"
@@ -127,9 +128,11 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig, Mapping[str, Any]]:
 
 def _head(raw: Mapping[str, Any], family: Family, path: Path) -> Literal["lm", "scalar"]:
     """Which head the checkpoint has, from `architectures`."""
-    (named,) = raw.get("architectures") or (family.architecture,)
+    named, *more = raw.get("architectures") or (family.architecture,)
+    if more:
+        raise ValueError(f"{path}: architectures {raw['architectures']}; expected one")
     if named.endswith("ForSequenceClassification"):
-        labels = raw.get("num_labels", len(raw.get("id2label", (0, 1))))
+        labels = raw.get("num_labels", len(raw.get("id2label") or (0, 1)))
         if labels != 1:
             raise ValueError(f"{path}: a classifier of {labels} labels; expected 1, the score of a reward model")
         return "scalar"
@@ -147,9 +150,13 @@ def matched(store: Store, family: Family, config: ModelConfig) -> dict[str, Tens
     Raises: ValueError naming tensors that are missing, that nobody asked for, and those of another shape.
     """
     tensors, found = family.tensors(config), store.names()
-    if not any(name.startswith(family.prefix) for name in found):
-        bare = {path: tensor.name.removeprefix(family.prefix) for path, tensor in tensors.items()}
-        tensors = {path: dataclasses.replace(tensors[path], name=name) for path, name in bare.items()}
+    parts = family.prefix.split(".")
+    prefix = next(
+        (p for n in range(len(parts)) if any(name.startswith(p := ".".join(parts[n:])) for name in found)), ""
+    )
+    for path, tensor in tensors.items():
+        if tensor.name.startswith(family.prefix):
+            tensors[path] = dataclasses.replace(tensor, name=prefix + tensor.name.removeprefix(family.prefix))
     sizes = sizes_of(config)
     expected = {
         name: Layout(tensor, sizes).shape for tensor in tensors.values() for name in _names(tensor, config.layers)
@@ -157,9 +164,10 @@ def matched(store: Store, family: Family, config: ModelConfig) -> dict[str, Tens
     faults = [f"missing: {_some([repr(name) for name in expected if name not in found])}"]
     buffers = re.compile("|".join(family.buffers) or r"(?!)")
     extra = sorted(name for name in found - expected.keys() if not buffers.fullmatch(name))
-    if config.tied and family.head in extra:
+    embedding = tensors["tokens/embedding"].name
+    if config.tied and family.head in extra and embedding in found:
         extra.remove(family.head)
-        _warn_of_another_head(store, family.head, tensors["tokens/embedding"].name)
+        _warn_of_another_head(store, family.head, embedding)
     faults.append(f"unexpected: {_some([repr(name) for name in extra])}")
     wrong = [
         f"{name!r} is {list(store.shape(name))} in {store.where(name).name}, expected {list(shape)}"
@@ -186,10 +194,10 @@ def _some(names: Sequence[str]) -> str:
 
 def _warn_of_another_head(store: Store, head: str, embedding: str) -> None:
     """Warns where a tied model has an output layer of its own that is not its embedding: transformers does not use it either."""
-    rows, columns = store.shape(head)
-    same = store.shape(embedding) == (rows, columns)
-    for start in range(0, rows if same else 0, 4096):
-        box = ((start, min(start + 4096, rows)), (0, columns))
+    shape = store.shape(embedding)
+    same = store.shape(head) == shape
+    for start in range(0, shape[0] if same else 0, 4096):
+        box = ((start, min(start + 4096, shape[0])), *((0, size) for size in shape[1:]))
         same = same and np.array_equal(store.read(head, box), store.read(embedding, box))
     if not same:
         warnings.warn(
@@ -200,18 +208,16 @@ def _warn_of_another_head(store: Store, head: str, embedding: str) -> None:
 def _placed(
     store: Store, tensor: Tensor, layout: Layout, shape: tuple[int, ...], sharding: Any, dtype: np.dtype
 ) -> jax.Array:
-    """One of our parameters on its devices."""
-    made: dict[Any, np.ndarray] = {}
-
-    def part(index: Any) -> np.ndarray:
-        key = tuple(place.indices(size) for place, size in zip(index, shape, strict=True))
-        if key not in made:  # devices that hold the same part read it once
-            made.clear()
-            made[key] = _part(store, tensor, layout, [slice(*ends) for ends in key], dtype)
-        return made[key]
-
-    array = jax.make_array_from_callback(shape, sharding, part, dtype=dtype)
-    return jax.block_until_ready(array)
+    """One of our parameters on its devices. Those that hold the same part read it once, and one part is read after the other."""
+    holders: dict[Any, list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        ends = tuple(place.indices(size) for place, size in zip(index, shape, strict=True))
+        holders.setdefault(ends, []).append(device)
+    pieces: list[jax.Array] = []
+    for ends, devices in holders.items():
+        part = _part(store, tensor, layout, [slice(*end) for end in ends], dtype)
+        pieces += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
 
 
 def _part(store: Store, tensor: Tensor, layout: Layout, index: list[slice], dtype: np.dtype) -> np.ndarray:

@@ -35,7 +35,8 @@ def table(config: ModelConfig) -> dict[str, Tensor]:
 def read(fields: Fields) -> ModelConfig:
     """The shape of a GPT-NeoX."""
     fields.only(attention_bias=True)
-    base, scaling, share = fields.rope(base=float(fields.get("rotary_emb_base", 10_000)))
+    base, share = fields.number("rotary_emb_base", 10_000), fields.number("rotary_pct", 0.25)
+    base, scaling, share = fields.partial_rope(base=base, share=share)
     heads = fields.count("num_attention_heads")
     return ModelConfig(
         vocab=fields.count("vocab_size"),
@@ -46,11 +47,11 @@ def read(fields: Fields) -> ModelConfig:
         mlp=fields.count("intermediate_size"),
         max_length=fields.count("max_position_embeddings", 2048),
         norm="layer",
-        norm_eps=float(fields.get("layer_norm_eps", 1e-5)),
+        norm_eps=fields.number("layer_norm_eps", 1e-5),
         parallel=bool(fields.get("use_parallel_residual", True)),
         rope_base=base,
         rope_scaling=scaling,
-        rope_share=share if share != 1.0 else float(fields.get("rotary_pct", share)),
+        rope_share=share,
         activation=fields.one_of(
             "hidden_act",
             "gelu",
@@ -94,5 +95,5 @@ NEOX = Family(
     table,
     "gpt_neox.",
     head="embed_out.weight",
-    buffers=(r".*\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
+    buffers=(r".*\.attention\.(bias|masked_bias)", r".*rotary_emb\.inv_freq"),
 )

@@ -30,7 +30,8 @@ class Store:
         self.folder = folder
         self._files: dict[Path, Any] = {}
         self._where: dict[str, Path] = {}
-        for path in _files(folder):
+        files, placed = _files(folder)
+        for path in files:
             try:
                 self._files[path] = safe_open(path, framework="np").__enter__()
             except (SafetensorError, OSError) as error:
@@ -39,7 +40,11 @@ class Store:
                 if name in self._where:
                     raise ValueError(f"{path}: tensor {name!r} is in {self._where[name].name} too")
                 self._where[name] = path
-        _check_index(folder, self._where)
+        for name, file in placed.items():
+            if self._where.get(name) != folder / str(file):
+                raise ValueError(
+                    f"{folder / INDEX}: tensor {name!r} should be in {file}, and is not; fetch the files again"
+                )
 
     def __enter__(self) -> Store:
         return self
@@ -74,22 +79,26 @@ class Store:
         return piece[tuple(slice(start, stop) for start, stop in ranges)]
 
 
-def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint. Raises: FileNotFoundError naming what is there instead."""
+def _files(folder: Path) -> tuple[list[Path], dict[str, Any]]:
+    """The safetensors files of a checkpoint, and what its index says where each tensor is; a single file goes first, as in transformers.
+
+    Raises: FileNotFoundError naming what is there instead.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE], {}
     index = folder / INDEX
     if index.is_file():
-        names = sorted({str(name) for name in _weight_map(index).values()})
+        placed = _weight_map(index)
+        names = sorted({str(name) for name in placed.values()})
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{index} names {', '.join(missing)}, which are not there; fetch them too")
-        return [folder / name for name in names]
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
+        return [folder / name for name in names], placed
     found = sorted(folder.glob("*.safetensors"))
     if len(found) == 1:
-        return found
+        return found, {}
     if found:
         raise FileNotFoundError(f"{folder} has {len(found)} safetensors files but no {INDEX} to say what is in them")
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
@@ -109,14 +118,6 @@ def _weight_map(index: Path) -> dict[str, Any]:
         raise ValueError(
             f"{index}: not an index of tensors ({error!r}); expected an object with 'weight_map'"
         ) from error
-
-
-def _check_index(folder: Path, where: Mapping[str, Path]) -> None:
-    index = folder / INDEX
-    if index.is_file():
-        for name, file in _weight_map(index).items():
-            if where.get(name) != folder / str(file):
-                raise ValueError(f"{index}: tensor {name!r} should be in {file}, and is not; fetch the files again")
 
 
 def write_store(folder: Path, tensors: Iterable[tuple[str, tuple[int, ...], Any]], dtype: Any, limit: int) -> None:
