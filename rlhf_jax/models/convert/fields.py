@@ -11,9 +11,9 @@ from rlhf_jax.config.model import RopeScaling
 
 # They say how a model is stored, trained, sampled from or named, not which function it is.
 _NEUTRAL = """
-_attn_implementation_autoset _commit_hash _name_or_path _sliding_window_pattern architectures attention_dropout attn_pdrop bos_token_id
-cache_implementation chunk_size_feed_forward classifier_dropout decoder_start_token_id dropout dtype embd_pdrop eos_token_id
-finetuning_task gradient_checkpointing hidden_dropout id2label init_std initializer_factor initializer_range is_decoder
+_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path _sliding_window_pattern architectures attention_dropout
+attn_pdrop bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout decoder_start_token_id dropout dtype embd_pdrop
+eos_token_id finetuning_task gradient_checkpointing hidden_dropout id2label init_std initializer_factor initializer_range is_decoder
 is_encoder_decoder label2id layerdrop model_type n_ctx num_labels output_attentions output_hidden_states output_past pad_token_id prefix
 pretraining_tp problem_type resid_pdrop return_dict sep_token_id summary_activation summary_first_dropout summary_proj_to_labels
 summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype torchscript transformers_version use_cache

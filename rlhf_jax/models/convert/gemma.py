@@ -28,6 +28,7 @@ def table(config: ModelConfig) -> dict[str, Tensor]:
 def _read(fields: Fields, every: int, base: float, scaling: Any, **settings: Any) -> ModelConfig:
     fields.only(hidden_activation=("gelu_pytorch_tanh", None), hidden_act=("gelu_pytorch_tanh", "gelu", None))
     fields.only(attention_bias=False, use_bidirectional_attention=(None, False))
+    fields.get("sliding_window_size", None)  # in files of Gemma 2 beside sliding_window, and read by nobody
     size = fields.count("head_dim", 256)
     numbers = llama.shape(fields, kv_heads=4, length=8192, tied=True)
     layers, heads, width = numbers["layers"], numbers["heads"], numbers["width"]
