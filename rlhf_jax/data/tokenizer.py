@@ -18,6 +18,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from rlhf_jax.data.templates import Template
 from rlhf_jax.files import read_sealed, write_atomic, write_sealed
 
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
+"""What a tokenizer of transformers has its tokens in, where that is no .model file."""
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -70,6 +73,10 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._pieces.decode([int(i) for i in ids])
 
+    def piece(self, number: int) -> str:
+        """How a piece is spelled."""
+        return self._pieces.id_to_piece(number)
+
     def save(self, path: Path) -> None:
         """Writes the .model file, whole or not at all."""
         write_atomic(path, self.model)
@@ -88,7 +95,14 @@ class TransformersTokenizer:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{folder} is no tokenizer that transformers reads ({type(error).__name__}: {said}); expected "
+                "tokenizer.json with tokenizer_config.json, or a tokenizer_config.json that names a class and the files of that"
+            ) from error
         bos, eos, pad = (getattr(self._tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
         bos = bos if bos is not None else self._tokenizer.cls_token_id
         eos = eos if eos is not None else self._tokenizer.sep_token_id
@@ -98,8 +112,11 @@ class TransformersTokenizer:
         self.bos: int | None = bos
         self.eos: int = eos
         self.pad: int = pad if pad is not None else eos
+        self._unigram = _unigram_without_specials(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
+        if self._unigram is not None:
+            return self._unigram.encode(text, add_special_tokens=False).ids
         # Without split_special_tokens a user who writes "<|endoftext|>" would end the prompt.
         return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
@@ -120,13 +137,60 @@ class TransformersTokenizer:
             self._tokenizer.chat_template = kept
 
 
+def _unigram_without_specials(tokenizer: Any) -> Any:
+    """The tokenizer behind one of transformers that is a unigram model, such as T5's, for text alone; None for one of another kind.
+
+    The pieces of such a model are found wherever they are spelled, "</s>" too, whatever `split_special_tokens` says. Here those of special
+    tokens have a blank in them, which no text has at that point: blanks have become U+2581.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    from tokenizers import Tokenizer
+    from tokenizers.models import Unigram
+
+    text = tokenizer.backend_tokenizer.to_str()
+    model = json.loads(text)["model"]
+    if model["type"] != "Unigram":
+        return None
+    special = set(tokenizer.all_special_ids)
+    pieces = [
+        (f" {piece}" if number in special else piece, score) for number, (piece, score) in enumerate(model["vocab"])
+    ]
+    copy = Tokenizer.from_str(text)
+    copy.model = Unigram(pieces, model["unk_id"], model.get("byte_fallback", False))
+    copy.encode_special_tokens = True
+    copy.no_padding()
+    copy.no_truncation()
+    return copy
+
+
 def load_tokenizer(path: Path) -> SentencePieceTokenizer | TransformersTokenizer:
-    """The tokenizer of a sentencepiece .model file or of a transformers folder."""
+    """The tokenizer of a sentencepiece .model file or of a transformers folder.
+
+    A folder whose only tokenizer is a .model file is read by sentencepiece itself: transformers 5 orders the merges of such a file by
+    number instead of score, and splits runs of blanks otherwise than the model was trained on.
+    """
     if path.is_dir():
-        return TransformersTokenizer(path)
+        return _sentencepiece_of(path) or TransformersTokenizer(path)
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer {path}; expected a sentencepiece .model file or a transformers folder")
     return SentencePieceTokenizer(path)
+
+
+def _sentencepiece_of(folder: Path) -> SentencePieceTokenizer | None:
+    """The tokenizer of a folder that has one .model file, nothing of another format, no tokens beyond those of the file, and its eos."""
+    models = sorted(folder.glob("*.model"))
+    if len(models) != 1 or any((folder / name).is_file() for name in VOCABULARIES):
+        return None
+    tokenizer = SentencePieceTokenizer(models[0])
+    settings, added = (
+        json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "added_tokens.json")
+    )
+    ids = [int(number) for number in (*settings.get("added_tokens_decoder", {}), *added.values())]
+    eos = settings.get("eos_token") or tokenizer.piece(tokenizer.eos)
+    eos = eos.get("content") if isinstance(eos, dict) else eos
+    return tokenizer if max(ids, default=0) < tokenizer.vocab_size and eos == tokenizer.piece(tokenizer.eos) else None
 
 
 def find_tokenizer(folder: Path) -> SentencePieceTokenizer | TransformersTokenizer:
@@ -134,7 +198,7 @@ def find_tokenizer(folder: Path) -> SentencePieceTokenizer | TransformersTokeniz
 
     Raises: FileNotFoundError where there is neither, ValueError where there are several .model files.
     """
-    if any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
+    if any((folder / name).is_file() for name in ("tokenizer_config.json", *VOCABULARIES)):
         return load_tokenizer(folder)
     models = sorted(folder.glob("*.model"))
     if not models:
