@@ -25,20 +25,40 @@ STORY = (
 )
 WIDTH, MLP, LAYERS, HEADS, KV_HEADS, VOCAB, LENGTH = 8, 6, 2, 2, 1, 5, 3
 SIZE = WIDTH // HEADS
-ORDER = {
-    "embedding": (VOCAB, WIDTH),
-    "attention_norm": (LAYERS, WIDTH),
-    "q": (LAYERS, WIDTH, WIDTH),
-    "k": (LAYERS, KV_HEADS * SIZE, WIDTH),
-    "v": (LAYERS, KV_HEADS * SIZE, WIDTH),
-    "o": (LAYERS, WIDTH, WIDTH),
-    "mlp_norm": (LAYERS, WIDTH),
-    "w1": (LAYERS, MLP, WIDTH),
-    "w2": (LAYERS, WIDTH, MLP),
-    "w3": (LAYERS, MLP, WIDTH),
-    "final_norm": (WIDTH,),
-    "rotary": (2, LENGTH, SIZE // 2),
-}
+
+
+def order(
+    width: int, mlp: int, layers: int, heads: int, kv_heads: int, vocab: int, length: int
+) -> dict[str, tuple[int, ...]]:
+    """The arrays of a file with a tied output layer, by its header."""
+    size = width // heads
+    return {
+        "embedding": (vocab, width),
+        "attention_norm": (layers, width),
+        "q": (layers, width, width),
+        "k": (layers, kv_heads * size, width),
+        "v": (layers, kv_heads * size, width),
+        "o": (layers, width, width),
+        "mlp_norm": (layers, width),
+        "w1": (layers, mlp, width),
+        "w2": (layers, width, mlp),
+        "w3": (layers, mlp, width),
+        "final_norm": (width,),
+        "rotary": (2, length, size // 2),
+    }
+
+
+ORDER = order(WIDTH, MLP, LAYERS, HEADS, KV_HEADS, VOCAB, LENGTH)
+
+
+def arrays_of(path: Path) -> tuple[dict[str, np.ndarray], int]:
+    """The arrays of a file, and how many heads its header gives it."""
+    header = np.fromfile(path, "<i4", count=7).tolist()
+    flat, arrays = np.fromfile(path, "<f4", offset=28), {}
+    for name, shape in order(*header).items():
+        arrays[name], flat = flat[: np.prod(shape)].reshape(shape), flat[np.prod(shape) :]
+    assert flat.size == 0
+    return arrays, header[3]
 
 
 def write(path: Path, *, tied: bool = False, header=None) -> dict[str, np.ndarray]:
@@ -67,36 +87,42 @@ def test_the_story_model_tells_its_story(data_root):
     assert tokenizer.decode(response_ids(rollout)[0]).startswith(STORY)
 
 
-def logits_of_llama2c(w: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
-    """The forward pass as run.c does it, rotary pairs adjacent; [V] after the last token."""
+def logits_of_llama2c(w: dict[str, np.ndarray], tokens: list[int], heads: int = HEADS) -> np.ndarray:
+    """The forward pass as run.c does it, rotary pairs adjacent, key-value heads shared by neighbours; [T, V]."""
     w = {name: x.astype(np.float64) for name, x in w.items()}
+    layers, width, _ = w["q"].shape
+    size = width // heads
+    shared = heads * size // w["k"].shape[1]  # heads that read one key-value head
 
     def norm(x, weight):
         return x / np.sqrt((x**2).mean() + 1e-5) * weight
 
     def turn(x, position):
         for i in range(0, len(x), 2):
-            angle = position * 10000.0 ** (-(i % SIZE) / SIZE)
+            angle = position * 10000.0 ** (-(i % size) / size)
             cos, sin = np.cos(angle), np.sin(angle)
             x[i], x[i + 1] = x[i] * cos - x[i + 1] * sin, x[i] * sin + x[i + 1] * cos
         return x
 
-    cache = [[] for _ in range(LAYERS)]
+    cache, logits = [[] for _ in range(layers)], []
     for position, token in enumerate(tokens):
         x = w["embedding"][token]
-        for n in range(LAYERS):
+        for n in range(layers):
             h = norm(x, w["attention_norm"][n])
-            q = turn(w["q"][n] @ h, position).reshape(HEADS, SIZE)
-            cache[n].append((turn(w["k"][n] @ h, position), w["v"][n] @ h))
-            heads = []
-            for head in q:
-                scores = np.array([np.exp(head @ key / np.sqrt(SIZE)) for key, _ in cache[n]])
-                heads.append(sum(s * value for s, (_, value) in zip(scores / scores.sum(), cache[n], strict=True)))
-            x = x + w["o"][n] @ np.concatenate(heads)
+            q = turn(w["q"][n] @ h, position).reshape(heads, size)
+            key, value = turn(w["k"][n] @ h, position), w["v"][n] @ h
+            cache[n].append((key.reshape(-1, size), value.reshape(-1, size)))
+            read = []
+            for head, query in enumerate(q):
+                seen = [(keys[head // shared], values[head // shared]) for keys, values in cache[n]]
+                scores = np.array([np.exp(query @ key / np.sqrt(size)) for key, _ in seen])
+                read.append(sum(s * value for s, (_, value) in zip(scores / scores.sum(), seen, strict=True)))
+            x = x + w["o"][n] @ np.concatenate(read)
             h = norm(x, w["mlp_norm"][n])
             gate = w["w1"][n] @ h
             x = x + w["w2"][n] @ (gate / (1 + np.exp(-gate)) * (w["w3"][n] @ h))
-    return w.get("unembed", w["embedding"]) @ norm(x, w["final_norm"])
+        logits.append(w.get("unembed", w["embedding"]) @ norm(x, w["final_norm"]))
+    return np.stack(logits)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -105,7 +131,7 @@ def test_every_array_of_a_file_lands_where_the_c_program_uses_it(tmp_path, tied)
     config, params = load_llama2c(tmp_path / "model.bin")
     assert (config.tied, config.vocab, config.kv_heads, config.max_length) == (tied, VOCAB, KV_HEADS, LENGTH)
     logits = build_model(config).logits(params, row_of([3, 1, 4]))
-    np.testing.assert_allclose(logits[0, -1], logits_of_llama2c(arrays, [3, 1, 4]), atol=1e-4)
+    np.testing.assert_allclose(logits[0], logits_of_llama2c(arrays, [3, 1, 4]), atol=1e-4)
     fresh = jax.eval_shape(build_model(config).init, jax.random.key(0))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, fresh)
 
@@ -252,6 +278,19 @@ def test_parameters_of_another_model_are_refused_by_name(tmp_path, change, messa
     change(params)
     with pytest.raises(ValueError, match=message):
         save_llama2c(tmp_path / "model.bin", SMALL, params)
+
+
+def test_logits_of_the_story_model_are_those_of_the_c_program(data_root):
+    """float64 on their side, so that what is left is our rounding alone."""
+    folder = data_root / "checkpoints" / "stories260K"
+    config, params = load_llama2c(folder / "stories260K.bin")
+    tokens = [1, *SentencePieceTokenizer(folder / "tok512.model").encode(STORY)]
+    ours = np.asarray(build_model(config).logits(params, row_of(tokens)))[0]
+    arrays, heads = arrays_of(folder / "stories260K.bin")
+    theirs = logits_of_llama2c(arrays, tokens, heads)
+    gap = float(np.abs(ours - theirs).max())
+    assert gap <= 1e-4, f"{gap} over {len(tokens)} positions"
+    assert np.abs(theirs).max() > 5
 
 
 def logits_of_transformers(config: ModelConfig, params, tokens: list[int]) -> np.ndarray:
