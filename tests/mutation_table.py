@@ -273,6 +273,35 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("ema * old + (1 - ema) * new", "(1 - ema) * old + ema * new"),
         ("* new, state.ema, params)", "* new, state.ema, state.params)"),
     ],
+    ("models/convert/table.py", "models/test_table.py"): [
+        ("(self._skip if place == 0 else 0)", "0"),
+        ("if stop - start != 1)", "if stop - start == 1)"),
+        ("(self._order)[(self._part,) * self._numbered]", "(self._order)[(0,) * self._numbered]"),
+    ],
+    ("models/convert/fields.py", "models/test_fields.py"): [
+        ("given = scaling | given", "given = given"),
+        ("for value in (own, beside)", "for value in (beside, own)"),
+        ('if kind == "full_attention")', 'if kind == "sliding_attention")'),
+    ],
+    ("models/convert/llama.py", "models/test_fields.py"): [
+        ("heads if grouped is None else ", "kv_heads or heads if grouped is None else "),
+        ("tuple(range(min(first, layers)))", "tuple(range(min(first, layers), layers))"),
+    ],
+    ("models/convert/gemma.py", "models/test_fields.py"): [("if (n + 1) % every", "if n % every")],
+    ("models/convert/neox.py", "models/test_fields.py"): [('("rotary_pct", 0.25)', '("rotary_pct", 1.0)')],
+    ("models/convert/load.py", "models/test_load.py"): [
+        ("same = same and np.array_equal", "same = np.array_equal"),
+        (" and embedding in found:", ":"),
+    ],
+    ("models/convert/save.py", "models/test_save.py"): [
+        ('float(np.asarray(params["score"]["bias"]))', "0.0"),
+        ("leaf if layer is None else leaf[layer]", "leaf if layer is None else leaf[0]"),
+    ],
+    ("models/convert/store.py", "models/test_store.py models/test_save.py"): [
+        (" or found.tobytes() != array.tobytes()", ""),
+        ("filled + count > limit", "filled > limit"),
+        ("name in self._where:\n                    raise", "name == self._where:\n                    raise"),
+    ],
     ("data/encode.py", "data/test_encode.py"): [
         ("len(ending(place)) <= limit", "len(ending(place)) <= limit + 1"),
         ("if count and text[: places[count - 1]].strip():", "if count:"),

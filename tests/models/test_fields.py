@@ -147,6 +147,7 @@ def test_both_forms_of_a_file_say_the_same_shape(read, name, old, new):
 def test_what_those_forms_say(read):
     config = read("llama", rope_theta=500.0, rope_scaling={"type": "llama3", **LLAMA3})
     assert (config.rope_base, config.rope_scaling) == (500.0, RopeScaling("llama3", 8.0, 1.0, 4.0, 32))
+    assert read("llama", rope_theta=5.0, rope_parameters={"rope_theta": 500.0}).rope_base == 500.0  # as in transformers
     config = read("qwen2", use_sliding_window=True, sliding_window=5, max_window_layers=3)
     assert (config.window, config.full_layers) == (5, (0, 1, 2))
     config = read("qwen2", use_sliding_window=True, sliding_window=5, max_window_layers=0)

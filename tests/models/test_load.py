@@ -84,14 +84,15 @@ def test_an_output_layer_of_a_tied_model_is_the_embedding_or_is_warned_of(tmp_pa
             assert_same(load_pretrained(folder).params, lively(config))
 
 
-def test_an_output_layer_differs_wherever_it_does(tmp_path):
-    """Also in its last row, beyond the first block that is compared."""
+@pytest.mark.parametrize("row", [0, -1])
+def test_an_output_layer_differs_wherever_it_does(tmp_path, row):
+    """Rows are compared in blocks, of which this one has two."""
     config = dataclasses.replace(LLAMA, tied=True, vocab=5000)
     folder = saved(tmp_path / "a", config=config)
 
     def other(w):
         w["lm_head.weight"] = w["model.embed_tokens.weight"].copy()
-        w["lm_head.weight"][-1, -1] += 1
+        w["lm_head.weight"][row, -1] += 1
 
     edit_tensors(folder, other)
     with pytest.warns(UserWarning, match="differs"):

@@ -177,4 +177,4 @@ def test_a_name_that_is_close_is_offered():
 
 def test_the_presets_are_not_to_be_changed():
     with pytest.raises(TypeError):
-        PRESETS["mine"] = PRESETS["gpt2"]
+        PRESETS["mine"] = PRESETS["gpt2"]  # pyright: ignore[reportIndexIssue]
