@@ -45,6 +45,11 @@ def last_index(mask: Bool[Array, "B T"]) -> Int[Array, "B"]:
     return jnp.max(jnp.where(mask, columns[None, :], 0), axis=1)
 
 
+def first_index(mask: Bool[Array, "B T"]) -> Int[Array, "B"]:
+    """Column of the first True of each row; 0 for a row without one."""
+    return jnp.argmax(mask, axis=1).astype(jnp.int32)
+
+
 def positions_of(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
     """Position ids that count the real tokens from 0, wherever the padding stands: exclusive cumulative sum of the mask."""
     counts = jnp.cumsum(mask.astype(jnp.int32), axis=1)

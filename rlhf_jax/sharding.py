@@ -35,6 +35,7 @@ RULES: dict[str | None, tuple[str, ...]] = {
 PARAMETERS: dict[str, tuple[str | None, ...]] = {
     "tokens/embedding": ("vocab", "embed"),
     "places/embedding": (None, "embed"),
+    "types/embedding": (None, "embed"),
     "q/kernel": ("embed", "heads", "head_dim"),
     "k/kernel": ("embed", "kv", "head_dim"),
     "v/kernel": ("embed", "kv", "head_dim"),
@@ -62,6 +63,9 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {
     "up/lora_b": (None, "mlp"),
     "gate/lora_b": (None, "mlp"),
     "down/lora_b": (None, "embed"),
+    "unembed/bias": ("vocab",),
+    "pool/kernel": ("embed", None),
+    "dense/kernel": ("embed", None),
 }
 """Logical axes of a parameter by the last two names of its path; what is not listed (norms, small biases) is replicated."""
 

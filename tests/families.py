@@ -119,8 +119,8 @@ def pair(name: str) -> Pair:
 
 def their_logits(model: Any, batch: TokenBatch) -> np.ndarray:
     """[B, T, V], of padded rows."""
-    # OPT and BERT count positions themselves; the rest are told, as their own `generate` tells them.
-    counted = model.config.model_type in ("opt", "bert", "roberta")
+    # OPT counts positions itself; the rest are told, as their own `generate` tells them.
+    counted = model.config.model_type == "opt"
     positions = {} if counted else {"position_ids": tensor(batch.positions)}
     with torch.no_grad():
         out = model(tensor(batch.tokens), attention_mask=tensor(np.asarray(batch.segments) != 0), **positions)
@@ -208,13 +208,18 @@ def gradient_error(name: str) -> float:
 
     ours = jax.jit(jax.grad(loss))(pair(name).ours.params)
     theirs = their_gradient(pair(name), batch, learned)
+    return worst_error(ours, theirs)
+
+
+def worst_error(ours: Any, theirs: Any) -> float:
+    """|ours - theirs| / |theirs| of two gradients, the worst parameter's."""
     norms = {path: (float(np.linalg.norm(a - b)), float(np.linalg.norm(b))) for path, a, b in leaves_of(ours, theirs)}
     floor = 0.01 * float(np.mean([norm for _, norm in norms.values()]))
     return max(gap / max(norm, floor) for gap, norm in norms.values())
 
 
 def their_gradient(both: Pair, batch: TokenBatch, learned: np.ndarray) -> Any:
-    """Their gradient in our layout: written as the weights of a checkpoint, and read as one."""
+    """Their gradient of a mean NLL, in our layout."""
     model = both.theirs
     model.zero_grad()
     out = model(tensor(batch.tokens), attention_mask=tensor(np.asarray(batch.segments) != 0)).logits
@@ -222,11 +227,17 @@ def their_gradient(both: Pair, batch: TokenBatch, learned: np.ndarray) -> Any:
     picked = torch.gather(logprobs, 2, tensor(batch.tokens)[:, 1:, None])[:, :, 0]
     mask = torch.tensor(learned[:, 1:])
     (-picked[mask].sum() / float(learned.sum())).backward()
+    return gradient_in_our_layout(both)
+
+
+def gradient_in_our_layout(both: Pair) -> Any:
+    """The gradients that their parameters hold: written as the weights of a checkpoint, and read as one."""
+    model = both.theirs
     kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     folder = both.folder.with_name(both.folder.name + " gradient")
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(parameter.grad)
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         model.save_pretrained(folder)
         for key, parameter in model.named_parameters():
             parameter.copy_(kept[key])

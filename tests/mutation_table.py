@@ -151,6 +151,31 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("at_end = text.loss_mask & (", "at_end = ("),
         ("== last_index(text.loss_mask)", "== last_index(text.segments != 0)"),
     ],
+    ("models/encoder.py", "models/test_encoder.py"): [
+        ("(segments[:, :, None] == segments[:, None, :]) & ", ""),
+        (" & (segments[:, :, None] != 0)", ""),
+        ("first_index(batch.segments != 0)", "jnp.zeros_like(batch.segments[:, 0])"),
+        ("first_index(batch.segments != 0)", "jnp.sum(batch.segments != 0, axis=1) - 1"),
+        ("jnp.tanh(cast(", "(cast("),
+    ],
+    ("models/encoder.py", "parity/test_encoders.py"): [
+        ('name="norm")(ACTIVATIONS[c.activation](x))', 'name="norm")(x)'),
+        (' + params["unembed"]["bias"][None]', ""),
+    ],
+    ("models/decoder.py", "models/test_encoder.py"): [
+        ('name="types")(jnp.zeros_like(tokens))', 'name="types")(jnp.ones_like(tokens))'),
+    ],
+    ("models/convert/bert.py", "parity/test_encoders.py"): [
+        ("skip=offset)", "skip=0)"),
+        ("max_length=places - offset", "max_length=places"),
+        ('square, vector = "e d -> d e"', 'square, vector = "d e -> d e"'),
+        ('"c d -> d c"', '"d c -> d c"'),
+    ],
+    ("eval/classification.py", "eval/test_classification.py"): [
+        ("(actual, predicted), 1", "(predicted, actual), 1"),
+        ("2 * right / np.maximum(found + support, 1)", "right / np.maximum(found + support, 1)"),
+        ("return float(self.f1.mean())", "return 2 / (1 / self.macro_precision + 1 / self.macro_recall)"),
+    ],
     ("models/critics.py", "models/test_critics.py"): [
         ("values_before(trunk.scalar", "(lambda x, _: x)(trunk.scalar"),
         ("for one in (first, second)", "for one in (first, first)"),

@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.masking import last_index, mask_weight, masked_mean, masked_sum, masked_var, positions_of, whiten
+from rlhf_jax.masking import (
+    first_index,
+    last_index,
+    mask_weight,
+    masked_mean,
+    masked_sum,
+    masked_var,
+    positions_of,
+    whiten,
+)
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -92,9 +101,10 @@ def test_whitening_equal_numbers_gives_zero_and_not_nan():
     np.testing.assert_allclose(whiten(same, jnp.ones((2, 3), bool)), 0.0, atol=1e-3)
 
 
-def test_last_index_is_that_of_the_last_true_wherever_padding_stands():
+def test_first_and_last_index_are_those_of_the_first_and_last_true_wherever_padding_stands():
     real = jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
     assert last_index(real).tolist() == [2, 4, 4, 0, 0]
+    assert first_index(real).tolist() == [0, 0, 2, 0, 0]
 
 
 @pytest.mark.parametrize(

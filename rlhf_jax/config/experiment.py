@@ -73,6 +73,10 @@ class Experiment:
                 model.vocab == self.policy.vocab,
                 f"{name}.vocab={model.vocab} is not policy.vocab={self.policy.vocab}; both read the same tokens",
             )
+        require(
+            self.policy.causal,
+            "policy.causal=False: an encoder writes no text; it can be the reward_model of an experiment",
+        )
         for name, rows in self._row_counts():
             require(
                 rows % self.mesh.row_shards == 0,
@@ -86,6 +90,11 @@ class Experiment:
             "text.tokenizer='checkpoint' is the one beside the checkpoint; set checkpoint",
         )
         require(self.ppo is None or self.ppo.reward == "gold" or self.reward is not None, "PPO needs a reward stage")
+        from_reward = self.ppo is not None and self.ppo.value_optim is not None and self.ppo.value_init == "reward"
+        require(
+            self.reward_shape.causal or self.reward is None or not from_reward,
+            "ppo.value_init='reward': a reward model that is an encoder has no values per token; set it to 'policy'",
+        )
         require(
             self.evaluation.best_of is None or self.reward is not None,
             "evaluation.best_of needs a reward stage, whose model picks the best",

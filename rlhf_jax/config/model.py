@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from rlhf_jax.checks import fraction, one_of, positive, require
+from rlhf_jax.checks import fraction, not_negative, one_of, positive, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,11 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder: Llama-like by default, GPT-2-like with `norm="layer", position="learned", activation="gelu", bias=True`.
+    """A decoder: Llama-like by default, GPT-2-like with `norm="layer", position="learned", activation="gelu", bias=True`; or an encoder.
+
+    An encoder (`causal=False`) is BERT-like with `norm="layer", norm_at="after", embedding_norm=True, token_types=2, position="learned",
+    activation="gelu_exact", bias=True`. Its heads: `lm` is of the token that stands there (masked language models), `scalar` one score per
+    row and `classes` the logits of `classes` labels, both of the row's first token through a dense layer and tanh; `none` is none.
 
     `models/presets.py` has the published sizes of the families; `models/convert/` reads and writes their checkpoints.
     """
@@ -74,6 +78,9 @@ class ModelConfig:
     norm_at: Literal["before", "around", "after"] = "before"  # of attention and feed-forward; after: behind the sum
     norm_eps: float = 1e-5
     parallel: bool = False  # attention and feed-forward read the same input
+    causal: bool = True  # False: an encoder, whose tokens see all of their segment
+    embedding_norm: bool = False
+    token_types: int = 0  # rows of a table of which every token adds the first: batches have no types; 0: no table
     position: Literal["rope", "learned"] = "rope"
     rope_base: float = 10_000.0
     rope_share: float = 1.0  # of each head's dimensions that are turned, the first ones
@@ -90,7 +97,8 @@ class ModelConfig:
     bias: bool = False
     qkv_bias: bool = False  # of these three also where bias is off
     tied: bool = True
-    head: Literal["lm", "scalar", "lm+scalar"] = "lm"
+    head: Literal["lm", "scalar", "lm+scalar", "classes", "none"] = "lm"
+    classes: int | None = None  # labels of the head "classes"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters and softmax stay float32
     remat: bool = False  # recompute each layer in the backward pass
     logit_chunk: int = 128  # columns of the output layer alive at once
@@ -98,7 +106,8 @@ class ModelConfig:
     def __post_init__(self):
         positive(self, "vocab", "width", "layers", "heads", "kv_heads", "mlp", "max_length", "logit_chunk", "norm_eps")
         positive(self, "head_dim", "rope_base", "rope_share", "local_rope_base", "window", "query_scale")
-        positive(self, "attention_softcap", "logit_softcap", "embedding_scale")
+        positive(self, "attention_softcap", "logit_softcap", "embedding_scale", "classes")
+        not_negative(self, "token_types")
         fraction(self, "rope_share")
         one_of(self, "norm", "norm_at", "position", "activation", "head", "dtype")
         require(
@@ -126,6 +135,18 @@ class ModelConfig:
         )
         for name in ("full_layers", "local_rope_base"):
             require(not getattr(self, name) or self.window is not None, f"{name} needs a window")
+        encoder_only, decoder_only = ("classes", "none"), ("lm+scalar",)
+        require(
+            self.head not in (encoder_only if self.causal else decoder_only),
+            f"head={self.head!r} is for {'encoders' if self.causal else 'decoders'}, and causal is {self.causal}",
+        )
+        require(
+            (self.classes is not None) == (self.head == "classes"),
+            f"classes={self.classes} with head={self.head!r}: head 'classes' needs their number, and no other head has one",
+        )
+        require(
+            self.causal or self.window is None, "a window is of decoders; an encoder (causal=False) sees everything"
+        )
 
     @property
     def head_size(self) -> int:

@@ -34,17 +34,20 @@ class TokenStats:
 class Model:
     """Pure functions of parameters. Any functions with these meanings make a model; the losses need only `logprobs`.
 
+    What a model has no head for raises ValueError; so does, of an encoder, everything that asks what came before a token: it sees the rest.
+
     init(key) -> params
     hidden(params, batch) -> [B, T, D], the network's output after reading token t
-    unembed(params, hidden [..., D]) -> logits [..., V] of the token that follows
+    unembed(params, hidden [..., D]) -> logits [..., V] of the token that follows; of an encoder, of the one that stands there
     scalar(params, hidden [..., D]) -> [...], the scalar head
-    logits(params, batch) -> [B, T, V]; `logits[:, t]` belongs to the token at t + 1
+    logits(params, batch) -> [B, T, V]; `logits[:, t]` belongs to the token at t + 1, of an encoder to the one at t
     logprobs(params, batch, temperature) -> [B, T] in nats, of the token at t; 0 for the first token of a segment and for padding
     token_stats(params, batch, temperature) -> the same with entropies
     token_logits(params, batch) -> (logit of the token at t, logsumexp of all logits there), [B, T] each
     token_scores(params, batch) -> [B, T], the scalar head after reading the token at t
     values(params, batch) -> [B, T], V just before the token at t
-    scores(params, batch) -> [B], the scalar head at each row's last real token
+    scores(params, batch) -> [B], the scalar head at each row's last real token, of an encoder at its first
+    class_logits(params, batch) -> [B, C], of an encoder with head "classes"
     empty_cache(rows, length) -> Cache
     prefill(params, batch, cache) -> (hidden [B, D] after the last column, cache)
     decode(params, tokens [B], positions [B], column, filled [B], cache) -> (hidden [B, D], cache)
@@ -62,6 +65,7 @@ class Model:
     token_scores: Callable[[Params, TokenBatch], jax.Array]
     values: Callable[[Params, TokenBatch], jax.Array]
     scores: Callable[[Params, TokenBatch], jax.Array]
+    class_logits: Callable[[Params, TokenBatch], jax.Array]
     empty_cache: Callable[[int, int], Cache]
     prefill: Callable[[Params, TokenBatch, Cache], tuple[jax.Array, Cache]]
     decode: Callable[..., tuple[jax.Array, Cache]]

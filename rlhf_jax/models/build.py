@@ -13,6 +13,7 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.masking import last_index
 from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.models.decoder import Decoder, ScalarHead, Unembed
+from rlhf_jax.models.encoder import build_encoder
 from rlhf_jax.models.layers import softcap
 from rlhf_jax.models.output import predicted, shift_right, token_logits, token_stats
 from rlhf_jax.sharding import constrain
@@ -27,7 +28,9 @@ def causal_mask(segments: jax.Array) -> jax.Array:
 
 
 def build_model(config: ModelConfig) -> Model:
-    """The decoder of this config as pure functions."""
+    """The model of this config as pure functions."""
+    if not config.causal:
+        return build_encoder(config)
     c = config
     decoder = Decoder(c)
     output = Unembed(c.width, c.vocab)
@@ -121,6 +124,11 @@ def model_of(
         last = last_index(batch.segments != 0)
         return jnp.take_along_axis(per_token(params, batch), last[:, None], axis=1)[:, 0]
 
+    def classes(params: Params, batch: TokenBatch):
+        raise ValueError(
+            f"this model has head={config.head!r}; class logits are those of an encoder with head='classes'"
+        )
+
     return Model(
         config=config,
         init=init,
@@ -134,6 +142,7 @@ def model_of(
         token_scores=per_token,
         values=lambda params, batch: values_before(per_token(params, batch), batch),
         scores=scores,
+        class_logits=classes,
         empty_cache=empty_cache,
         prefill=prefill,
         decode=decode,

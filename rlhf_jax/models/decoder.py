@@ -1,4 +1,4 @@
-"""The decoder: embedding, a scan over identical layers, a final norm, and its heads."""
+"""The stack of decoders and encoders: embedding, a scan over identical layers, a final norm; and the heads of decoders."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ScalarHead(nn.Module):
 
 
 class Decoder(nn.Module):
-    """tokens [B, T] -> hidden [B, T, D]; the heads are called on what comes out."""
+    """tokens [B, T] -> hidden [B, T, D]; the heads are called on what comes out. An encoder is the same under another mask."""
 
     config: ModelConfig
 
@@ -103,6 +103,10 @@ class Decoder(nn.Module):
         x = Embedding(c.vocab, c.width, c.width**-0.5 if c.tied else 1.0, name="tokens")(tokens)
         if c.position == "learned":
             x = x + Embedding(c.max_length, c.width, 0.02, name="places")(positions)
+        if c.token_types:
+            x = x + Embedding(c.token_types, c.width, 0.02, name="types")(jnp.zeros_like(tokens))
+        if c.embedding_norm:
+            x = Norm(c.norm, c.norm_eps, name="embedding_norm")(x)
         x = x.astype(jnp.dtype(c.dtype))
         if c.embedding_scale != 1.0:
             x = x * jnp.asarray(c.embedding_scale, x.dtype)

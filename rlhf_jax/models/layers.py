@@ -1,4 +1,4 @@
-"""The small parts of a decoder: one matrix product, norms, rotary positions, attention, feed-forward."""
+"""The small parts of a model: one matrix product, norms, rotary positions, attention, feed-forward."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Causal self-attention; with a cache, keys and values are written at (layer, column) and all its columns are read."""
+    """Self-attention to what the mask leaves; with a cache, keys and values are written at (layer, column) and all its columns are read."""
 
     config: ModelConfig
 

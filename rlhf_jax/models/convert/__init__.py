@@ -3,7 +3,7 @@
 table.py     a family's table: where each parameter stands in a checkpoint, read in both directions
 fields.py    config.json, field by field
 family.py    what a family is
-families.py  which there are: gpt2.py, llama.py, gemma.py, neox.py, opt.py
+families.py  which there are: gpt2.py, llama.py, gemma.py, neox.py, opt.py, bert.py
 store.py     safetensors files
 load.py      a folder or hub id -> shape and parameters, each device its own part
 save.py      shape and parameters -> a folder that transformers reads

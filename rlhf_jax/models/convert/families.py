@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from rlhf_jax.models.convert.bert import BERT, ROBERTA
 from rlhf_jax.models.convert.gemma import GEMMA2, GEMMA3
 from rlhf_jax.models.convert.gpt2 import GPT2
 from rlhf_jax.models.convert.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from rlhf_jax.models.convert.neox import NEOX
 from rlhf_jax.models.convert.opt import OPT
 
-FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2, NEOX, OPT)
+FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2, NEOX, OPT, BERT, ROBERTA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,8 +23,11 @@ class Family:
     table(config) -> path of a parameter of ours, such as "attention/q/kernel", -> its tensor; paths of layers without "layers/"
     prefix: what stands before every name of the trunk; its first part may be missing, as it is where only the trunk was saved
     head, score: names of the output layer of an untied model and of the layer that gives scores
-    buffers: patterns of names that hold nothing to learn
     stem: what its other classes are called by, where that is not what `architecture` is
+    heads(config) -> all tensors of the heads, with whole names, where they are more than these two
+    buffers: patterns of names that hold nothing to learn, or nothing that is computed here
+    copies: names of tensors that repeat another -> that other
+    renamed: pattern of an old name of tensors -> what it became
     """
 
     model_type: str
@@ -34,21 +38,40 @@ class Family:
     prefix: str
     head: str = "lm_head.weight"
     score: str = "score.weight"
+    heads: Callable[[ModelConfig], Table] | None = None
     buffers: tuple[str, ...] = ()
     stem: str = ""
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def scorer(self) -> str:
         """The class that gives scores."""
-        stem = self.stem or self.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-        return f"{stem}ForSequenceClassification"
+        return f"{self._stem}ForSequenceClassification"
+
+    @property
+    def bare(self) -> str:
+        """The class without a head."""
+        return f"{self._stem}Model"
+
+    @property
+    def _stem(self) -> str:
+        return self.stem or re.sub("(ForCausalLM|LMHeadModel|ForMaskedLM)$", "", self.architecture)
+
+    def current(self, name: str) -> str:
+        """What a tensor of this name is called today."""
+        for old, new in self.renamed.items():
+            name = re.sub(old, new, name)
+        return name
 
     def tensors(self, config: ModelConfig) -> dict[str, Tensor]:
-        """Every parameter of a model of this config, the scalar head's bias apart, by its path and with whole names."""
+        """Every parameter of a model of this config, the bias of a decoder's scalar head apart, by its path and with whole names."""
         found: dict[str, Tensor] = {}
         for path, tensor in self.table(config).items():
             whole = f"layers/{path}" if tensor.per_layer else path
             found[whole] = dataclasses.replace(tensor, name=self.prefix + tensor.name)
+        if self.heads is not None:
+            return found | dict(self.heads(config))
         if config.lm_head and not config.tied:
             found["unembed/kernel"] = Tensor(self.head, "v d -> d v")
         if config.scalar_head:

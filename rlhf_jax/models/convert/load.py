@@ -34,12 +34,13 @@ SHOWN = 5  # faults of one kind that an error lists
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model that was read: its shape, its parameters on the mesh, its family, and the folder that it came from."""
+    """A model that was read: its shape, its parameters on the mesh, its family, the folder that it came from, the names of its classes."""
 
     config: ModelConfig
     params: Params
     family: Family
     folder: Path
+    labels: tuple[str, ...] = ()
 
 
 def load_pretrained(
@@ -58,19 +59,19 @@ def load_pretrained(
     family, config, raw = read_config(folder)
     mesh = make_mesh(ONE_DEVICE) if mesh is None else mesh
     shapes = jax.eval_shape(build_model(config).init, jax.random.key(0))
-    with Store(folder) as store:
+    with Store(folder, family.current) as store:
         tensors = matched(store, family, config)
         sizes = sizes_of(config)
 
         def leaf(keys: Any, shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
             path = "/".join(key.key for key in keys)
-            if path == "score/bias":
+            if path == "score/bias" and path not in tensors:
                 bias = np.asarray(raw.get(SCORE_BIAS, 0.0), np.dtype(dtype))
                 return jax.device_put(bias, sharding)
             return _placed(store, tensors[path], Layout(tensors[path], sizes), shape.shape, sharding, np.dtype(dtype))
 
         params = jax.tree_util.tree_map_with_path(leaf, shapes, tree_shardings(shapes, mesh))
-    return Pretrained(config, params, family, folder)
+    return Pretrained(config, params, family, folder, _labels(raw, config.classes or 0))
 
 
 def find_folder(source: str | Path) -> Path:
@@ -121,27 +122,39 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig, Mapping[str, Any]]:
     except ValueError as error:
         raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
     fields.get(SCORE_BIAS, None)
-    config = dataclasses.replace(config, head=_head(raw, family, path))
+    config = dataclasses.replace(config, **_head(raw, family, config, path))
     fields.done()
     return family, config, raw
 
 
-def _head(raw: Mapping[str, Any], family: Family, path: Path) -> Literal["lm", "scalar"]:
-    """Which head the checkpoint has, from `architectures`."""
+def _head(raw: Mapping[str, Any], family: Family, config: ModelConfig, path: Path) -> dict[str, Any]:
+    """Which head the checkpoint has, from `architectures`, as fields of a shape."""
     named, *more = raw.get("architectures") or (family.architecture,)
     if more:
         raise ValueError(f"{path}: architectures {raw['architectures']}; expected one")
     if named.endswith("ForSequenceClassification"):
         labels = raw.get("num_labels", len(raw.get("id2label") or (0, 1)))
-        if labels != 1:
+        if labels == 1:
+            return {"head": "scalar"}
+        if config.causal:
             raise ValueError(f"{path}: a classifier of {labels} labels; expected 1, the score of a reward model")
-        return "scalar"
-    if named != family.architecture and not named.endswith("Model"):
+        return {"head": "classes", "classes": labels}
+    # A decoder's embedding is its output layer, where it is tied; an encoder has none without what stands before it.
+    if named.endswith("Model"):
+        return {"head": "lm" if config.causal else "none"}
+    # What BERT was pretrained with: the masked language model beside a classifier of pairs of sentences.
+    if named not in (family.architecture, family.bare.removesuffix("Model") + "ForPreTraining"):
         raise ValueError(
             f"{path}: architecture {named!r} is not supported; of {family.model_type} these are: "
             f"{family.architecture}, {family.scorer}"
         )
-    return "lm"
+    return {"head": "lm"}
+
+
+def _labels(raw: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """The names of the classes, in order."""
+    given = {int(place): str(name) for place, name in (raw.get("id2label") or {}).items()}
+    return tuple(given.get(place, f"LABEL_{place}") for place in range(count))
 
 
 def matched(store: Store, family: Family, config: ModelConfig) -> dict[str, Tensor]:
@@ -164,10 +177,11 @@ def matched(store: Store, family: Family, config: ModelConfig) -> dict[str, Tens
     faults = [f"missing: {_some([repr(name) for name in expected if name not in found])}"]
     buffers = re.compile("|".join(family.buffers) or r"(?!)")
     extra = sorted(name for name in found - expected.keys() if not buffers.fullmatch(name))
-    embedding = tensors["tokens/embedding"].name
-    if config.tied and family.head in extra and embedding in found:
-        extra.remove(family.head)
-        _warn_of_another_head(store, family.head, embedding)
+    copies = dict(family.copies) | ({family.head: tensors["tokens/embedding"].name} if config.tied else {})
+    for name, original in copies.items():
+        if name in extra and original in found:
+            extra.remove(name)
+            _warn_of_another(store, name, original)
     faults.append(f"unexpected: {_some([repr(name) for name in extra])}")
     wrong = [
         f"{name!r} is {list(store.shape(name))} in {store.where(name).name}, expected {list(shape)}"
@@ -192,16 +206,16 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _warn_of_another_head(store: Store, head: str, embedding: str) -> None:
-    """Warns where a tied model has an output layer of its own that is not its embedding: transformers does not use it either."""
-    shape = store.shape(embedding)
-    same = store.shape(head) == shape
-    for start in range(0, shape[0] if same else 0, 4096):
-        box = ((start, min(start + 4096, shape[0])), *((0, size) for size in shape[1:]))
-        same = same and np.array_equal(store.read(head, box), store.read(embedding, box))
+def _warn_of_another(store: Store, copy: str, original: str) -> None:
+    """Warns where a tensor that should repeat another, as a tied output layer does, is not it: transformers does not use it."""
+    rows, *rest = store.shape(copy)
+    same = store.shape(original) == (rows, *rest)
+    for start in range(0, rows if same else 0, 4096):
+        box = ((start, min(start + 4096, rows)), *((0, size) for size in rest))
+        same = same and np.array_equal(store.read(copy, box), store.read(original, box))
     if not same:
         warnings.warn(
-            f"{store.folder}: {head!r} differs from {embedding!r}, and is ignored: config.json ties them", stacklevel=2
+            f"{store.folder}: {copy!r} differs from {original!r}, and is ignored: config.json ties them", stacklevel=2
         )
 
 

@@ -23,7 +23,7 @@ from rlhf_jax.models.convert.store import write_store
 from rlhf_jax.models.convert.table import Layout, Tensor, sizes_of
 from rlhf_jax.types import Params
 
-FREE = ("head", "dtype", "remat", "logit_chunk")
+FREE = ("head", "classes", "dtype", "remat", "logit_chunk")
 """How a model is computed, or which head it has; config.json says nothing of these."""
 LIMIT = 5 * 2**30
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
@@ -78,13 +78,15 @@ def save_pretrained(
     dtype: Literal["float32", "bfloat16"] = "float32",
     limit: int = LIMIT,
     ids: Mapping[str, int | None] | None = None,
+    labels: Sequence[str] = (),
     beside: Callable[[Path], None] = lambda folder: None,
 ) -> Family:
     """Writes a model as transformers does, whole or not at all: config.json, safetensors of at most `limit` bytes, generation_config.json.
 
     `family` is by default the first that says this shape; give the one that was read where several do.
-    `ids` are bos_token_id, eos_token_id and pad_token_id; `beside` writes more files into the folder, such as the tokenizer's. A reward
-    model (head "scalar") becomes a sequence classifier of one label, whose scores lack the bias of ours: transformers has none.
+    `ids` are bos_token_id, eos_token_id and pad_token_id, `labels` the names of the classes; `beside` writes more files into the folder,
+    such as the tokenizer's. A reward model (head "scalar") becomes a sequence classifier of one label; a decoder's lacks the bias of our
+    scores: transformers has none.
     Raises: ValueError where no family says this shape, FileExistsError where the folder is there and not empty, OSError where what was
     written does not read back.
     """
@@ -94,27 +96,40 @@ def save_pretrained(
         raise ValueError(f"a {family.model_type} of this shape is not written: it cannot say {', '.join(lost)}")
     if config.head == "lm+scalar":
         raise ValueError("a policy with a value head has no form in transformers; save it with head 'lm' or 'scalar'")
+    if config.head == "none":
+        raise ValueError("an encoder without a head is not written; save it with head 'lm', 'scalar' or 'classes'")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already; choose another")
-    scorer = config.head == "scalar"
-    fields: dict[str, Any] = {
-        "architectures": [family.scorer if scorer else family.architecture],
-        "model_type": family.model_type,
-        **family.write(config),
-        **(ids or {}),
-        "dtype": dtype,
-    }
-    if scorer:
-        fields |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}
+    fields = {"model_type": family.model_type, **family.write(config)}
+    for name, value in (ids or {}).items():
+        if fields.setdefault(name, value) != value:
+            raise ValueError(
+                f"{name} is {value}; a {family.model_type} computes something else with any but {fields[name]}"
+            )
+    fields |= {"architectures": [family.architecture if config.lm_head else family.scorer], "dtype": dtype}
+    if not config.lm_head:
+        fields |= _label_fields(labels, config.classes)
+    if config.head == "scalar" and "score/bias" not in family.tensors(config):
         fields[SCORE_BIAS] = float(np.asarray(params["score"]["bias"]))
     with whole_folder(folder) as written:
         write_store(written, stored_tensors(config, params, family), DTYPES[dtype], limit)
         (written / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        if not scorer:
+        if config.lm_head and config.causal:
             text = json.dumps({"_from_model_config": True, **(ids or {})}, indent=2) + "\n"
             (written / "generation_config.json").write_text(text, encoding="utf-8")
         beside(written)
     return family
+
+
+def _label_fields(labels: Sequence[str], classes: int | None) -> dict[str, Any]:
+    """The names of a classifier's outputs. Raises: ValueError for another number of names than of classes."""
+    names = list(labels) or (["score"] if classes is None else [f"LABEL_{place}" for place in range(classes)])
+    if len(names) != (classes or 1):
+        raise ValueError(f"{len(names)} labels, {names}, for {classes or 1} classes")
+    return {
+        "id2label": {str(place): name for place, name in enumerate(names)},
+        "label2id": {name: place for place, name in enumerate(names)},
+    }
 
 
 def stored_tensors(
@@ -128,8 +143,9 @@ def stored_tensors(
         "/".join(str(getattr(key, "key", key)) for key in keys): leaf
         for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
-    leaves.pop("score/bias", None)
     tensors, sizes = family.tensors(config), sizes_of(config)
+    if "score/bias" not in tensors:
+        leaves.pop("score/bias", None)
     if leaves.keys() != tensors.keys():
         raise ValueError(f"parameters {sorted(leaves.keys() ^ tensors.keys())} are of the tree or the shape only")
     layouts = {path: Layout(tensor, sizes) for path, tensor in tensors.items()}

@@ -6,7 +6,7 @@ Only safetensors: the other formats are pickles, and reading a pickle runs what 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,33 @@ DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64
 
 
 class Store:
-    """The tensors of a checkpoint folder, by name. Files are mapped into memory, and closed with the store."""
+    """The tensors of a checkpoint folder, by name. Files are mapped into memory, and closed with the store.
 
-    def __init__(self, folder: Path):
+    `current` says what a tensor that has an old name is called today, and here.
+    """
+
+    def __init__(self, folder: Path, current: Callable[[str], str] = str):
         from safetensors import SafetensorError, safe_open
 
         self.folder = folder
         self._files: dict[Path, Any] = {}
         self._where: dict[str, Path] = {}
+        self._stored: dict[str, str] = {}
         files, placed = _files(folder)
         for path in files:
             try:
                 self._files[path] = safe_open(path, framework="np").__enter__()
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{path}: not a whole safetensors file ({error}); fetch it again") from error
-            for name in self._files[path].keys():  # noqa: SIM118  not a mapping
+            for stored in self._files[path].keys():  # noqa: SIM118  not a mapping
+                name = current(stored)
                 if name in self._where:
-                    raise ValueError(f"{path}: tensor {name!r} is in {self._where[name].name} too")
-                self._where[name] = path
+                    again = f", as {self._stored[name]!r}" if self._stored[name] != stored else ""
+                    raise ValueError(f"{path}: tensor {stored!r} is in {self._where[name].name} too{again}")
+                self._where[name], self._stored[name] = path, stored
+        found = {self._stored[name]: path for name, path in self._where.items()}
         for name, file in placed.items():
-            if self._where.get(name) != folder / str(file):
+            if found.get(name) != folder / str(file):
                 raise ValueError(
                     f"{folder / INDEX}: tensor {name!r} should be in {file}, and is not; fetch the files again"
                 )
@@ -67,7 +74,7 @@ class Store:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape. Raises: ValueError for numbers of a kind that is no weight."""
-        piece = self._files[self._where[name]].get_slice(name)
+        piece = self._piece(name)
         if piece.get_dtype() not in DTYPES:
             kinds = ", ".join(DTYPES)
             raise ValueError(f"{self._where[name]}: tensor {name!r} is {piece.get_dtype()}; expected one of {kinds}")
@@ -75,8 +82,10 @@ class Store:
 
     def read(self, name: str, ranges: Ranges) -> np.ndarray:
         """A box of a tensor."""
-        piece = self._files[self._where[name]].get_slice(name)
-        return piece[tuple(slice(start, stop) for start, stop in ranges)]
+        return self._piece(name)[tuple(slice(start, stop) for start, stop in ranges)]
+
+    def _piece(self, name: str) -> Any:
+        return self._files[self._where[name]].get_slice(self._stored[name])
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 A line is the name of a tensor and a pattern such as `(h k) d -> d h k`: on the left the axes of the stored tensor, on the right those of
 our array; axes in brackets are stored as one. Letters are sizes of the model: v vocabulary, d width, h heads, g key-value heads, k
-dimensions of a head, m feed-forward, p positions. A number is an axis that holds several of our parameters, of which `part` is one.
+dimensions of a head, m feed-forward, p positions, t types of tokens, c classes; e is the width as well, where a matrix has it twice. A
+number is an axis that holds several of our parameters, of which `part` is one.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ def sizes_of(config: ModelConfig) -> dict[str, int]:
         "k": c.head_size,
         "m": c.mlp,
         "p": c.max_length,
+        "e": c.width,
+        "t": c.token_types,
+        "c": c.classes or 1,
     }
 
 
@@ -69,7 +73,7 @@ class Layout:
     def view(self, stored: np.ndarray) -> np.ndarray:
         """Our parameter as a view of the whole stored tensor: what is written into it stands there."""
         inner = stored[self._skip :].reshape([size for axis in self._axes for _, size in axis])
-        return inner.transpose(self._order)[(self._part,) * self._numbered]
+        return inner.transpose(self._order)[(*(self._part,) * self._numbered, ...)]
 
     def read(self, get: Callable[[Ranges], np.ndarray], wanted: Sequence[slice]) -> np.ndarray:
         """The `wanted` part of our parameter; `get` reads a box of the stored tensor, and no larger one than it must.
@@ -89,4 +93,4 @@ class Layout:
             shape += [1] * first + [ranges[first][1] - ranges[first][0]] + [size for _, size in axis[first + 1 :]]
             cut += [slice(None)] * (first + 1) + [slice(*pair) for pair in ranges[first + 1 :]]
         box = get(tuple(boxes)).reshape(shape)[tuple(cut)]
-        return box.transpose(self._order)[(0,) * self._numbered]
+        return box.transpose(self._order)[(*(0,) * self._numbered, ...)]
