@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from experiments.registry import register
 from rlhf_jax.config import (
     ILQL,
@@ -65,6 +67,40 @@ def smoke_sft(scale: str) -> Experiment:
 def smoke_reward(scale: str) -> Experiment:
     """A tiny reward model on comparisons of an untrained policy's samples, a tenth mislabelled. Expect an accuracy near one half."""
     return _smoke("smoke/reward", annotator_flip=0.1, reward=_reward(20))
+
+
+@register(
+    "smoke/encoder_reward",
+    paper="-",
+    claim="the loops of reward models and PPO run with an encoder as the reward model",
+    costs={"cpu": "45 s on 2 cores"},
+)
+def smoke_encoder_reward(scale: str) -> Experiment:
+    """SFT of a tiny decoder, a tiny BERT on comparisons of its samples, and PPO against that. Expect an accuracy near one half."""
+    encoder = ModelConfig(
+        vocab=896,
+        width=32,
+        layers=2,
+        heads=4,
+        kv_heads=4,
+        mlp=64,
+        max_length=96,
+        norm="layer",
+        norm_at="after",
+        causal=False,
+        embedding_norm=True,
+        token_types=2,
+        position="learned",
+        activation="gelu_exact",
+        bias=True,
+    )
+    return _smoke(
+        "smoke/encoder_reward",
+        sft=_sft(30),
+        reward_model=encoder,
+        reward=dataclasses.replace(_reward(40), init="random"),
+        ppo=PPO(optim=Optim(lr=1e-3, rows=16), value_optim=None, iterations=2, prompts=16, new_tokens=8),
+    )
 
 
 @register(

@@ -153,6 +153,14 @@ RELATIVE = dataclasses.replace(
         (
             BASE,
             {"reward_model": dataclasses.replace(MODEL, causal=False)},
+            "reward.init='policy': a reward model that is an encoder has no layers in common with it",
+        ),
+        (
+            BASE,
+            {
+                "reward_model": dataclasses.replace(MODEL, causal=False),
+                "reward": dataclasses.replace(BASE.reward, init="random"),
+            },
             "ppo.value_init='reward': a reward model that is an encoder has no values per token",
         ),
         (BASE, {"mesh": MeshConfig(tensor=8)}, "policy.heads=4 is not a multiple of mesh.tensor=8"),

@@ -90,6 +90,10 @@ class Experiment:
             "text.tokenizer='checkpoint' is the one beside the checkpoint; set checkpoint",
         )
         require(self.ppo is None or self.ppo.reward == "gold" or self.reward is not None, "PPO needs a reward stage")
+        require(
+            self.reward_shape.causal or self.reward is None or self.reward.init != "policy",
+            "reward.init='policy': a reward model that is an encoder has no layers in common with it; set it to 'random'",
+        )
         from_reward = self.ppo is not None and self.ppo.value_optim is not None and self.ppo.value_init == "reward"
         require(
             self.reward_shape.causal or self.reward is None or not from_reward,
