@@ -241,6 +241,9 @@ def test_how_a_model_is_computed_is_not_written_and_a_head_size_that_follows_is_
         ({"head": "scalar"}, r"with head='scalar' \(only 'lm'\)"),
         ({"head": "lm+scalar"}, r"head='lm\+scalar'"),
         ({"norm": "layer"}, "norm='layer'"),
+        ({"causal": False}, r"causal=False \(only True\)"),
+        ({"embedding_norm": True, "token_types": 2}, r"embedding_norm=True \(only False\), token_types=2 \(only 0\)"),
+        ({"causal": False, "head": "classes", "classes": 3}, "causal=False .*, head='classes' .*, classes=3"),
         ({"norm_eps": 1e-6}, r"norm_eps=1e-06 \(only 1e-05\)"),
         ({"position": "learned"}, "position='learned'"),
         ({"rope_base": 500.0}, r"rope_base=500\.0 \(only 10000\.0\)"),
@@ -261,6 +264,7 @@ def test_every_field_of_a_config_is_written_free_or_held_to_one_value():
     held = {"head_dim", "head", "norm", "norm_at", "norm_eps", "parallel", "activation", "bias", "qkv_bias"}
     held |= {"position", "rope_base", "rope_share", "rope_scaling", "local_rope_base", "window", "full_layers"}
     held |= {"query_scale", "qk_norm", "attention_softcap", "logit_softcap", "embedding_scale"}
+    held |= {"causal", "embedding_norm", "token_types", "classes"}
     assert {field.name for field in dataclasses.fields(ModelConfig)} == held | {*WRITTEN, *FREE}
 
 

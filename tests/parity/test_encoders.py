@@ -192,6 +192,7 @@ def test_every_device_reads_its_part():
             {"id2label": {"0": "a", "1": "b"}},
             r"'classifier.weight' is \[1, 32\] .* expected \[2, 32\]",
         ),
+        ("BERT, 3 labels", {"id2label": {}}, "config.json: a classifier of 0 labels; expected 1 or more"),
         ("RoBERTa, masked", {"pad_token_id": 0}, "'pad_token_id' is 0; this library computes 1 only"),
         ("RoBERTa, masked", {"hidden_act": "relu"}, "'hidden_act' is 'relu'"),
         ("RoBERTa, masked", {"max_position_embeddings": 2}, "'max_position_embeddings' is 2; expected more than the 2"),

@@ -23,7 +23,7 @@ class Family:
     table(config) -> path of a parameter of ours, such as "attention/q/kernel", -> its tensor; paths of layers without "layers/"
     prefix: what stands before every name of the trunk; its first part may be missing, as it is where only the trunk was saved
     head, score: names of the output layer of an untied model and of the layer that gives scores
-    stem: what its other classes are called by, where that is not what `architecture` is
+    called: what the names of its other classes begin with, where that is not how `architecture` begins
     heads(config) -> all tensors of the heads, with whole names, where they are more than these two
     buffers: patterns of names that hold nothing to learn, or nothing that is computed here
     copies: names of tensors that repeat another -> that other
@@ -40,23 +40,19 @@ class Family:
     score: str = "score.weight"
     heads: Callable[[ModelConfig], Table] | None = None
     buffers: tuple[str, ...] = ()
-    stem: str = ""
+    called: str = ""
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def scorer(self) -> str:
         """The class that gives scores."""
-        return f"{self._stem}ForSequenceClassification"
+        return f"{self.stem}ForSequenceClassification"
 
     @property
-    def bare(self) -> str:
-        """The class without a head."""
-        return f"{self._stem}Model"
-
-    @property
-    def _stem(self) -> str:
-        return self.stem or re.sub("(ForCausalLM|LMHeadModel|ForMaskedLM)$", "", self.architecture)
+    def stem(self) -> str:
+        """What the names of its classes begin with."""
+        return self.called or re.sub("(ForCausalLM|LMHeadModel|ForMaskedLM)$", "", self.architecture)
 
     def current(self, name: str) -> str:
         """What a tensor of this name is called today."""

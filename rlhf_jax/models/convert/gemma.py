@@ -111,5 +111,5 @@ GEMMA3 = Family(
     table,
     "model.",
     buffers=llama.BUFFERS,
-    stem="Gemma3Text",
+    called="Gemma3Text",
 )

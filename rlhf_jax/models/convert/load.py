@@ -34,7 +34,7 @@ SHOWN = 5  # faults of one kind that an error lists
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model that was read: its shape, its parameters on the mesh, its family, the folder that it came from, the names of its classes."""
+    """A model that was read: its shape, its parameters on the mesh, its family, the folder that it came from, a classifier's names."""
 
     config: ModelConfig
     params: Params
@@ -71,7 +71,7 @@ def load_pretrained(
             return _placed(store, tensors[path], Layout(tensors[path], sizes), shape.shape, sharding, np.dtype(dtype))
 
         params = jax.tree_util.tree_map_with_path(leaf, shapes, tree_shardings(shapes, mesh))
-    return Pretrained(config, params, family, folder, _labels(raw, config.classes or 0))
+    return Pretrained(config, params, family, folder, _labels(raw, config.classes or int(config.scalar_head)))
 
 
 def find_folder(source: str | Path) -> Path:
@@ -138,12 +138,15 @@ def _head(raw: Mapping[str, Any], family: Family, config: ModelConfig, path: Pat
             return {"head": "scalar"}
         if config.causal:
             raise ValueError(f"{path}: a classifier of {labels} labels; expected 1, the score of a reward model")
+        if not isinstance(labels, int) or labels < 1:
+            raise ValueError(f"{path}: a classifier of {labels!r} labels; expected 1 or more")
         return {"head": "classes", "classes": labels}
     # A decoder's embedding is its output layer, where it is tied; an encoder has none without what stands before it.
     if named.endswith("Model"):
         return {"head": "lm" if config.causal else "none"}
     # What BERT was pretrained with: the masked language model beside a classifier of pairs of sentences.
-    if named not in (family.architecture, family.bare.removesuffix("Model") + "ForPreTraining"):
+    pretraining = not config.causal and named == f"{family.stem}ForPreTraining"
+    if named != family.architecture and not pretraining:
         raise ValueError(
             f"{path}: architecture {named!r} is not supported; of {family.model_type} these are: "
             f"{family.architecture}, {family.scorer}"
@@ -152,9 +155,9 @@ def _head(raw: Mapping[str, Any], family: Family, config: ModelConfig, path: Pat
 
 
 def _labels(raw: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """The names of the classes, in order."""
-    given = {int(place): str(name) for place, name in (raw.get("id2label") or {}).items()}
-    return tuple(given.get(place, f"LABEL_{place}") for place in range(count))
+    """The names of this many outputs of a classifier, in order."""
+    given = raw.get("id2label") or {}
+    return tuple(str(given.get(str(place), f"LABEL_{place}")) for place in range(count))
 
 
 def matched(store: Store, family: Family, config: ModelConfig) -> dict[str, Tensor]:
