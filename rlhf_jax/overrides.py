@@ -84,7 +84,7 @@ def _assign(tree: Any, kind: Any, keys: list[str], text: str, path: str) -> None
     if tree[keys[0]] is None:
         if any(field.default is dataclasses.MISSING for field in dataclasses.fields(nested)):
             raise ValueError(f"{path} cannot be set: this experiment has no {keys[0]!r}")
-        tree[keys[0]] = to_dict(nested())  # all of it has defaults, of which this sets one
+        tree[keys[0]] = to_dict(from_dict(nested, {}))  # all of it has defaults, of which this sets one
     _assign(tree[keys[0]], nested, keys[1:], text, path)
 
 

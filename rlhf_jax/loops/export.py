@@ -24,7 +24,7 @@ from rlhf_jax.models import build_model
 from rlhf_jax.models.convert.family import Family
 from rlhf_jax.models.convert.llama2c import check_llama2c, save_llama2c
 from rlhf_jax.models.convert.save import family_of, lost_fields, save_pretrained
-from rlhf_jax.models.lora import BASE, merged
+from rlhf_jax.models.lora import BASE, merged, without_heads
 from rlhf_jax.models.params import carry_over
 from rlhf_jax.overrides import from_dict
 from rlhf_jax.report.runs import CONFIG, SEED, read_json, seed_directories
@@ -144,8 +144,7 @@ def with_base(run: Run, stage: str, params: Params, lora: LoRA) -> Params:
         assert experiment.reward is not None, "asked for by those who have one"
         fresh = initialise(build_model(experiment.reward_shape).init, run.key("reward"), run.mesh)
         base = carry_over(base, fresh) if experiment.reward.init == "policy" else fresh
-    base = {name: part for name, part in base.items() if name != "score"}
-    return merged({**params, BASE: Frozen(base)}, lora)
+    return merged({**params, BASE: Frozen(without_heads(base))}, lora)
 
 
 def family_to_write(experiment: Experiment, shape: ModelConfig, root: Root) -> Family:

@@ -1,7 +1,7 @@
 """Low-rank adapters: W x + (alpha / rank) B A x with W frozen. Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1.
 
-Parameters of an adapted model are {"lora": adapters, "base": Frozen(the model's own)}, with the scalar head, which is trained whole, beside
-them. `with_lora` makes a model that takes them; given a model's own parameters it is that model, so that a reference shares the base.
+Parameters of an adapted model are {"lora": adapters, "base": Frozen(the model's own)}, with heads that give scores, which are trained whole,
+beside them. `with_lora` makes a model that takes them; given a model's own parameters it is that model, so that a reference shares the base.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from rlhf_jax.frozen import Frozen
 from rlhf_jax.models.api import Model
 from rlhf_jax.types import Params
 
-LORA, BASE, SCORE, LAYERS = "lora", "base", "score", "layers"
+LORA, BASE, LAYERS = "lora", "base", "layers"
+HEADS = ("score", "pool", "classify")
 FUNCTIONS = (
     "hidden",
     "unembed",
@@ -31,6 +32,7 @@ FUNCTIONS = (
     "token_scores",
     "values",
     "scores",
+    "class_logits",
     "prefill",
     "decode",
 )
@@ -66,8 +68,7 @@ def adapted(params: Params, config: LoRA, key: jax.Array) -> Params:
         key, own = jax.random.split(key)
         a = jax.random.uniform(own, (layers, *inputs, config.rank), minval=-bound, maxval=bound)
         adapters = _with(adapters, path, {"lora_a": a, "lora_b": jnp.zeros((layers, config.rank, *outputs))})
-    base = {name: part for name, part in params.items() if name != SCORE}
-    return {LORA: {LAYERS: adapters}, BASE: Frozen(base), **_head(params)}
+    return {LORA: {LAYERS: adapters}, BASE: Frozen(without_heads(params)), **_heads(params)}
 
 
 def with_lora(model: Model, config: LoRA) -> Model:
@@ -91,7 +92,7 @@ def joined(params: Params, config: LoRA) -> Params:
         return {name: beside(part) for name, part in adapter.items()}
 
     base = params[BASE].tree
-    return {**base, LAYERS: _with(base[LAYERS], (), beside(params[LORA][LAYERS])), **_head(params)}
+    return {**base, LAYERS: _with(base[LAYERS], (), beside(params[LORA][LAYERS])), **_heads(params)}
 
 
 def merged(params: Params, config: LoRA) -> Params:
@@ -107,8 +108,13 @@ def merged(params: Params, config: LoRA) -> Params:
     return plain(joined(params, config)) if LORA in params else params
 
 
-def _head(params: Params) -> Params:
-    return {SCORE: params[SCORE]} if SCORE in params else {}
+def without_heads(params: Params) -> Params:
+    """What adapters are put on and stays: all but the heads that are trained whole."""
+    return {name: part for name, part in params.items() if name not in HEADS}
+
+
+def _heads(params: Params) -> Params:
+    return {name: params[name] for name in HEADS if name in params}
 
 
 def _at(tree: Params, path: Path) -> Params:
