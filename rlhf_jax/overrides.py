@@ -78,7 +78,7 @@ def _assign(tree: Any, kind: Any, keys: list[str], text: str, path: str) -> None
     if len(keys) == 1:
         tree[keys[0]] = _parse(hint, text, path)
         return
-    nested = next((arm for arm in _arms(hint) if dataclasses.is_dataclass(arm)), None)
+    nested: Any = next((arm for arm in _arms(hint) if dataclasses.is_dataclass(arm)), None)
     if nested is None:
         raise KeyError(f"no field {path!r}: {keys[0]!r} has no fields of its own")
     if tree[keys[0]] is None:

@@ -1,7 +1,8 @@
 """Low-rank adapters: W x + (alpha / rank) B A x with W frozen. Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1.
 
-Parameters of an adapted model are {"lora": adapters, "base": Frozen(the model's own)}, with heads that give scores, which are trained whole,
-beside them. `with_lora` makes a model that takes them; given a model's own parameters it is that model, so that a reference shares the base.
+Parameters of an adapted model are {"lora": adapters, "base": Frozen(the model's own)}, with heads that give scores, which are trained
+whole, beside them. `with_lora` makes a model that takes them; given a model's own parameters it is that model, so that a reference shares
+the base.
 """
 
 from __future__ import annotations
