@@ -21,10 +21,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files for the owner alone; a report is to be shown, as any file that `open` makes.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
+        share(Path(name))
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -40,6 +37,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
         written.mkdir()
         yield written
         os.replace(written, path)  # an empty folder gives way
+
+
+def share(path: Path) -> None:
+    """Gives a file that was made for its owner alone, as temporary ones are, the mode of one that `open` makes."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from rlhf_jax.files import share
 from rlhf_jax.models.convert.table import Ranges
 
 INDEX = "model.safetensors.index.json"
@@ -164,6 +165,7 @@ def _write_file(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
     save_file(dict(arrays), path, metadata={"format": "pt"})
+    share(path)
     with safe_open(path, framework="np") as written:
         for name, array in arrays.items():
             found = written.get_tensor(name)
