@@ -229,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("directory", type=Path, metavar="DIR")
     export.add_argument("--seed", type=int, metavar="N", help="default: the first")
     export.add_argument("--model", choices=("policy", "reward"), default="policy", help="default: the policy")
-    export.add_argument("--format", choices=("transformers", "llama2.c"), default="transformers")
+    export.add_argument("--format", choices=("transformers", "peft", "llama2.c"), default="transformers")
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights written")
     export.add_argument(
         "--out", type=Path, metavar="DIR", help="a new folder; default: policy (or reward) in the seed's"

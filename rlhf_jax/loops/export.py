@@ -17,12 +17,13 @@ from rlhf_jax.data.tokenizer import save_tokenizer
 from rlhf_jax.files import whole_folder
 from rlhf_jax.frozen import Frozen
 from rlhf_jax.loops.pipeline import start_params
-from rlhf_jax.loops.pretrained import Root, locate, read_shape, read_tokenizer
+from rlhf_jax.loops.pretrained import HUB, Root, base_of, locate, read_shape, read_tokenizer
 from rlhf_jax.loops.run import Run, open_run
 from rlhf_jax.loops.sources import TOKENIZER, kept_tokenizer
 from rlhf_jax.models import build_model
 from rlhf_jax.models.convert.family import Family
 from rlhf_jax.models.convert.llama2c import check_llama2c, save_llama2c
+from rlhf_jax.models.convert.peft import save_adapters
 from rlhf_jax.models.convert.save import family_of, lost_fields, save_pretrained
 from rlhf_jax.models.lora import BASE, merged, without_heads
 from rlhf_jax.models.params import carry_over
@@ -75,13 +76,14 @@ def export_model(
     data_root: Path | None = None,
     *,
     model: Literal["policy", "reward"] = "policy",
-    form: Literal["transformers", "llama2.c"] = "transformers",
+    form: Literal["transformers", "peft", "llama2.c"] = "transformers",
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Exported:
     """Writes a model of one seed's folder to the folder `out`: the last policy, or the reward model, from its newest intact checkpoint.
 
     transformers: what `AutoModelForCausalLM`, `AutoModelForSequenceClassification` and `AutoTokenizer` read, the run's template as chat
-    template. llama2.c: its .bin file, with the tokenizer as it is. The run is only read, so that it may still be going.
+    template. peft: the adapters alone, of a policy with `lora` whose one stage began with the experiment's checkpoint. llama2.c: its .bin
+    file, with the tokenizer as it is. The run is only read, so that it may still be going.
     Raises: ValueError for an experiment without such a model, or one that the format cannot express; FileNotFoundError where the stage
     has no checkpoint, FileExistsError where `out` is not empty.
     """
@@ -96,6 +98,10 @@ def export_model(
     trained = experiment.text.tokenizer.startswith("train:")
     tokenizer = kept_tokenizer(directory / TOKENIZER) if trained else read_tokenizer(experiment, root)
     step, params = newest_params(directory / "checkpoints" / stage, *keys)
+    if form == "peft":
+        lora, base, family = adapters_of(experiment, stage, model, root)
+        save_adapters(out, params, lora, shape, family, base)
+        return Exported(stage, step, steps, f"adapters of {base}")
     if experiment.lora is not None:
         run = open_run(dataclasses.replace(experiment, seed=seed_of(directory)), directory, data_root=data_root)
         params = with_base(run, stage, params, experiment.lora)
@@ -130,6 +136,27 @@ def newest_params(folder: Path, *keys: str) -> tuple[int, Params]:
             f"{folder} has no intact checkpoint: stage {folder.name!r} of this run has not come to one"
         )
     return int(newest.name), load_part(newest, *keys)
+
+
+def adapters_of(experiment: Experiment, stage: str, model: str, root: Root) -> tuple[LoRA, str, Family]:
+    """(config, checkpoint, family) of a policy whose adapters mean something by themselves. Raises: ValueError where they do not."""
+    if experiment.lora is None or experiment.checkpoint is None or model != "policy":
+        raise ValueError(
+            "only the policy of an experiment with lora and a checkpoint has adapters to export; leave --format out"
+        )
+    if stage != "sft" and experiment.sft is not None:
+        raise ValueError(
+            f"the adapters of stage {stage} are of the policy that sft left, not of {experiment.checkpoint}: export it merged, without "
+            "--format"
+        )
+    path = locate(experiment.checkpoint, root)
+    _, family = read_shape(path)
+    if family is None or base_of(path)[1] is not None:
+        raise ValueError(
+            f"{experiment.checkpoint} is no whole checkpoint that PEFT reads; export the policy merged, without --format"
+        )
+    hub = experiment.checkpoint.startswith(HUB)
+    return experiment.lora, experiment.checkpoint.removeprefix(HUB) if hub else str(path.resolve()), family
 
 
 def with_base(run: Run, stage: str, params: Params, lora: LoRA) -> Params:

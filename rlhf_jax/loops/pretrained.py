@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Set
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rlhf_jax.config import Experiment, ModelConfig
+from rlhf_jax.config import Experiment, LoRA, ModelConfig
 from rlhf_jax.data.tokenizer import SentencePieceTokenizer, TransformersTokenizer, find_tokenizer, load_tokenizer
+from rlhf_jax.frozen import Frozen
 from rlhf_jax.models.convert.family import Family
 from rlhf_jax.models.convert.llama2c import load_llama2c
 from rlhf_jax.models.convert.load import find_folder, load_pretrained, read_config
+from rlhf_jax.models.convert.peft import CONFIG as ADAPTERS
+from rlhf_jax.models.convert.peft import load_adapters, read_adapter_config
 from rlhf_jax.models.convert.save import FREE, shape_difference
-from rlhf_jax.sharding import place
+from rlhf_jax.models.lora import BASE, LORA, merged
+from rlhf_jax.sharding import compile_function, place
 from rlhf_jax.types import Params
 
 HUB = "hf:"
@@ -42,9 +47,17 @@ def locate(name: str, root: Root) -> Path:
 def read_shape(path: Path) -> tuple[ModelConfig, Family | None]:
     """(shape, family) of a checkpoint; a llama2.c file has no family."""
     if path.is_dir():
-        family, config, _ = read_config(path)
+        family, config, _ = read_config(base_of(path)[0])
         return config, family
     return load_llama2c(path)[0], None
+
+
+def base_of(folder: Path) -> tuple[Path, LoRA | None]:
+    """(the folder of a checkpoint, the adapters' config where it is a folder of adapters)."""
+    if not (folder / ADAPTERS).is_file():
+        return folder, None
+    lora, base = read_adapter_config(folder)
+    return find_folder(base), lora
 
 
 def read_policy(path: Path, asked: ModelConfig, mesh: Mesh) -> Params:
@@ -59,7 +72,12 @@ def read_policy(path: Path, asked: ModelConfig, mesh: Mesh) -> Params:
             )
         )
     if family is not None:
-        return {name: part for name, part in load_pretrained(path, mesh).params.items() if name != "score"}
+        base, lora = base_of(path)
+        params = {name: part for name, part in load_pretrained(base, mesh).params.items() if name != "score"}
+        if lora is None:
+            return params
+        adapters = place({LORA: load_adapters(path, lora, shape, family)}, mesh)
+        return compile_function(partial(merged, config=lora), mesh)({**adapters, BASE: Frozen(params)})
     return place(jax.tree.map(jnp.asarray, load_llama2c(path)[1]), mesh)
 
 
@@ -87,6 +105,7 @@ def read_tokenizer(experiment: Experiment, root: Root) -> SentencePieceTokenizer
     if name == BESIDE:
         assert experiment.checkpoint is not None, "held by the config"
         path = locate(experiment.checkpoint, root)
-        return find_tokenizer(path if path.is_dir() else path.parent)
+        folder = path if path.is_dir() else path.parent
+        return find_tokenizer(folder if (folder / "tokenizer_config.json").is_file() else base_of(folder)[0])
     path = locate(name, root)
     return find_tokenizer(path) if path.is_dir() else load_tokenizer(path)

@@ -152,19 +152,21 @@ def write_store(folder: Path, tensors: Iterable[tuple[str, tuple[int, ...], Any]
         else [f"model-{n + 1:05d}-of-{len(groups):05d}.safetensors" for n in range(len(groups))]
     )
     for file, group in zip(files, groups, strict=True):
-        # Contiguous: safetensors 0.8.0 writes the raw memory of any array, transposed or not.
-        _write_file(folder / file, {name: np.ascontiguousarray(make(), dtype=dtype) for name, make in group})
+        write_file(folder / file, {name: make() for name, make in group}, dtype)
     if len(files) > 1:
         weight_map = {name: file for file, group in zip(files, groups, strict=True) for name, _ in group}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_file(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_file(path: Path, arrays: Mapping[str, np.ndarray], dtype: Any) -> None:
+    """Writes one safetensors file and reads it back. Raises: OSError where it does not hold what was written."""
     from safetensors import safe_open
     from safetensors.numpy import save_file
 
-    save_file(dict(arrays), path, metadata={"format": "pt"})
+    # Contiguous: safetensors 0.8.0 writes the raw memory of any array, transposed or not.
+    arrays = {name: np.ascontiguousarray(array, dtype=dtype) for name, array in arrays.items()}
+    save_file(arrays, path, metadata={"format": "pt"})
     share(path)
     with safe_open(path, framework="np") as written:
         for name, array in arrays.items():
