@@ -15,10 +15,13 @@ from transformers import AutoModelForSequenceClassification, GPT2Config
 
 from experiments import run
 from rlhf_jax.checkpoint import load_part, newest_intact
+from rlhf_jax.config import ONE_DEVICE
 from rlhf_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from rlhf_jax.doctor.subjects import right_padded
+from rlhf_jax.loops.pretrained import read_policy
 from rlhf_jax.models import build_model
 from rlhf_jax.models.convert.load import load_pretrained
+from rlhf_jax.sharding import make_mesh
 from rlhf_jax.worlds.instruct import InstructWorld
 
 SHORT = (
@@ -129,3 +132,34 @@ def test_a_reward_model_leaves_as_a_classifier_of_one_label(tmp_path):
     same = batch.replace(tokens=jax.numpy.asarray(tokens.numpy(), jax.numpy.int32))  # pyright: ignore[reportAttributeAccessIssue]
     scores = build_model(ours.config).scores(ours.params, same)
     np.testing.assert_allclose(scores - ours.params["score"]["bias"], logits, atol=2e-5)
+
+
+def test_adapters_of_a_checkpoint_leave_alone_and_come_in_again(gpt2, tmp_path, capsys):
+    directory = tmp_path / "run"
+    lora = ("lora.rank=2", 'lora.targets=["attention/o","mlp/*"]', "sft.optim.lr=0.1")
+    asked = settings(f"model.init={gpt2}", *SHORT, *lora)
+    assert run.main(["run", "smoke/sft", "--workdir", str(directory), *asked]) == 0
+    for form in ("peft", "transformers"):
+        assert run.main(["export", str(directory), "--format", form, "--out", str(tmp_path / form)]) == 0
+    assert f"adapters of {gpt2}" in capsys.readouterr().out
+    whole = load_pretrained(tmp_path / "transformers")
+    found = read_policy(tmp_path / "peft", whole.config, make_mesh(ONE_DEVICE))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, whole.params)
+    moved = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), found, load_pretrained(gpt2).params)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+    # A run can start from them, with the tokenizer of their checkpoint.
+    again = settings(f"model.init={tmp_path / 'peft'}", *SHORT)
+    assert run.main(["run", "smoke/sft", "--workdir", str(tmp_path / "again"), *again]) == 0
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [(False, "only the policy of an experiment with lora and a checkpoint has adapters"), (True, "stores attention/k")],
+)
+def test_adapters_that_mean_nothing_alone_are_refused_in_one_line(init, message, gpt2, tmp_path, capsys):
+    asked = settings(*SHORT, "lora.rank=2", *([f"model.init={gpt2}"] if init else []))
+    assert run.main(["run", "smoke/sft", "--workdir", str(tmp_path / "run"), *asked]) == 0
+    capsys.readouterr()
+    assert run.main(["export", str(tmp_path / "run"), "--format", "peft", "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
