@@ -23,6 +23,15 @@ LLAMA = ModelConfig(vocab=24, width=16, layers=2, heads=4, kv_heads=2, mlp=12, m
 GPT2 = dataclasses.replace(
     LLAMA, kv_heads=4, mlp=64, norm="layer", position="learned", activation="gelu", bias=True, tied=True
 )
+BERT = dataclasses.replace(
+    GPT2,
+    causal=False,
+    norm_at="after",
+    norm_eps=1e-12,
+    embedding_norm=True,
+    token_types=2,
+    activation="gelu_exact",
+)
 GEMMA2 = dataclasses.replace(
     LLAMA,
     head_dim=6,
@@ -55,8 +64,11 @@ SMALL = {
     "gpt2": GPT2,
     "gpt_neox": dataclasses.replace(GPT2, position="rope", rope_share=0.5, parallel=True, tied=False),
     "opt": dataclasses.replace(GPT2, activation="relu", mlp=12),
+    "bert": BERT,
+    "roberta": dataclasses.replace(BERT, token_types=1, norm_eps=1e-5),
 }
 FAMILY = {family.model_type: family for family in FAMILIES}
+DECODERS = [name for name, config in SMALL.items() if config.causal]
 SINGLE = "model.safetensors"
 
 

@@ -1,7 +1,5 @@
 """Figures of classifiers, against numbers counted by hand."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 
@@ -53,15 +51,3 @@ def test_two_classes_are_each_other_mirrored():
 def test_what_cannot_be_counted_is_refused(predicted, actual, message):
     with pytest.raises(ValueError, match=message):
         class_figures(np.array(predicted, int), np.array(actual, int), 3)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="scikit-learn is not installed")
-def test_figures_are_those_of_scikit_learn():
-    from sklearn.metrics import precision_recall_fscore_support
-
-    noise = np.random.default_rng(0)
-    predicted, actual = noise.integers(0, 5, 200), noise.integers(0, 5, 200)
-    figures = class_figures(predicted, actual, 6)
-    theirs = precision_recall_fscore_support(actual, predicted, labels=range(6), zero_division=0)
-    for ours, other in zip((figures.precision, figures.recall, figures.f1, figures.support), theirs, strict=True):
-        np.testing.assert_allclose(ours, other)

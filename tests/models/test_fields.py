@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from checkpoints import FAMILY
+from checkpoints import DECODERS, FAMILY
 
 from rlhf_jax.config.model import RopeScaling
 from rlhf_jax.models.convert.load import read_config
@@ -264,7 +264,7 @@ def test_a_value_that_is_not_computed_here_is_refused_with_its_file_and_field(re
     assert str(tmp_path / "config.json") in str(error.value)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILY if name not in ("gpt2", "opt")])
+@pytest.mark.parametrize("name", [name for name in DECODERS if name not in ("gpt2", "opt")])
 def test_a_size_without_a_default_that_is_missing_is_named(read, name):
     for field in FIELDS[name].keys() & SIZES.keys():
         with pytest.raises(ValueError, match=f"no field '{field}'; expected a number"):
@@ -282,7 +282,7 @@ def test_a_dead_field_of_another_form_is_named_too(read):
         read("gemma3_text", rope_parameters=kinds, rope_local_base_freq=50.0)
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", DECODERS)
 def test_every_family_reads_its_smallest_file_without_a_warning(read, name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -354,7 +354,7 @@ def test_a_file_that_is_no_config_is_refused(tmp_path):
         assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", DECODERS)
 def test_what_a_family_writes_it_reads_back(read, name):
     config = read(name)
     written = FAMILY[name].write(config)

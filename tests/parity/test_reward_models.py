@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from builders import built, lively, right_padded
-from checkpoints import FAMILY, SMALL, saved
+from checkpoints import DECODERS, FAMILY, SMALL, saved
 from transformers import AutoModelForSequenceClassification
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", DECODERS)
 def test_transformers_gives_our_scores(tmp_path, name):
     config = dataclasses.replace(SMALL[name], head="scalar")
     theirs, loaded = AutoModelForSequenceClassification.from_pretrained(

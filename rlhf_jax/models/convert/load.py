@@ -133,7 +133,7 @@ def _head(raw: Mapping[str, Any], family: Family, config: ModelConfig, path: Pat
     if more:
         raise ValueError(f"{path}: architectures {raw['architectures']}; expected one")
     if named.endswith("ForSequenceClassification"):
-        labels = raw.get("num_labels", len(raw.get("id2label") or (0, 1)))
+        labels = raw.get("num_labels", len((0, 1) if raw.get("id2label") is None else raw["id2label"]))
         if labels == 1:
             return {"head": "scalar"}
         if config.causal:
