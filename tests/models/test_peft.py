@@ -17,7 +17,15 @@ from rlhf_jax.models.convert.peft import CONFIG, WEIGHTS, load_adapters, read_ad
 from rlhf_jax.models.lora import adapted, with_lora
 
 EVERYWHERE, UNFUSED = LoRA(rank=3, alpha=6.0), LoRA(rank=3, alpha=6.0, targets=("attention/o", "mlp/*"))
-CASES = {"Llama 2": EVERYWHERE, "Gemma 3": EVERYWHERE, "OPT": EVERYWHERE, "GPT-2": UNFUSED, "GPT-NeoX, Pythia": UNFUSED}
+OUTPUT = LoRA(rank=3, alpha=6.0, targets=("attention/o",))  # of GPT-2, whose feed-forward has a module of the same name
+CASES = [
+    ("Llama 2", EVERYWHERE),
+    ("Gemma 3", EVERYWHERE),
+    ("OPT", EVERYWHERE),
+    ("GPT-2", UNFUSED),
+    ("GPT-2", OUTPUT),
+    ("GPT-NeoX, Pythia", UNFUSED),
+]
 
 
 def moved(name, lora):
@@ -27,11 +35,12 @@ def moved(name, lora):
     return {**fresh, "lora": jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(noise), x.shape), fresh["lora"])}
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}, {len(case[1].targets)}")
 def saved(request):
     """(name, config, adapted parameters, the folder of their adapters)."""
-    name, lora = request.param, CASES[request.param]
-    params, ours, folder = moved(name, lora), pair(name).ours, scratch() / f"{name} adapters"
+    name, lora = request.param
+    params, ours = moved(name, lora), pair(name).ours
+    folder = scratch() / f"{name} adapters {len(lora.targets)}"
     if not folder.exists():
         save_adapters(folder, params, lora, ours.config, ours.family, str(pair(name).folder))
     return name, lora, params, folder
