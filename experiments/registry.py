@@ -20,6 +20,7 @@ MODULES = (
     "quickstart",
     "smoke",
     "real",
+    "huang2024",
     "instructgpt2022",
     "snell2022",
     "stiennon2020",
