@@ -30,6 +30,35 @@ def columns() -> dict[str, Callable[[str], float]]:
     }
 
 
+def encoder_columns() -> dict[str, Callable[[str], float]]:
+    """What is measured of an encoder."""
+    import encoders
+
+    return {
+        "logits or scores": encoders.outputs_difference,
+        "packed": encoders.packed_difference_of,
+        "gradient": encoders.encoder_gradient_error,
+        "out and in transformers": encoders.encoder_export_difference,
+    }
+
+
+def roles() -> list[str]:
+    """What each family can be: its config is asked, not a list."""
+    from encoders import ENCODERS, encoder_pair
+    from families import DECODERS, pair
+
+    lines = [
+        "| family | policy and reference | reward model | value model | classifier | adapters |",
+        "|---|---|---|---|---|---|",
+    ]
+    kinds = {name: pair(name) for name in DECODERS} | {name: encoder_pair(name) for name in ENCODERS}
+    for name, both in kinds.items():
+        config = both.ours.config
+        can = (config.causal, config.causal or config.scalar_head, config.causal, config.head == "classes", True)
+        lines.append(f"| {name} | {' | '.join('yes' if yes else '' for yes in can)} |")
+    return lines
+
+
 def table(rows: Iterable[str], measured: dict[str, Callable[[str], float]]) -> list[str]:
     """The lines of a table, a row a family."""
     lines = [f"| family | {' | '.join(measured)} |", f"|---|{'---|' * len(measured)}"]
@@ -45,11 +74,14 @@ def main() -> int:
     jax.config.update("jax_platforms", "cpu")
     import torch
     import transformers
+    from encoders import ENCODERS
     from families import DECODERS
 
     versions = f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
     head, _, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
     lines = [head + MARK, "", f"`python tests/models_table.py`, {versions}:", "", *table(DECODERS, columns())]
+    lines += ["", "Encoders, by head:", "", *table(ENCODERS, encoder_columns())]
+    lines += ["", "What each can be here:", "", *roles()]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
 
