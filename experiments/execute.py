@@ -174,15 +174,13 @@ def cpu_is_asked_for() -> bool:
 def check_data(experiment: Experiment, data_root: Path | None) -> None:
     """Raises: FileNotFoundError for a missing data root or file, KeyError for an unknown adapter."""
     from rlhf_jax.data.sources import find_data_root, find_files
-    from rlhf_jax.loops.pretrained import BESIDE, locate
+    from rlhf_jax.loops.pretrained import check_pretrained
     from rlhf_jax.loops.sources import WORLD
 
     sources = [source for mixture in experiment.mixtures() for source, _ in mixture.sources if source != WORLD]
     for source in sources:
         find_files(source, find_data_root(data_root))
-    for name in (experiment.checkpoint, experiment.text.tokenizer):
-        if name is not None and name != BESIDE and not name.startswith("train:"):
-            locate(name, partial(find_data_root, data_root))
+    check_pretrained(experiment, partial(find_data_root, data_root))
 
 
 def record(plan: Plan) -> None:

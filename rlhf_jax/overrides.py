@@ -137,7 +137,9 @@ def _name(hint: Any) -> str:
         elif typing.get_origin(arm) is typing.Literal:
             names += [repr(choice) for choice in typing.get_args(arm)]
         elif typing.get_origin(arm) is tuple:
-            names.append('a list such as [["SOURCE", 1.0]]')
+            first = typing.get_args(arm)[0]
+            example = {str: '["a", "b"]', int: "[0, 1]"}.get(first, '[["SOURCE", 1.0]]')
+            names.append(f"a list such as {example}")
         else:
             names.append(
                 {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(arm, arm.__name__)

@@ -52,7 +52,8 @@ def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
         lowered["sft"] = compile_step(update, mesh).lower(state_shapes(policy, optim, mesh), batch)
     if experiment.reward is not None:
         optim = experiment.reward.optim
-        model = trained_model(experiment, experiment.reward_shape)
+        fresh = experiment.reward.init == "random"
+        model = build_model(experiment.reward_shape) if fresh else trained_model(experiment, experiment.reward_shape)
         _, update = make_reward_step(model, optim)
         side, row = token_shapes(optim.rows, length), _shape((optim.rows,), jnp.float32)
         batch = on_mesh_rows(PreferenceBatch(side, side, row, row), mesh)

@@ -303,6 +303,13 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("if stop - start != 1)", "if stop - start == 1)"),
         ("[(*(self._part,) * self._numbered, ...)]", "[(*(0,) * self._numbered, ...)]"),
     ],
+    ("train/optimizer.py", "models/test_lora.py"): [
+        ('("kernel", "embedding", "lora_a", "lora_b")', '("kernel", "embedding")'),
+    ],
+    ("loops/adapters.py", "loops/test_lora_runs.py"): [
+        ("elif kept.get(stage) != found:", "elif False:"),
+        ("jnp.sum(bits * place, dtype", "jnp.sum(bits, dtype"),
+    ],
     ("models/lora.py", "models/test_lora.py"): [
         ('adapter["lora_b"] * (config.alpha / config.rank)', 'adapter["lora_b"] * config.alpha'),
         ('INPUTS = {"o": 2}', "INPUTS = {}"),

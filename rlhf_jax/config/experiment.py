@@ -89,6 +89,9 @@ class Experiment:
             self.text.tokenizer != "checkpoint" or self.checkpoint is not None,
             "text.tokenizer='checkpoint' is the one beside the checkpoint; set checkpoint",
         )
+        require(
+            self.lora is None or self.ilql is None, "the critics of ilql are trained whole: set lora or ilql to none"
+        )
         require(self.ppo is None or self.ppo.reward == "gold" or self.reward is not None, "PPO needs a reward stage")
         require(
             self.reward_shape.causal or self.reward is None or self.reward.init != "policy",

@@ -13,6 +13,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, _, BYTE = range(1, 7)  # kinds of pieces
 PROBES = (
     "Which comes first: black, hat?",
     "  two  blanks ",
+    "\n\nHuman: a\n",
+    "\ta\t",
     "line one\nline two\n\n\tindented = f(x) + 12345",
     "写一首诗。床前明月光，疑是地上霜",
     "naïve café 🙂 \U0001f3f3\ufe0f x²",
@@ -37,7 +39,7 @@ def save_fast(model: bytes, folder: Path, template: Template | None = None, prob
         if expected != found:
             raise ValueError(f"transformers would read {text!r} as {found}, the sentencepiece model reads {expected}")
     if template is not None:
-        written.chat_template = chat_template(template, bos=pieces.bos_id() >= 0)
+        written.chat_template = chat_template(template, written.bos_token)
     written.save_pretrained(str(folder))
 
 
@@ -69,7 +71,8 @@ def fast_tokenizer(model: bytes) -> Any:
     if rules.precompiled_charsmap:
         steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
     if rules.remove_extra_whitespaces:
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+        # Blanks alone, as sentencepiece does: a newline at an end stays. \A and \z, as ^ and $ match at every line.
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if rules.add_dummy_prefix:
         steps.append(normalizers.Prepend(BLANK))
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", BLANK)])
@@ -109,8 +112,8 @@ def _special(pieces: Any) -> dict[str, str]:
     return {name: pieces.id_to_piece(number) for name, number in numbers.items() if number >= 0}
 
 
-def chat_template(template: Template, *, bos: bool) -> str:
-    """The Jinja template that writes messages as `Template.prompt` does, after bos where there is one."""
+def chat_template(template: Template, bos: str | None) -> str:
+    """The Jinja template that writes messages as `Template.prompt` does, after the token `bos` where there is one."""
 
     def quoted(text: str) -> str:
         return "{{ " + repr(text) + " }}" if text else ""
@@ -122,7 +125,7 @@ def chat_template(template: Template, *, bos: bool) -> str:
     first = "{% if messages[0]['role'] != 'system' %}" + quoted(template.preamble) + "{% endif %}"
     return "".join(
         [
-            "{{ bos_token }}" if bos else "",
+            quoted(bos or ""),
             first if template.preamble else "",
             "{% for message in messages %}",
             "{% if message['role'] == 'system' %}" + turn(template.system),

@@ -130,7 +130,9 @@ class TransformersTokenizer:
 
         kept = self._tokenizer.chat_template
         if template is not None:
-            self._tokenizer.chat_template = chat_template(template, bos=self._tokenizer.bos_token is not None)
+            # Not `bos_token`: where cls serves as bos, transformers has none.
+            bos = None if self.bos is None else self._tokenizer.convert_ids_to_tokens(self.bos)
+            self._tokenizer.chat_template = chat_template(template, bos)
         try:
             self._tokenizer.save_pretrained(str(folder))
         finally:

@@ -10,12 +10,13 @@ from typing import Literal, NamedTuple
 
 from rlhf_jax import __version__
 from rlhf_jax.checkpoint import in_words, load_part, newest_intact
-from rlhf_jax.config import Experiment, LoRA, ModelConfig
+from rlhf_jax.config import ONE_DEVICE, Experiment, LoRA, ModelConfig
 from rlhf_jax.data.sources import find_data_root
 from rlhf_jax.data.templates import get_template
 from rlhf_jax.data.tokenizer import save_tokenizer
 from rlhf_jax.files import whole_folder
 from rlhf_jax.frozen import Frozen
+from rlhf_jax.loops.adapters import check_base
 from rlhf_jax.loops.pipeline import start_params
 from rlhf_jax.loops.pretrained import HUB, Root, base_of, locate, read_shape, read_tokenizer
 from rlhf_jax.loops.run import Run, open_run
@@ -87,7 +88,9 @@ def export_model(
     Raises: ValueError for an experiment without such a model, or one that the format cannot express; FileNotFoundError where the stage
     has no checkpoint, FileExistsError where `out` is not empty.
     """
-    root = partial(find_data_root, data_root)
+    root, experiment = partial(find_data_root, data_root), dataclasses.replace(experiment, seed=seed_of(directory))
+    if form == "llama2.c" and dtype != "float32":
+        raise ValueError(f"a llama2.c file holds float32, not {dtype}; leave --dtype out")
     stage, steps, keys = last_policy(experiment) if model == "policy" else reward_model(experiment)
     shape = dataclasses.replace(experiment.policy, head="lm") if model == "policy" else experiment.reward_shape
     if form == "llama2.c":
@@ -102,8 +105,9 @@ def export_model(
         lora, base, family = adapters_of(experiment, stage, model, root)
         save_adapters(out, params, lora, shape, family, base)
         return Exported(stage, step, steps, f"adapters of {base}")
-    if experiment.lora is not None:
-        run = open_run(dataclasses.replace(experiment, seed=seed_of(directory)), directory, data_root=data_root)
+    fresh = model == "reward" and experiment.reward is not None and experiment.reward.init == "random"
+    if experiment.lora is not None and not fresh:
+        run = open_run(dataclasses.replace(experiment, mesh=ONE_DEVICE), directory, data_root=data_root)
         params = with_base(run, stage, params, experiment.lora)
     if experiment.ilql is not None and model == "policy":
         warnings.warn("the critics of the ilql stage are left out: it is the policy that they guide", stacklevel=2)
@@ -123,7 +127,12 @@ def export_model(
         with whole_folder(out) as folder:
             save_llama2c(folder / MODEL, shape, params)
             save_tokenizer(tokenizer, folder)
-    return Exported(stage, step, steps, form if family is None else f"{form}: {family.architecture}")
+    return Exported(
+        stage,
+        step,
+        steps,
+        form if family is None else f"{form}: {family.architecture if shape.lm_head else family.scorer}",
+    )
 
 
 def newest_params(folder: Path, *keys: str) -> tuple[int, Params]:
@@ -166,12 +175,19 @@ def with_base(run: Run, stage: str, params: Params, lora: LoRA) -> Params:
     if before is None:
         base = start_params(run, dataclasses.replace(experiment.policy, head="lm"))
     else:
-        base = with_base(run, before, newest_params(checkpoints / before, "params")[1], lora)
+        assert experiment.sft is not None, "just asked"
+        step, tuned = newest_params(checkpoints / before, "params")
+        if step != experiment.sft.optim.total:
+            raise ValueError(
+                f"{checkpoints / before}: the newest intact checkpoint is of step {step}, but {stage} began with that of step "
+                f"{experiment.sft.optim.total}; run it again with --resume"
+            )
+        base = with_base(run, before, tuned, lora)
     if stage == "reward":
-        assert experiment.reward is not None, "asked for by those who have one"
-        fresh = initialise(build_model(experiment.reward_shape).init, run.key("reward"), run.mesh)
-        base = carry_over(base, fresh) if experiment.reward.init == "policy" else fresh
-    return merged({**params, BASE: Frozen(without_heads(base))}, lora)
+        base = carry_over(base, initialise(build_model(experiment.reward_shape).init, run.key("reward"), run.mesh))
+    whole = {**params, BASE: Frozen(without_heads(base))}
+    check_base(run, stage, whole, write=False)
+    return merged(whole, lora)
 
 
 def family_to_write(experiment: Experiment, shape: ModelConfig, root: Root) -> Family:

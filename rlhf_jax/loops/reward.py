@@ -47,7 +47,7 @@ def run_reward(
     length, pad = experiment.text.length, texts.tokenizer.pad
     batches = make_batches(parts, config.optim.rows, length, pad, experiment.seed)
     run.note_cut("reward", batches.cut)
-    begun = trainee(run, "reward", model, params)
+    begun = trainee(run, "reward", model, params, adapters=config.init == "policy")
     loss, update = make_reward_step(begun.model, config.optim, labelled=labelled)
     step = compile_step(update, run.mesh)
 

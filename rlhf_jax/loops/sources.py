@@ -25,7 +25,7 @@ from rlhf_jax.data.sources import load_source, split_by_prompt
 from rlhf_jax.data.templates import Template, get_template
 from rlhf_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
 from rlhf_jax.files import check_seal, read_sealed, write_sealed
-from rlhf_jax.loops.pretrained import read_tokenizer
+from rlhf_jax.loops.pretrained import check_vocabulary, read_tokenizer
 from rlhf_jax.loops.run import Run
 from rlhf_jax.worlds.instruct import InstructWorld
 
@@ -89,11 +89,7 @@ def open_texts(run: Run) -> Texts:
         tokenizer = trained
     else:
         tokenizer = read_tokenizer(experiment, run.data)
-    if tokenizer.vocab_size > experiment.policy.vocab:
-        raise ValueError(
-            f"text.tokenizer {experiment.text.tokenizer!r} has {tokenizer.vocab_size} pieces, policy.vocab is "
-            f"{experiment.policy.vocab}; it must be at least as large"
-        )
+    check_vocabulary(experiment, tokenizer)
     return Texts(tokenizer, get_template(experiment.text.template), experiment.text.prompt_length)
 
 

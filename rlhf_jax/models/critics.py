@@ -37,7 +37,8 @@ class Critics:
 
 def build_critics(config: ModelConfig) -> Critics:
     """Critics whose trunk has the shape of this config; their heads are their own, also where the config ties the policy's."""
-    trunk = build_model(dataclasses.replace(config, head="lm+scalar", tied=False))
+    # Q-values are not bounded as logits may be.
+    trunk = build_model(dataclasses.replace(config, head="lm+scalar", tied=False, logit_softcap=None))
 
     def init(key: jax.Array) -> Params:
         first, second = (trunk.init(part) for part in jax.random.split(key))

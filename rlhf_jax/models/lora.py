@@ -79,7 +79,12 @@ def with_lora(model: Model, config: LoRA) -> Model:
         return lambda params, *args, **options: function(joined(params, config), *args, **options)
 
     changed = {name: taking(getattr(model, name)) for name in FUNCTIONS}
-    return dataclasses.replace(model, init=lambda key: adapted(model.init(key), config, key), **changed)
+
+    def init(key: jax.Array) -> Params:
+        own, adapters = jax.random.split(key)
+        return adapted(model.init(own), config, adapters)
+
+    return dataclasses.replace(model, init=init, **changed)
 
 
 def joined(params: Params, config: LoRA) -> Params:

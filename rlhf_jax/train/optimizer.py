@@ -28,11 +28,14 @@ def learning_rate(config: Optim) -> optax.Schedule:
     return optax.join_schedules([warmup, decay], [config.warmup])
 
 
+MATRICES = ("kernel", "embedding", "lora_a", "lora_b")
+
+
 def is_matrix(params):
-    """True for the leaves that weight decay applies to: kernels and embeddings, by the last name of their path."""
+    """True for the leaves that weight decay applies to: kernels, embeddings and adapters, by the last name of their path."""
 
     def named(path, _) -> bool:  # other people's trees may be lists, or a single array
-        return any(getattr(entry, "key", None) in ("kernel", "embedding") for entry in path[-1:])
+        return any(getattr(entry, "key", None) in MATRICES for entry in path[-1:])
 
     return jax.tree_util.tree_map_with_path(named, params)
 

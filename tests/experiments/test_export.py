@@ -247,3 +247,23 @@ def test_the_last_stage_that_trains_the_policy_is_the_one():
     )
     with pytest.raises(ValueError, match="smoke/reward trains no policy: it has no stage sft, preference or ppo"):
         last_policy(find("smoke/reward").experiment("cpu"))
+
+
+@pytest.mark.parametrize("finished", ["lora"], indirect=True)
+def test_adapters_are_not_put_on_an_older_checkpoint_of_the_stage_before(finished, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished.directory, copy)
+    (step,) = copy.glob("seed_3/checkpoints/sft/3")
+    (step / "commit_success.txt").unlink()
+    with (
+        pytest.warns(UserWarning, match="not intact"),
+        pytest.raises(ValueError, match="of step 2, but preference began"),
+    ):
+        export_model(finished.judge.run.experiment, copy / "seed_3", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("finished", ["sft"], indirect=True)
+def test_a_type_that_the_format_has_not_is_refused(finished, tmp_path, capsys):
+    asked = (finished.directory, "--format", "llama2.c", "--dtype", "bfloat16", "--out", tmp_path / "out")
+    assert "a llama2.c file holds float32, not bfloat16" in error_of(capsys, *asked)

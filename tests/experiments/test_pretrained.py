@@ -78,6 +78,7 @@ def test_what_was_asked_for_by_name_stays_and_is_held_against_the_checkpoint(gpt
     asked = settings(f"checkpoint={gpt2}", "policy.width=32", "text.tokenizer=train:700", *SHORT)
     assert run.main(["run", "smoke/sft", "--workdir", str(tmp_path / "run"), *asked]) == 2
     assert "of another shape than policy: width is 24 there, policy.width is 32" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_the_tokenizer_beside_a_checkpoint_needs_a_checkpoint(tmp_path, capsys):
     assert "text.tokenizer='checkpoint' is the one beside the checkpoint" in capsys.readouterr().err
 
 
-def test_a_reward_model_leaves_as_a_classifier_of_one_label(tmp_path):
+def test_a_reward_model_leaves_as_a_classifier_of_one_label(tmp_path, capsys):
     directory, out = tmp_path / "run", tmp_path / "out"
     short = ("reward.optim.steps=3", "reward.optim.rows=8", "reward.pairs=16", *SHORT[5:], "policy.width=16")
     assert run.main(["run", "smoke/reward", "--workdir", str(directory), *settings(*short)]) == 0
@@ -132,6 +133,11 @@ def test_a_reward_model_leaves_as_a_classifier_of_one_label(tmp_path):
     same = batch.replace(tokens=jax.numpy.asarray(tokens.numpy(), jax.numpy.int32))  # pyright: ignore[reportAttributeAccessIssue]
     scores = build_model(ours.config).scores(ours.params, same)
     np.testing.assert_allclose(scores - ours.params["score"]["bias"], logits, atol=2e-5)
+    # It has no output layer, and is no policy.
+    again = settings(f"model.init={out}", *SHORT)
+    assert run.main(["run", "smoke/sft", "--workdir", str(tmp_path / "again"), *again]) == 2
+    assert "a model with head 'scalar'; a policy has an output layer" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
 
 
 def test_adapters_of_a_checkpoint_leave_alone_and_come_in_again(gpt2, tmp_path, capsys):
@@ -163,3 +169,31 @@ def test_adapters_that_mean_nothing_alone_are_refused_in_one_line(init, message,
     assert run.main(["export", str(tmp_path / "run"), "--format", "peft", "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ('lora.targets=["attn/q"]', "lora.targets: no kernel matches 'attn/q'; there are attention/k"),
+        ("lora.targets=attention/q", r"""expected a list such as ["a", "b"]"""),
+        ("policy.vocab=690", "has 700 pieces, policy.vocab is 690"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_written(setting, message, gpt2, tmp_path, capsys):
+    asked = settings(f"model.init={gpt2}", *SHORT, setting)
+    if "vocab" in setting:
+        asked = settings("text.tokenizer=" + str(gpt2), *SHORT, setting)
+    assert run.main(["run", "smoke/sft", "--workdir", str(tmp_path / "run"), *asked]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_cut_short_are_said_before_anything_is_written(gpt2, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(gpt2, broken)
+    content = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(content[: len(content) // 2])
+    asked = settings(f"model.init={broken}", *SHORT)
+    assert run.main(["run", "smoke/sft", "--workdir", str(tmp_path / "run"), *asked]) == 2
+    assert "not a whole safetensors file" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

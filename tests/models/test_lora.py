@@ -119,3 +119,12 @@ def test_frozen_parts_come_out_and_go_in_again():
     plain = {"a": jnp.ones(2)}
     assert split_frozen(plain) == (plain, [])
     assert joined(plain, CONFIG) is plain and merged(plain, CONFIG) is plain
+
+
+def test_weight_decay_is_of_adapters_too():
+    tx = make_optimizer(Optim(lr=0.1, rows=4, steps=3, weight_decay=0.5))
+    live, _ = split_frozen(moved(LLAMA))
+    still = jax.tree.map(jnp.zeros_like, live)
+    updates, _ = tx.update(still, tx.init(live), live)
+    for change, value in zip(jax.tree.leaves(updates["lora"]), jax.tree.leaves(live["lora"]), strict=True):
+        np.testing.assert_allclose(change, -0.05 * value, rtol=1e-5)

@@ -57,7 +57,7 @@ def _written(config: ModelConfig) -> dict[str, Any]:
         "hidden_activation": "gelu_pytorch_tanh",
         "sliding_window": c.window,
         "layer_types": layer_types(c.layers, c.window, c.full_layers),
-        "query_pre_attn_scalar": round((c.query_scale or c.head_size**-0.5) ** -2),
+        "query_pre_attn_scalar": round((c.head_size**-0.5 if c.query_scale is None else c.query_scale) ** -2),
         "attn_logit_softcapping": c.attention_softcap,
         "final_logit_softcapping": c.logit_softcap,
     }

@@ -74,6 +74,13 @@ def load_pretrained(
     return Pretrained(config, params, family, folder, _labels(raw, config.classes or int(config.scalar_head)))
 
 
+def check_folder(folder: Path) -> None:
+    """Looks at a checkpoint without reading its numbers. Raises: what `load_pretrained` raises."""
+    family, config, _ = read_config(folder)
+    with Store(folder, family.current) as store:
+        matched(store, family, config)
+
+
 def find_folder(source: str | Path) -> Path:
     """The folder of a checkpoint; that of a hub id is fetched, or found where it was fetched before.
 
@@ -129,9 +136,12 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig, Mapping[str, Any]]:
 
 def _head(raw: Mapping[str, Any], family: Family, config: ModelConfig, path: Path) -> dict[str, Any]:
     """Which head the checkpoint has, from `architectures`, as fields of a shape."""
-    named, *more = raw.get("architectures") or (family.architecture,)
-    if more:
-        raise ValueError(f"{path}: architectures {raw['architectures']}; expected one")
+    given = raw.get("architectures") or [family.architecture]
+    if not isinstance(given, list) or len(given) != 1 or not isinstance(given[0], str):
+        raise ValueError(f"{path}: architectures {given}; expected one, by its name")
+    (named,) = given
+    if not isinstance(raw.get("id2label") or {}, dict):
+        raise ValueError(f"{path}: field 'id2label' is {raw['id2label']!r}; expected an object")
     if named.endswith("ForSequenceClassification"):
         labels = raw.get("num_labels", len((0, 1) if raw.get("id2label") is None else raw["id2label"]))
         if labels == 1:
