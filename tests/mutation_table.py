@@ -308,7 +308,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("loops/adapters.py", "loops/test_lora_runs.py"): [
         ("elif kept.get(stage) != found:", "elif False:"),
-        ("jnp.sum(bits * place, dtype", "jnp.sum(bits, dtype"),
+        ("jnp.sum(words * place[None]", "jnp.sum(words"),
     ],
     ("models/lora.py", "models/test_lora.py"): [
         ('adapter["lora_b"] * (config.alpha / config.rank)', 'adapter["lora_b"] * config.alpha'),

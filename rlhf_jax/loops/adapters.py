@@ -63,9 +63,8 @@ def fingerprint(run: Run, params: Params) -> str:
         kind = jnp.uint16 if leaf.dtype.itemsize == 2 else jnp.uint32
         bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32).ravel()
         place = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1
-        return jnp.stack(
-            [jnp.sum(bits * place, dtype=jnp.uint32), jnp.sum((bits ^ (bits >> 15)) * place, dtype=jnp.uint32)]
-        )
+        words = jnp.stack([bits, bits ^ (bits >> 15)])
+        return jnp.sum(words * place[None], axis=1, dtype=jnp.uint32)
 
     sums = compile_function(lambda tree: jax.tree.map(of, tree), run.mesh)(params)
     return hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in jax.tree.leaves(sums))).hexdigest()[:16]
