@@ -28,6 +28,7 @@ from rlhf_jax.types import Params
 CONFIG = "config.json"
 SCORE_BIAS = "rlhf_jax_score_bias"
 """Our field of config.json: what the scalar head of ours adds, which theirs has no room for."""
+IGNORED = ("consolidated*", "original/*")  # the same weights in their makers' own layout
 FETCHED = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken")
 SHOWN = 5  # faults of one kind that an error lists
 
@@ -95,7 +96,11 @@ def find_folder(source: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FETCHED)))
+        return Path(
+            snapshot_download(
+                name, revision=revision or None, allow_patterns=list(FETCHED), ignore_patterns=list(IGNORED)
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         how = f"hf download {name}" + (f" --revision {revision}" if revision else "")
