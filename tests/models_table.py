@@ -54,7 +54,13 @@ def roles() -> list[str]:
     kinds = {name: pair(name) for name in DECODERS} | {name: encoder_pair(name) for name in ENCODERS}
     for name, both in kinds.items():
         config = both.ours.config
-        can = (config.causal, config.causal or config.scalar_head, config.causal, config.head == "classes", True)
+        can = (
+            config.causal,
+            config.causal or config.scalar_head,
+            config.causal,
+            config.head == "classes",
+            config.causal,
+        )
         lines.append(f"| {name} | {' | '.join('yes' if yes else '' for yes in can)} |")
     return lines
 

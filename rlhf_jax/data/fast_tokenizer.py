@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,10 @@ def fast_tokenizer(model: bytes) -> Any:
 
     Raises: ValueError for a model that is neither BPE nor unigram.
     """
-    import sentencepiece.sentencepiece_model_pb2 as described
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 
-    proto: Any = getattr(described, "ModelProto")()  # noqa: B009  made at run time, which type checkers cannot see
+    described: Any = import_module("sentencepiece.sentencepiece_model_pb2")  # its classes are made at run time
+    proto = described.ModelProto()
     proto.ParseFromString(model)
     pieces, trainer, rules = proto.pieces, proto.trainer_spec, proto.normalizer_spec
     vocabulary = {piece.piece: number for number, piece in enumerate(pieces)}

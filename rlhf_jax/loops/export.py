@@ -89,8 +89,8 @@ def export_model(
     has no checkpoint, FileExistsError where `out` is not empty.
     """
     root, experiment = partial(find_data_root, data_root), dataclasses.replace(experiment, seed=seed_of(directory))
-    if form == "llama2.c" and dtype != "float32":
-        raise ValueError(f"a llama2.c file holds float32, not {dtype}; leave --dtype out")
+    if form != "transformers" and dtype != "float32":
+        raise ValueError(f"the format {form} is written in float32, not {dtype}; leave --dtype out")
     stage, steps, keys = last_policy(experiment) if model == "policy" else reward_model(experiment)
     shape = dataclasses.replace(experiment.policy, head="lm") if model == "policy" else experiment.reward_shape
     if form == "llama2.c":

@@ -265,5 +265,6 @@ def test_adapters_are_not_put_on_an_older_checkpoint_of_the_stage_before(finishe
 
 @pytest.mark.parametrize("finished", ["sft"], indirect=True)
 def test_a_type_that_the_format_has_not_is_refused(finished, tmp_path, capsys):
-    asked = (finished.directory, "--format", "llama2.c", "--dtype", "bfloat16", "--out", tmp_path / "out")
-    assert "a llama2.c file holds float32, not bfloat16" in error_of(capsys, *asked)
+    for form in ("llama2.c", "peft"):
+        asked = (finished.directory, "--format", form, "--dtype", "bfloat16", "--out", tmp_path / "out")
+        assert f"the format {form} is written in float32, not bfloat16" in error_of(capsys, *asked)
