@@ -104,6 +104,35 @@ def smoke_encoder_reward(scale: str) -> Experiment:
 
 
 @register(
+    "smoke/encoder_decoder",
+    paper="Raffel et al. 2020",
+    claim="the loops run with an encoder-decoder as the policy, its reward model and its value model",
+    costs={"cpu": "60 s on 2 cores"},
+)
+def smoke_encoder_decoder(scale: str) -> Experiment:
+    """SFT of a tiny T5, a reward and a value model that start from it, and PPO. Expect the losses to fall; the answers are nonsense."""
+    policy = ModelConfig(
+        vocab=896,
+        width=32,
+        encoder_layers=2,
+        layers=2,
+        heads=4,
+        kv_heads=4,
+        mlp=64,
+        max_length=96,
+        norm_eps=1e-6,
+        position="relative",
+        query_scale=1.0,
+        activation="relu",
+        output_scale=32**-0.5,
+    )
+    optim = Optim(lr=1e-3, rows=16)
+    ppo = PPO(optim=optim, value_optim=optim, value_init="reward", iterations=2, prompts=16, new_tokens=8)
+    made = _smoke("smoke/encoder_decoder", sft=_sft(30), reward=_reward(20), ppo=ppo)
+    return dataclasses.replace(made, policy=policy)
+
+
+@register(
     "smoke/preference",
     paper="Rafailov et al. 2023",
     claim="the preference loop runs: DPO on comparisons sampled from the fine-tuned policy",

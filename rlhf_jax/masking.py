@@ -50,6 +50,14 @@ def first_index(mask: Bool[Array, "B T"]) -> Int[Array, "B"]:
     return jnp.argmax(mask, axis=1).astype(jnp.int32)
 
 
+def in_prompt(segments: Int[Array, "B T"], loss_mask: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
+    """Which real tokens stand in front of the first token to learn of their segment; all, where a segment has none to learn."""
+    learned = jnp.cumsum(loss_mask, axis=1)
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    before = jnp.where(begins, learned - loss_mask.astype(jnp.int32), 0)
+    return (segments != 0) & (learned == jax.lax.cummax(before, axis=1))
+
+
 def positions_of(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
     """Position ids that count the real tokens from 0, wherever the padding stands: exclusive cumulative sum of the mask."""
     counts = jnp.cumsum(mask.astype(jnp.int32), axis=1)

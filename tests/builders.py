@@ -43,6 +43,7 @@ __all__ = [
     "assert_trees_close",
     "built",
     "critics_of",
+    "filled",
     "jitted",
     "left_padded",
     "lively",

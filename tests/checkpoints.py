@@ -47,6 +47,25 @@ GEMMA2 = dataclasses.replace(
     logit_softcap=30.0,
     tied=True,
 )
+T5 = ModelConfig(
+    vocab=24,
+    width=16,
+    layers=3,
+    encoder_layers=2,
+    heads=4,
+    kv_heads=4,
+    head_dim=6,
+    mlp=12,
+    max_length=10,
+    norm_eps=1e-6,
+    position="relative",
+    relative_buckets=8,
+    relative_distance=9,
+    query_scale=1.0,
+    activation="relu",
+    output_scale=0.25,
+    start=3,
+)
 SMALL = {
     "llama": LLAMA,
     "mistral": dataclasses.replace(LLAMA, window=5),
@@ -66,9 +85,10 @@ SMALL = {
     "opt": dataclasses.replace(GPT2, activation="relu", mlp=12),
     "bert": BERT,
     "roberta": dataclasses.replace(BERT, token_types=1, norm_eps=1e-5),
+    "t5": T5,
 }
 FAMILY = {family.model_type: family for family in FAMILIES}
-DECODERS = [name for name, config in SMALL.items() if config.causal]
+DECODERS = [name for name, config in SMALL.items() if config.kind == "decoder"]
 SINGLE = "model.safetensors"
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from builders import left_padded, right_padded
+from builders import filled, left_padded, right_padded
 
 from rlhf_jax.config import LoRA
 from rlhf_jax.models import Model, build_model
@@ -47,7 +47,10 @@ LLAMA3 = {
 }
 SPECIAL: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
-DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+PAIRED = {"vocab_size": VOCAB, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "decoder_start_token_id": 0}
+
+# Decoders, and encoder-decoders.
+WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2": ("GPT2Config", {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": LENGTH}),
     "GPT-NeoX, Pythia": ("GPTNeoXConfig", SIZES),
     "OPT": (
@@ -77,6 +80,21 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    # Few buckets of short distances: with those of the published sizes most would never be seen.
+    "T5": (
+        "T5Config",
+        PAIRED
+        | {
+            "num_layers": 3,
+            "num_decoder_layers": 2,
+            "relative_attention_num_buckets": 12,
+            "relative_attention_max_distance": 14,
+        },
+    ),
+    "T5 v1.1, Flan-T5": (
+        "T5Config",
+        PAIRED | {"num_layers": 2, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
 }
 
 
@@ -100,6 +118,10 @@ def random_model(config: Any, build: Any = transformers.AutoModelForCausalLM) ->
     """A model whose weights are far from the initial ones: nothing is 0 or 1 for want of training."""
     torch.manual_seed(0)
     model = build.from_config(config).eval()
+    if (
+        getattr(config, "scale_decoder_outputs", True) is False
+    ):  # T5 v1.1, whose output layer transformers ties until one is read
+        model.lm_head.weight = torch.nn.Parameter(0.2 * torch.randn_like(model.shared.weight))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -109,8 +131,10 @@ def random_model(config: Any, build: Any = transformers.AutoModelForCausalLM) ->
 @functools.cache
 def pair(name: str) -> Pair:
     """The tiny model of a family."""
-    kind, settings = DECODERS[name]
-    theirs = random_model(getattr(transformers, kind)(**settings, **SPECIAL))
+    kind, settings = WRITERS[name]
+    config = getattr(transformers, kind)(**settings, **SPECIAL)
+    build = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    theirs = random_model(config, build)
     folder = scratch() / name
     theirs.save_pretrained(folder)
     ours = load_pretrained(folder)
@@ -119,12 +143,36 @@ def pair(name: str) -> Pair:
 
 def their_logits(model: Any, batch: TokenBatch) -> np.ndarray:
     """[B, T, V], of padded rows."""
+    with torch.no_grad():
+        return their_outputs(model, batch).numpy()
+
+
+def their_outputs(model: Any, batch: TokenBatch) -> torch.Tensor:
+    """Logits [B, T, V] of padded rows; of an encoder-decoder those behind a prompt, each in the column of the token before."""
+    if model.config.is_encoder_decoder:
+        return their_replies(model, batch)
     # OPT counts positions itself; the rest are told, as their own `generate` tells them.
     counted = model.config.model_type == "opt"
     positions = {} if counted else {"position_ids": tensor(batch.positions)}
-    with torch.no_grad():
-        out = model(tensor(batch.tokens), attention_mask=tensor(np.asarray(batch.segments) != 0), **positions)
-    return out.logits.numpy()
+    return model(tensor(batch.tokens), attention_mask=tensor(np.asarray(batch.segments) != 0), **positions).logits
+
+
+def their_replies(model: Any, batch: TokenBatch) -> torch.Tensor:
+    """Logits of an encoder-decoder that is given each row's prompt and reply apart."""
+    out = torch.zeros((*batch.tokens.shape, model.config.vocab_size))
+    for row, (tokens, real, reply) in enumerate(zip(batch.tokens, batch.segments, batch.loss_mask, strict=True)):
+        columns = np.flatnonzero(np.asarray(real))
+        count = int(np.sum(np.asarray(reply)))
+        prompt, written = np.asarray(tokens)[columns[:-count]], np.asarray(tokens)[columns[-count:]]
+        read = torch.cat([torch.tensor([model.config.decoder_start_token_id]), tensor(written)])
+        logits = model(input_ids=tensor(prompt)[None], decoder_input_ids=read[None]).logits[0]
+        out[row, torch.tensor(columns[-count - 1 :])] = logits
+    return out
+
+
+def seen(name: str, batch: TokenBatch) -> np.ndarray:
+    """[B, T], where there are logits to compare."""
+    return np.asarray(pair(name).model.decoded(batch).segments) != 0
 
 
 def tensor(x: Any) -> torch.Tensor:
@@ -144,9 +192,9 @@ LENGTHS = [12, 20, 7, 16]
 def batches() -> dict[str, TokenBatch]:
     """Rows without padding, with it on the right, and on the left. No pad ids among them, of whose embedding torch learns nothing."""
     made = {
-        "whole": right_padded([20, 20], 20, vocab=VOCAB),
-        "right": right_padded(LENGTHS, 20, vocab=VOCAB),
-        "left": left_padded(LENGTHS, 20, vocab=VOCAB),
+        "whole": right_padded([20, 20], 20, prompt=12, vocab=VOCAB),
+        "right": right_padded(LENGTHS, 20, prompt=5, vocab=VOCAB),
+        "left": left_padded(LENGTHS, 20, prompt=5, vocab=VOCAB),
     }
     return {name: dataclasses.replace(batch, tokens=3 + batch.tokens % (VOCAB - 3)) for name, batch in made.items()}
 
@@ -155,21 +203,20 @@ def logits_difference(name: str) -> float:
     """The largest difference of a logit, over whole, right-padded and left-padded rows."""
     gaps = []
     for batch in batches().values():
-        real = np.asarray(batch.segments) != 0
         ours = np.asarray(our_logits(name)(pair(name).ours.params, batch))
-        gaps.append(np.abs(ours - their_logits(pair(name).theirs, batch))[real].max())
+        gaps.append(np.abs(ours - their_logits(pair(name).theirs, batch))[seen(name, batch)].max())
     return float(max(gaps))
 
 
 def packed_difference(name: str) -> float:
     """The largest difference of a log-prob of ours between two texts in one row and in rows of their own."""
-    apart = right_padded([9, 11], 20, vocab=VOCAB)
+    apart = right_padded([9, 11], 20, prompt=4, vocab=VOCAB)
     tokens = np.asarray(apart.tokens)
     together = TokenBatch(
         jnp.asarray(np.concatenate([tokens[:1, :9], tokens[1:, :11]], axis=1)),
         jnp.asarray([[*range(9), *range(11)]], jnp.int32),
         jnp.asarray([[1] * 9 + [2] * 11], jnp.int32),
-        jnp.ones((1, 20), bool),
+        jnp.concatenate([apart.loss_mask[:1, :9], apart.loss_mask[1:, :11]], axis=1),
     )
     logprobs = jax.jit(pair(name).model.logprobs)
     rows, row = (np.asarray(logprobs(pair(name).ours.params, batch, 1.0)) for batch in (apart, together))
@@ -191,7 +238,7 @@ def different_tokens(name: str) -> int:
             max_new_tokens=NEW,
             eos_token_id=None,
         )
-    return int((theirs.numpy()[:, 8:] != ours).sum())
+    return int((theirs.numpy()[:, -NEW:] != ours).sum())
 
 
 def gradient_error(name: str) -> float:
@@ -222,8 +269,7 @@ def their_gradient(both: Pair, batch: TokenBatch, learned: np.ndarray) -> Any:
     """Their gradient of a mean NLL, in our layout."""
     model = both.theirs
     model.zero_grad()
-    out = model(tensor(batch.tokens), attention_mask=tensor(np.asarray(batch.segments) != 0)).logits
-    logprobs = torch.log_softmax(out[:, :-1], dim=-1)
+    logprobs = torch.log_softmax(their_outputs(model, batch)[:, :-1], dim=-1)
     picked = torch.gather(logprobs, 2, tensor(batch.tokens)[:, 1:, None])[:, :, 0]
     mask = torch.tensor(learned[:, 1:])
     (-picked[mask].sum() / float(learned.sum())).backward()
@@ -266,8 +312,8 @@ def export_difference(name: str) -> float:
     """The largest difference of a logit between their model and the one that transformers reads from our export."""
     again = type(pair(name).theirs).from_pretrained(exported(name)).eval()
     batch = batches()["right"]
-    real = np.asarray(batch.segments) != 0
-    return float(np.abs(their_logits(again, batch) - their_logits(pair(name).theirs, batch))[real].max())
+    gap = their_logits(again, batch) - their_logits(pair(name).theirs, batch)
+    return float(np.abs(gap)[seen(name, batch)].max())
 
 
 def adapted_difference(name: str) -> float:
@@ -280,7 +326,7 @@ def adapted_difference(name: str) -> float:
     folder = scratch() / f"{name} merged"
     save_pretrained(folder, both.ours.config, merged(params, lora), family=both.ours.family)
     batch = batches()["right"]
-    real = np.asarray(batch.segments) != 0
+    real = seen(name, batch)
     ours = np.asarray(jax.jit(with_lora(both.model, lora).logits)(params, batch))
     theirs = their_logits(type(both.theirs).from_pretrained(folder).eval(), batch)
     assert np.abs(theirs - their_logits(both.theirs, batch))[real].max() > 0.01, "the adapters do nothing"
@@ -288,12 +334,17 @@ def adapted_difference(name: str) -> float:
 
 
 def score_difference(name: str) -> float:
-    """The largest difference of a reward model's score, less its bias, from that of the classifier that transformers reads."""
+    """The largest difference of a reward model's score from that of the classifier that transformers reads.
+
+    Theirs have no bias, but for those of encoder-decoders.
+    """
     both = pair(name)
     config = dataclasses.replace(both.ours.config, head="scalar")
     model = build_model(config)
-    trunk = {part: tree for part, tree in both.ours.params.items() if part != "unembed"}
-    params = {**trunk, "score": {"kernel": jnp.linspace(-1.0, 1.0, config.width), "bias": jnp.float32(0.5)}}
+    heads = filled(model.init, 0)
+    params = {part: both.ours.params.get(part, tree) for part, tree in heads.items()}
+    params["score"] = {"kernel": jnp.linspace(-1.0, 1.0, config.width), "bias": jnp.float32(0.5)}
+    offset = 0.0 if "score/bias" in both.ours.family.tensors(config) else 0.5
     folder = scratch() / f"{name} reward"
     save_pretrained(folder, config, params, family=both.ours.family, ids=SPECIAL)
     again = load_pretrained(folder)
@@ -303,6 +354,8 @@ def score_difference(name: str) -> float:
     batch = batches()["right"]
     mask = np.asarray(batch.segments) != 0
     tokens = np.where(mask, np.asarray(batch.tokens), SPECIAL["pad_token_id"])
+    tokens[np.arange(len(tokens)), np.array(LENGTHS) - 1] = SPECIAL["eos_token_id"]  # where T5's classifier looks
+    batch = dataclasses.replace(batch, tokens=jnp.asarray(tokens))
     with torch.no_grad():
         scores = theirs(tensor(tokens), attention_mask=tensor(mask)).logits[:, 0].numpy()
-    return float(np.abs(np.asarray(model.scores(params, batch)) - 0.5 - scores).max())
+    return float(np.abs(np.asarray(model.scores(params, batch)) - offset - scores).max())

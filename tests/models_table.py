@@ -45,13 +45,13 @@ def encoder_columns() -> dict[str, Callable[[str], float]]:
 def roles() -> list[str]:
     """What each family can be: its config is asked, not a list."""
     from encoders import ENCODERS, encoder_pair
-    from families import DECODERS, pair
+    from families import WRITERS, pair
 
     lines = [
         "| family | policy and reference | reward model | value model | classifier | adapters |",
         "|---|---|---|---|---|---|",
     ]
-    kinds = {name: pair(name) for name in DECODERS} | {name: encoder_pair(name) for name in ENCODERS}
+    kinds = {name: pair(name) for name in WRITERS} | {name: encoder_pair(name) for name in ENCODERS}
     for name, both in kinds.items():
         config = both.ours.config
         can = (
@@ -81,11 +81,11 @@ def main() -> int:
     import torch
     import transformers
     from encoders import ENCODERS
-    from families import DECODERS
+    from families import WRITERS
 
     versions = f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
     head, _, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
-    lines = [head + MARK, "", f"`python tests/models_table.py`, {versions}:", "", *table(DECODERS, columns())]
+    lines = [head + MARK, "", f"`python tests/models_table.py`, {versions}:", "", *table(WRITERS, columns())]
     lines += ["", "Encoders, by head:", "", *table(ENCODERS, encoder_columns())]
     lines += ["", "What each can be here:", "", *roles()]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")

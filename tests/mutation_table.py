@@ -151,9 +151,41 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("at_end = text.loss_mask & (", "at_end = ("),
         ("== last_index(text.loss_mask)", "== last_index(text.segments != 0)"),
     ],
+    ("models/params.py", "models/test_lora.py"): [('SCORING = ("score", "pool", "classify")', "SCORING = ()")],
+    ("models/attention.py", "models/test_encoder.py"): [
+        ("    return (segments[:, :, None] == segments[:, None, :]) & (seg", "    return (seg"),
+        (
+            "    return (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] != 0)",
+            "    return segments[:, :, None] == segments[:, None, :]",
+        ),
+    ],
+    ("models/attention.py", "models/test_encoder_decoder.py"): [
+        ("scores = scores + bias.reshape(1, ", "scores = scores - bias.reshape(1, "),
+    ],
+    ("models/encoder_decoder.py", "models/test_encoder_decoder.py"): [
+        ("~(prompt & jnp.pad(follows, ((0, 0), (0, 1))))", "~prompt"),
+        ("jnp.where(prompt, c.start, batch.tokens), decoded", "batch.tokens, decoded"),
+        ("sources = jnp.where(prompt, batch.segments, 0)", "sources = batch.segments"),
+        ("seen = (segments[:, :, None] == sources[:, None, :]) & ", "seen = (sources[:, None, :] != 0) & "),
+        ("jnp.where(begins, c.start, before)", "batch.tokens"),
+        ("column - (cache.prompt.shape[1] - 1)", "column - cache.prompt.shape[1]"),
+        ("(own.filled, filled[:, None], (0, column))", "(own.filled, jnp.ones_like(filled[:, None]), (0, column))"),
+        ("c.width**-0.5 / c.output_scale if c.tied", "c.width**-0.5 if c.tied"),
+    ],
+    ("models/layers.py", "models/test_encoder_decoder.py"): [
+        ("jnp.where(ahead > 0, buckets, 0)", "jnp.where(ahead < 0, buckets, 0)"),
+        ("np.minimum(grown, buckets - 1)", "grown"),
+        ("jnp.minimum(behind, c.relative_distance)", "jnp.minimum(behind, c.relative_distance - 1)"),
+    ],
+    ("masking.py", "models/test_encoder_decoder.py"): [
+        ("learned == jax.lax.cummax(before, axis=1)", "learned == 0"),
+        ("learned - loss_mask.astype(jnp.int32), 0)", "learned, 0)"),
+    ],
+    ("models/convert/t5.py", "models/test_t5_files.py"): [
+        ("""fields.get("scale_decoder_outputs", tied)""", """fields.get("scale_decoder_outputs", True)"""),
+        ("own_output=True", "own_output=False"),
+    ],
     ("models/encoder.py", "models/test_encoder.py"): [
-        ("(segments[:, :, None] == segments[:, None, :]) & ", ""),
-        (" & (segments[:, :, None] != 0)", ""),
         ("first_index(batch.segments != 0)", "jnp.zeros_like(batch.segments[:, 0])"),
         ("first_index(batch.segments != 0)", "jnp.sum(batch.segments != 0, axis=1) - 1"),
         ("jnp.tanh(cast(", "(cast("),
@@ -313,8 +345,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("models/lora.py", "models/test_lora.py"): [
         ('adapter["lora_b"] * (config.alpha / config.rank)', 'adapter["lora_b"] * config.alpha'),
         ('INPUTS = {"o": 2}', "INPUTS = {}"),
-        ('HEADS = ("score", "pool", "classify")', "HEADS = ()"),
-        ("BASE: Frozen(without_heads(params))", "BASE: without_heads(params)"),
+        ("BASE: Frozen(without_scores(params))", "BASE: without_scores(params)"),
     ],
     ("models/convert/peft.py", "models/test_peft.py"): [
         ("not _transposed(family, config, path) for path", "_transposed(family, config, path) for path"),

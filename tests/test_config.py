@@ -153,7 +153,7 @@ RELATIVE = dataclasses.replace(
         (
             BASE,
             {"reward_model": dataclasses.replace(MODEL, causal=False)},
-            "reward.init='policy': a reward model that is an encoder has no layers in common with it",
+            "reward.init='policy': a reward model of kind 'encoder' has no layers in common with a policy of kind 'decoder'",
         ),
         (
             BASE,

@@ -65,7 +65,7 @@ class Experiment:
         )
         for name, model in (("policy", self.policy), ("reward_model", self.reward_shape)):
             require(
-                self._longest <= model.max_length or model.position == "rope",
+                self._longest <= model.max_length or model.position != "learned",
                 f"sequences of {self._longest} tokens (text.length, or text.prompt_length + new_tokens) exceed "
                 f"{name}.max_length={model.max_length}",
             )
@@ -94,8 +94,9 @@ class Experiment:
         )
         require(self.ppo is None or self.ppo.reward == "gold" or self.reward is not None, "PPO needs a reward stage")
         require(
-            self.reward_shape.causal or self.reward is None or self.reward.init != "policy",
-            "reward.init='policy': a reward model that is an encoder has no layers in common with it; set it to 'random'",
+            self.reward_shape.kind == self.policy.kind or self.reward is None or self.reward.init != "policy",
+            f"reward.init='policy': a reward model of kind {self.reward_shape.kind!r} has no layers in common with a policy of kind "
+            f"{self.policy.kind!r}; set it to 'random'",
         )
         from_reward = self.ppo is not None and self.ppo.value_optim is not None and self.ppo.value_init == "reward"
         require(

@@ -57,11 +57,15 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder: Llama-like by default, GPT-2-like with `norm="layer", position="learned", activation="gelu", bias=True`; or an encoder.
+    """A decoder, an encoder, or both. A decoder is Llama-like by default, GPT-2-like with `norm="layer", position="learned",
+    activation="gelu", bias=True`.
 
     An encoder (`causal=False`) is BERT-like with `norm="layer", norm_at="after", embedding_norm=True, token_types=2, position="learned",
     activation="gelu_exact", bias=True`. Its heads: `lm` is of the token that stands there (masked language models), `scalar` one score per
     row and `classes` the logits of `classes` labels, both of the row's first token through a dense layer and tanh; `none` is none.
+
+    With `encoder_layers` it is an encoder-decoder: the encoder reads the prompt, the decoder writes the reply and attends to it. T5 has
+    `position="relative", query_scale=1.0, activation="relu", norm_eps=1e-6, output_scale=width**-0.5`.
 
     `models/presets.py` has the published sizes of the families; `models/convert/` reads and writes their checkpoints.
     """
@@ -79,9 +83,15 @@ class ModelConfig:
     norm_eps: float = 1e-5
     parallel: bool = False  # attention and feed-forward read the same input
     causal: bool = True  # False: an encoder, whose tokens see all of their segment
+    encoder_layers: int | None = None  # of the encoder in front of `layers` of decoder; None: none
+    start: int = 0  # the token that such a decoder reads first
     embedding_norm: bool = False
     token_types: int = 0  # rows of a table of which every token adds the first: batches have no types; 0: no table
-    position: Literal["rope", "learned"] = "rope"
+    position: Literal["rope", "learned", "relative"] = (
+        "rope"  # relative: a learned number per head and distance, added to scores
+    )
+    relative_buckets: int = 32  # of distances, half of them for either direction in an encoder
+    relative_distance: int = 128  # from which on all are one bucket
     rope_base: float = 10_000.0
     rope_share: float = 1.0  # of each head's dimensions that are turned, the first ones
     rope_scaling: RopeScaling | None = None  # not of local layers that have a base of their own
@@ -93,6 +103,7 @@ class ModelConfig:
     attention_softcap: float | None = None  # c tanh(score / c), before the mask
     logit_softcap: float | None = None
     embedding_scale: float = 1.0
+    output_scale: float = 1.0  # of what the output layer reads
     activation: Literal["swiglu", "geglu", "gelu", "gelu_exact", "relu"] = "swiglu"
     bias: bool = False
     qkv_bias: bool = False  # of these three also where bias is off
@@ -106,8 +117,9 @@ class ModelConfig:
     def __post_init__(self):
         positive(self, "vocab", "width", "layers", "heads", "kv_heads", "mlp", "max_length", "logit_chunk", "norm_eps")
         positive(self, "head_dim", "rope_base", "rope_share", "local_rope_base", "window", "query_scale")
-        positive(self, "attention_softcap", "logit_softcap", "embedding_scale", "classes")
-        not_negative(self, "token_types")
+        positive(self, "attention_softcap", "logit_softcap", "embedding_scale", "output_scale", "classes")
+        positive(self, "encoder_layers", "relative_buckets", "relative_distance")
+        not_negative(self, "token_types", "start")
         fraction(self, "rope_share")
         one_of(self, "norm", "norm_at", "position", "activation", "head", "dtype")
         require(
@@ -147,6 +159,35 @@ class ModelConfig:
         require(
             self.causal or self.window is None, "a window is of decoders; an encoder (causal=False) sees everything"
         )
+        if self.encoder_layers is not None:
+            self._check_encoder_decoder()
+        require(
+            self.position != "relative" or self.encoder_layers is not None,
+            "position='relative' is of encoder-decoders; set encoder_layers, or another position",
+        )
+
+    def _check_encoder_decoder(self) -> None:
+        require(self.causal, "causal=False: the decoder behind encoder_layers is causal; leave it")
+        require(self.start < self.vocab, f"start={self.start} is no token: vocab={self.vocab}")
+        for name, only in (
+            *(("position", "relative"), ("norm_at", "before"), ("parallel", False)),
+            *(("window", None), ("embedding_norm", False), ("token_types", 0)),
+        ):
+            value = getattr(self, name)
+            require(value == only, f"{name}={value!r}: an encoder-decoder (encoder_layers) has {name}={only!r}")
+        smallest = self.relative_buckets // 4  # distances of either direction that have a bucket of their own
+        require(
+            self.relative_buckets % 4 == 0 and self.relative_distance > 2 * smallest,
+            f"relative_buckets={self.relative_buckets} must be a multiple of 4, and relative_distance={self.relative_distance} above half "
+            "as many",
+        )
+
+    @property
+    def kind(self) -> Literal["decoder", "encoder", "encoder-decoder"]:
+        """Which network it is."""
+        if self.encoder_layers is not None:
+            return "encoder-decoder"
+        return "decoder" if self.causal else "encoder"
 
     @property
     def head_size(self) -> int:

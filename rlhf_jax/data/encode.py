@@ -68,12 +68,15 @@ class Cut:
 
 
 def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, template: Template, limit: int | None = None) -> Encoded:
-    """bos and the prompt, ending where the reply starts; a document that the template cuts ends so that `limit` tokens hold it.
+    """bos and the prompt, ending where the reply starts, with eos where the template closes it.
+
+    A document that the template cuts ends so that `limit` tokens hold it.
 
     Raises: ValueError for a prompt of no tokens at all, since the first token of a reply would have nothing to follow.
     """
     bos = () if tokenizer.bos is None else (tokenizer.bos,)
-    ids = (*bos, *tokenizer.encode(template.prompt(prompt)))
+    closing = (tokenizer.eos,) if template.closed else ()
+    ids = (*bos, *tokenizer.encode(template.prompt(prompt)), *closing)
     if not ids:
         place = prompt.provenance.place
         raise ValueError(f"the prompt from {place!r} has no tokens; expected a text, or a tokenizer with a bos token")
@@ -84,7 +87,7 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, template: Template, limi
 
     def ending(place: int) -> tuple[int, ...]:
         shorter = dataclasses.replace(prompt, turns=(*before, Turn(last.role, last.text[:place].rstrip())))
-        return (*bos, *tokenizer.encode(template.prompt(shorter)))
+        return (*bos, *tokenizer.encode(template.prompt(shorter)), *closing)
 
     place = longest_prefix(last.text, lambda place: len(ending(place)) <= limit)
     return whole if place is None else dataclasses.replace(whole, prompt=ending(place), shortened=True)

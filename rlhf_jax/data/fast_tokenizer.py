@@ -27,25 +27,27 @@ PROBES = (
 def save_fast(model: bytes, folder: Path, template: Template | None = None, probes: Sequence[str] = PROBES) -> None:
     """Writes tokenizer.json, tokenizer_config.json and, for a template, chat_template.jinja.
 
-    A conversation that `AutoTokenizer` makes of messages starts with bos and is the text of `template`. Raises: ValueError where the
-    tokenizer written would make other tokens of one of the `probes` than the sentencepiece model does.
+    A conversation that `AutoTokenizer` makes of messages starts with bos and is the text of `template`; where that closes prompts, eos
+    stands behind it, and behind any other text.
+    Raises: ValueError where the tokenizer written would make other tokens of one of the `probes` than the sentencepiece model does.
     """
     from sentencepiece import SentencePieceProcessor
     from transformers import PreTrainedTokenizerFast
 
     pieces: Any = SentencePieceProcessor(model_proto=model)
-    written: Any = PreTrainedTokenizerFast(tokenizer_object=fast_tokenizer(model), **_special(pieces))
+    closed = template is not None and template.closed
+    written: Any = PreTrainedTokenizerFast(tokenizer_object=fast_tokenizer(model, closed=closed), **_special(pieces))
     for text in probes:
         expected, found = pieces.encode(text), written.encode(text, add_special_tokens=False)
         if expected != found:
             raise ValueError(f"transformers would read {text!r} as {found}, the sentencepiece model reads {expected}")
     if template is not None:
-        written.chat_template = chat_template(template, written.bos_token)
+        written.chat_template = chat_template(template, written.bos_token, written.eos_token)
     written.save_pretrained(str(folder))
 
 
-def fast_tokenizer(model: bytes) -> Any:
-    """A `tokenizers.Tokenizer` that makes the same tokens as a sentencepiece model, bos in front of a text.
+def fast_tokenizer(model: bytes, *, closed: bool = False) -> Any:
+    """A `tokenizers.Tokenizer` that makes the same tokens as a sentencepiece model, bos in front of a text, eos behind a `closed` one.
 
     Raises: ValueError for a model that is neither BPE nor unigram.
     """
@@ -85,10 +87,13 @@ def fast_tokenizer(model: bytes) -> Any:
         [AddedToken(piece.piece, normalized=False, special=True) for piece in pieces if piece.type == CONTROL]
     )
     tokenizer.add_tokens([AddedToken(piece.piece, normalized=False) for piece in pieces if piece.type == USER_DEFINED])
-    bos = trainer.bos_piece
-    if bos in vocabulary:
+    front = [trainer.bos_piece] if trainer.bos_piece in vocabulary else []
+    back = [trainer.eos_piece] if closed and trainer.eos_piece in vocabulary else []
+    if front or back:
+        first, second = [*front, "$A", *back], [f"{piece}:1" for piece in (*front, "$B", *back)]
+        special = [(piece, vocabulary[piece]) for piece in (*front, *back)]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, vocabulary[bos])]
+            single=" ".join(first), pair=" ".join([*first, *second]), special_tokens=special
         )
     return tokenizer
 
@@ -113,8 +118,11 @@ def _special(pieces: Any) -> dict[str, str]:
     return {name: pieces.id_to_piece(number) for name, number in numbers.items() if number >= 0}
 
 
-def chat_template(template: Template, bos: str | None) -> str:
-    """The Jinja template that writes messages as `Template.prompt` does, after the token `bos` where there is one."""
+def chat_template(template: Template, bos: str | None, eos: str | None = None) -> str:
+    """The Jinja template that writes messages as `Template.prompt` does, after the token `bos` where there is one.
+
+    Prompts that the template closes end with `eos`.
+    """
 
     def quoted(text: str) -> str:
         return "{{ " + repr(text) + " }}" if text else ""
@@ -123,6 +131,7 @@ def chat_template(template: Template, bos: str | None) -> str:
         before, after = form.split("{}")
         return quoted(before) + "{{ message['content'] }}" + quoted(after)
 
+    opening = template.opening + (eos or "" if template.closed else "")
     first = "{% if messages[0]['role'] != 'system' %}" + quoted(template.preamble) + "{% endif %}"
     return "".join(
         [
@@ -134,6 +143,6 @@ def chat_template(template: Template, bos: str | None) -> str:
             "{% elif message['role'] == 'assistant' %}" + turn(template.assistant),
             "{% else %}{{ raise_exception('no role ' + message['role']) }}{% endif %}",
             "{% endfor %}",
-            "{% if add_generation_prompt %}" + quoted(template.opening) + "{% endif %}" if template.opening else "",
+            "{% if add_generation_prompt %}" + quoted(opening) + "{% endif %}" if opening else "",
         ]
     )

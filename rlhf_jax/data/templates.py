@@ -27,6 +27,7 @@ class Template:
     before_reply: str = ""
     after_reply: str = ""
     loses: Literal["start", "end of document"] = "start"
+    closed: bool = False  # whether eos stands behind the prompt, as where an encoder reads it
 
     def __post_init__(self) -> None:
         for name in ("user", "assistant", "system"):

@@ -132,7 +132,8 @@ class TransformersTokenizer:
         if template is not None:
             # Not `bos_token`: where cls serves as bos, transformers has none.
             bos = None if self.bos is None else self._tokenizer.convert_ids_to_tokens(self.bos)
-            self._tokenizer.chat_template = chat_template(template, bos)
+            eos = self._tokenizer.convert_ids_to_tokens(self.eos)
+            self._tokenizer.chat_template = chat_template(template, bos, eos)
         try:
             self._tokenizer.save_pretrained(str(folder))
         finally:

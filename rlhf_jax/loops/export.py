@@ -12,7 +12,6 @@ from rlhf_jax import __version__
 from rlhf_jax.checkpoint import in_words, load_part, newest_intact
 from rlhf_jax.config import ONE_DEVICE, Experiment, LoRA, ModelConfig
 from rlhf_jax.data.sources import find_data_root
-from rlhf_jax.data.templates import get_template
 from rlhf_jax.data.tokenizer import save_tokenizer
 from rlhf_jax.files import whole_folder
 from rlhf_jax.frozen import Frozen
@@ -20,14 +19,14 @@ from rlhf_jax.loops.adapters import check_base
 from rlhf_jax.loops.pipeline import start_params
 from rlhf_jax.loops.pretrained import HUB, Root, base_of, locate, read_shape, read_tokenizer
 from rlhf_jax.loops.run import Run, open_run
-from rlhf_jax.loops.sources import TOKENIZER, kept_tokenizer
+from rlhf_jax.loops.sources import TOKENIZER, kept_tokenizer, template_of
 from rlhf_jax.models import build_model
 from rlhf_jax.models.convert.family import Family
 from rlhf_jax.models.convert.llama2c import check_llama2c, save_llama2c
 from rlhf_jax.models.convert.peft import save_adapters
 from rlhf_jax.models.convert.save import family_of, lost_fields, save_pretrained
-from rlhf_jax.models.lora import BASE, merged, without_heads
-from rlhf_jax.models.params import carry_over
+from rlhf_jax.models.lora import BASE, merged
+from rlhf_jax.models.params import carry_over, without_scores
 from rlhf_jax.overrides import from_dict
 from rlhf_jax.report.runs import CONFIG, SEED, read_json, seed_directories
 from rlhf_jax.sharding import initialise
@@ -82,9 +81,9 @@ def export_model(
 ) -> Exported:
     """Writes a model of one seed's folder to the folder `out`: the last policy, or the reward model, from its newest intact checkpoint.
 
-    transformers: what `AutoModelForCausalLM`, `AutoModelForSequenceClassification` and `AutoTokenizer` read, the run's template as chat
-    template. peft: the adapters alone, of a policy with `lora` whose one stage began with the experiment's checkpoint. llama2.c: its .bin
-    file, with the tokenizer as it is. The run is only read, so that it may still be going.
+    transformers: what `AutoModelForCausalLM` (of an encoder-decoder `AutoModelForSeq2SeqLM`), `AutoModelForSequenceClassification` and
+    `AutoTokenizer` read, the run's template as chat template. peft: the adapters alone, of a policy with `lora` whose one stage began with
+    the experiment's checkpoint. llama2.c: its .bin file, with the tokenizer as it is. The run is only read, so that it may still be going.
     Raises: ValueError for an experiment without such a model, or one that the format cannot express; FileNotFoundError where the stage
     has no checkpoint, FileExistsError where `out` is not empty.
     """
@@ -112,10 +111,10 @@ def export_model(
     if experiment.ilql is not None and model == "policy":
         warnings.warn("the critics of the ilql stage are left out: it is the policy that they guide", stacklevel=2)
     if model == "policy":
-        params = {name: part for name, part in params.items() if name != "score"}
+        params = without_scores(params)
     if family is not None:
         ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
-        template = get_template(experiment.text.template)
+        template = template_of(experiment)
         about = model_card(experiment, stage, step, model)
 
         def beside(folder: Path) -> None:
@@ -185,7 +184,7 @@ def with_base(run: Run, stage: str, params: Params, lora: LoRA) -> Params:
         base = with_base(run, before, tuned, lora)
     if stage == "reward":
         base = carry_over(base, initialise(build_model(experiment.reward_shape).init, run.key("reward"), run.mesh))
-    whole = {**params, BASE: Frozen(without_heads(base))}
+    whole = {**params, BASE: Frozen(without_scores(base))}
     check_base(run, stage, whole, write=False)
     return merged(whole, lora)
 

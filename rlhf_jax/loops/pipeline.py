@@ -46,7 +46,7 @@ from rlhf_jax.loops.sources import (
 )
 from rlhf_jax.losses.reward import gain_and_bias
 from rlhf_jax.models import Model, build_model
-from rlhf_jax.models.params import carry_over, count_parameters
+from rlhf_jax.models.params import carry_over, count_parameters, without_scores
 from rlhf_jax.report.metrics import read_metrics
 from rlhf_jax.rollout.guided import guided
 from rlhf_jax.rollout.replies import response_texts
@@ -344,7 +344,7 @@ def ppo_stage(
     learned = run_ppo(
         run, model, params, value, value_params, scorer, texts, texts.encode(prompts), demonstrations, watch
     )
-    return {name: part for name, part in learned.items() if name != "score"}
+    return without_scores(learned)
 
 
 def gold_watch(run: Run, texts: Texts, prompts: Sequence[Prompt]):

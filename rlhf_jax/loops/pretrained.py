@@ -28,6 +28,7 @@ from rlhf_jax.models.convert.peft import CONFIG as ADAPTERS
 from rlhf_jax.models.convert.peft import load_adapters, read_adapter_config
 from rlhf_jax.models.convert.save import FREE, shape_difference
 from rlhf_jax.models.lora import BASE, LORA, merged, targets_of
+from rlhf_jax.models.params import without_scores
 from rlhf_jax.sharding import compile_function, place
 from rlhf_jax.types import Params
 
@@ -78,7 +79,7 @@ def read_policy(path: Path, asked: ModelConfig, mesh: Mesh) -> Params:
     family = check_shape(path, asked)
     if family is not None:
         base, lora = base_of(path)
-        params = {name: part for name, part in load_pretrained(base, mesh).params.items() if name != "score"}
+        params = without_scores(load_pretrained(base, mesh).params)
         if lora is None:
             return params
         adapters = place({LORA: load_adapters(path, lora, asked, family)}, mesh)

@@ -90,7 +90,13 @@ def open_texts(run: Run) -> Texts:
     else:
         tokenizer = read_tokenizer(experiment, run.data)
     check_vocabulary(experiment, tokenizer)
-    return Texts(tokenizer, get_template(experiment.text.template), experiment.text.prompt_length)
+    return Texts(tokenizer, template_of(experiment), experiment.text.prompt_length)
+
+
+def template_of(experiment: Experiment) -> Template:
+    """The template of an experiment, which closes prompts that an encoder reads with eos, as T5 had them."""
+    template = get_template(experiment.text.template)
+    return dataclasses.replace(template, closed=template.closed or experiment.policy.kind == "encoder-decoder")
 
 
 def kept_tokenizer(path: Path) -> SentencePieceTokenizer:

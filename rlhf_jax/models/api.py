@@ -7,19 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.types import Params, TokenBatch, pytree
-
-
-@pytree
-class Cache:
-    """Keys and values of the tokens read so far. S columns in all; `filled` marks those that may be attended to."""
-
-    keys: Float[Array, "N B K S H"]
-    values: Float[Array, "N B K S H"]
-    filled: Bool[Array, "B S"]
 
 
 @pytree
@@ -35,26 +26,29 @@ class Model:
     """Pure functions of parameters. Any functions with these meanings make a model; the losses need only `logprobs`.
 
     What a model has no head for raises ValueError; so does, of an encoder, everything that asks what came before a token: it sees the rest.
+    An encoder-decoder takes for a prompt what stands in front of the first token to learn (`loss_mask`) of a segment.
 
     init(key) -> params
+    decoded(batch) -> the batch with padding for what has no hidden state: the prompts of an encoder-decoder but for their last token
     hidden(params, batch) -> [B, T, D], the network's output after reading token t
     unembed(params, hidden [..., D]) -> logits [..., V] of the token that follows; of an encoder, of the one that stands there
     scalar(params, hidden [..., D]) -> [...], the scalar head
     logits(params, batch) -> [B, T, V]; `logits[:, t]` belongs to the token at t + 1, of an encoder to the one at t
-    logprobs(params, batch, temperature) -> [B, T] in nats, of the token at t; 0 for the first token of a segment and for padding
+    logprobs(params, batch, temperature) -> [B, T] in nats, of the token at t; 0 for the first token of a segment and for padding, and of
+    an encoder-decoder for the prompt
     token_stats(params, batch, temperature) -> the same with entropies
     token_logits(params, batch) -> (logit of the token at t, logsumexp of all logits there), [B, T] each
     token_scores(params, batch) -> [B, T], the scalar head after reading the token at t
     values(params, batch) -> [B, T], V just before the token at t
     scores(params, batch) -> [B], the scalar head at each row's last real token, of an encoder at its first
     class_logits(params, batch) -> [B, C], of an encoder with head "classes"
-    empty_cache(rows, length) -> Cache
-    prefill(params, batch, cache) -> (hidden [B, D] after the last column, cache)
+    prefill(params, prompts, length) -> (hidden [B, D] after the last column, a cache of `length` columns with the prompts in it)
     decode(params, tokens [B], positions [B], column, filled [B], cache) -> (hidden [B, D], cache)
     """
 
     config: ModelConfig
     init: Callable[[jax.Array], Params]
+    decoded: Callable[[TokenBatch], TokenBatch]
     hidden: Callable[..., jax.Array]
     unembed: Callable[[Params, jax.Array], jax.Array]
     scalar: Callable[[Params, jax.Array], jax.Array]
@@ -66,6 +60,5 @@ class Model:
     values: Callable[[Params, TokenBatch], jax.Array]
     scores: Callable[[Params, TokenBatch], jax.Array]
     class_logits: Callable[[Params, TokenBatch], jax.Array]
-    empty_cache: Callable[[int, int], Cache]
-    prefill: Callable[[Params, TokenBatch, Cache], tuple[jax.Array, Cache]]
-    decode: Callable[..., tuple[jax.Array, Cache]]
+    prefill: Callable[[Params, TokenBatch, int], tuple[jax.Array, Any]]
+    decode: Callable[..., tuple[jax.Array, Any]]

@@ -11,11 +11,12 @@ import jax
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.build import build_model, values_before
+from rlhf_jax.models.assemble import values_before
+from rlhf_jax.models.build import build_model
 from rlhf_jax.models.output import token_logits
+from rlhf_jax.models.params import SCORING, without_scores
 from rlhf_jax.types import Params, TokenBatch, TokenValues
 
-HEADS = ("unembed", "score")
 SCALE = 0.1
 """Of the first Q, beside logits of unit scale: tokens that no text shows should differ little, the two Q a little."""
 
@@ -38,13 +39,14 @@ class Critics:
 def build_critics(config: ModelConfig) -> Critics:
     """Critics whose trunk has the shape of this config; their heads are their own, also where the config ties the policy's."""
     # Q-values are not bounded as logits may be.
-    trunk = build_model(dataclasses.replace(config, head="lm+scalar", tied=False, logit_softcap=None))
+    trunk = build_model(dataclasses.replace(config, head="lm+scalar", tied=False, logit_softcap=None, output_scale=1.0))
 
     def init(key: jax.Array) -> Params:
         first, second = (trunk.init(part) for part in jax.random.split(key))
         q1, q2 = ({"unembed": jax.tree.map(lambda x: SCALE * x, one["unembed"])} for one in (first, second))
-        body = {name: part for name, part in first.items() if name not in HEADS}
-        return {"trunk": body, "q1": q1, "q2": q2, "v": {"score": first["score"]}}
+        body = {name: part for name, part in without_scores(first).items() if name != "unembed"}
+        scalar = {name: first[name] for name in SCORING if name in first}
+        return {"trunk": body, "q1": q1, "q2": q2, "v": scalar}
 
     def values(params: Params, batch: TokenBatch) -> TokenValues:
         hidden = trunk.hidden(params["trunk"], batch)

@@ -1,4 +1,4 @@
-"""The stack of decoders and encoders: embedding, a scan over identical layers, a final norm; and the heads of decoders."""
+"""The stack of decoders and encoders: embedding, a scan over identical layers, a final norm; and their heads."""
 
 from __future__ import annotations
 
@@ -6,40 +6,94 @@ from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.models.layers import Attention, FeedForward, Norm
+from rlhf_jax.models.attention import softcap
+from rlhf_jax.models.layers import Attention, CrossAttention, FeedForward, Norm, RelativeBias
 from rlhf_jax.sharding import constrain
+from rlhf_jax.types import Params, pytree
+
+
+@pytree
+class Reading:
+    """What all layers are told: where tokens stand, what each may attend to, and of an encoder-decoder what the encoder has read."""
+
+    positions: jax.Array  # [B, T]
+    mask: jax.Array  # [B, T, S]
+    column: jax.Array | int = 0  # of the cache, of the first token
+    bias: jax.Array | None = None  # [H, T, S]
+    memory: jax.Array | None = None  # [B, P, D]; None where keys and values of it are kept
+    memory_mask: jax.Array | None = None  # [B, T, P]
+    keep: bool = flax.struct.field(pytree_node=False, default=False)  # whether these keys and values are to come out
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); the norms may stand around both, or behind each sum, and both may read x."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); the norms may stand around both, or behind each sum, and both may read x.
+
+    With a memory, x + cross(x) stands between the two.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, carry, layer, positions, mask, column):
+    def __call__(self, carry, layer, kept, given: Reading):
         c = self.config
         x, cache = carry
         x = constrain(x, "batch", "length", None)
         norm = partial(Norm, c.norm, c.norm_eps)
+        attention = partial(
+            Attention(c, name="attention"),
+            positions=given.positions,
+            mask=given.mask,
+            cache=cache,
+            layer=layer,
+            column=given.column,
+            bias=given.bias,
+        )
         if c.norm_at == "after":
-            attended, cache = Attention(c, name="attention")(x, positions, mask, cache, layer, column)
+            attended, cache = attention(x)
             x = norm(name="attention_norm")(x + attended)
             return (norm(name="mlp_norm")(x + FeedForward(c, name="mlp")(x)), cache), None
-        attended, cache = Attention(c, name="attention")(
-            norm(name="attention_norm")(x), positions, mask, cache, layer, column
-        )
+        attended, cache = attention(norm(name="attention_norm")(x))
         if c.norm_at == "around":
             attended = norm(name="attention_post_norm")(attended)
-        y = x if c.parallel else x + attended
-        fed = FeedForward(c, name="mlp")(norm(name="mlp_norm")(y))
+        total = x + attended
+        if given.memory_mask is not None:
+            read, kept = Cross(c, name="cross")(total, given.memory, given.memory_mask, kept)
+            total = total + read
+        fed = FeedForward(c, name="mlp")(norm(name="mlp_norm")(x if c.parallel else total))
         if c.norm_at == "around":
             fed = norm(name="mlp_post_norm")(fed)
-        return (x + attended + fed, cache), None
+        return (total + fed, cache), kept if given.keep else None
+
+
+class Cross(nn.Module):
+    """attention(norm(x)) to a memory."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, memory, mask, kept):
+        c = self.config
+        return CrossAttention(c, name="attention")(Norm(c.norm, c.norm_eps, name="norm")(x), memory, mask, kept)
+
+
+def run_layers(config: ModelConfig, count: int, x: jax.Array, cache: Any, given: Reading, kept: Any = None):
+    """(x behind `count` layers, cache, keys and values of the memory) by modules inside the one that calls it."""
+    block = nn.remat(Block, prevent_cse=False) if config.remat else Block
+    layers = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=cast(Any, (0, 0, nn.broadcast)),  # flax declares an int
+        length=count,
+    )
+    (x, cache), kept = layers(config, name="layers")((x, cache), jnp.arange(count), kept, given)
+    return x, cache, kept
 
 
 class Embedding(nn.Module):
@@ -65,6 +119,21 @@ class Unembed(nn.Module):
     def __call__(self, x: Float[Array, "*S D"]) -> Float[Array, "*S V"]:
         kernel = self.param("kernel", nn.initializers.normal(self.width**-0.5), (self.width, self.vocab))
         return x.astype(jnp.float32) @ kernel
+
+
+def output_logits(config: ModelConfig, params: Params, x: Float[Array, "*S D"]) -> Float[Array, "*S V"]:
+    """Logits from hidden states, by the output layer or by the table of tokens. Raises: ValueError for a model without either."""
+    c = config
+    if not c.lm_head:
+        raise ValueError("this model has a scalar head only; it gives scores and values, not log-probs")
+    rows = x.reshape(-1, c.width)
+    if c.output_scale != 1.0:
+        rows = rows * jnp.asarray(c.output_scale, rows.dtype)
+    if c.tied:  # in float32: a softmax over bfloat16 logits loses a third of a nat's last digits
+        logits = rows.astype(jnp.float32) @ params["tokens"]["embedding"].T
+    else:
+        logits = cast(jax.Array, Unembed(c.width, c.vocab).apply({"params": params["unembed"]}, rows))
+    return softcap(logits.reshape(*x.shape[:-1], c.vocab), c.logit_softcap)
 
 
 class ScalarHead(nn.Module):
@@ -110,13 +179,26 @@ class Decoder(nn.Module):
         x = x.astype(jnp.dtype(c.dtype))
         if c.embedding_scale != 1.0:
             x = x * jnp.asarray(c.embedding_scale, x.dtype)
-        block = nn.remat(Block, prevent_cse=False) if c.remat else Block
-        layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=cast(Any, (0, nn.broadcast, nn.broadcast, nn.broadcast)),  # flax declares an int
-            length=c.layers,
-        )
-        (x, written), _ = layers(c, name="layers")((x, cache), jnp.arange(c.layers), positions, mask, column)
+        x, written, _ = run_layers(c, c.layers, x, cache, Reading(positions, mask, column))
         return x if c.norm_at == "after" else Norm(c.norm, c.norm_eps, name="final_norm")(x), written
+
+
+class Stack(nn.Module):
+    """Hidden [B, T, D] -> hidden, with relative positions: either half of an encoder-decoder; the one that is `crossed` is the decoder.
+
+    Comes out with the cache, and with the keys and values of the memory where these are to be kept.
+    """
+
+    config: ModelConfig
+    crossed: bool
+
+    @nn.compact
+    def __call__(self, x, mask, *, memory=None, memory_mask=None, cache=None, column=0, kept=None, keep: bool = False):
+        c = self.config
+        queries = column + jnp.arange(x.shape[1])
+        bias = RelativeBias(c, both_ways=not self.crossed, name="relative")(queries, jnp.arange(mask.shape[2]))
+        given = Reading(jnp.zeros(x.shape[:2], jnp.int32), mask, column, bias, memory, memory_mask, keep)
+        count = c.layers if self.crossed else c.encoder_layers
+        assert count is not None, "held by the config"
+        x, cache, kept = run_layers(c, count, x, cache, given, kept)
+        return Norm(c.norm, c.norm_eps, name="final_norm")(x), cache, kept

@@ -13,16 +13,12 @@ from jaxtyping import Array, Float
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.masking import first_index
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.attention import segment_mask, softcap
 from rlhf_jax.models.decoder import Decoder, ScalarHead, Unembed
-from rlhf_jax.models.layers import ACTIVATIONS, Norm, Project, softcap
+from rlhf_jax.models.layers import ACTIVATIONS, Norm, Project
 from rlhf_jax.types import Params, TokenBatch
 
 HEADS = ("transform", "unembed", "pool", "score", "classify")
-
-
-def segment_mask(segments: jax.Array) -> jax.Array:
-    """[B, T, T]: query t sees key s when both belong to one segment."""
-    return (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] != 0)
 
 
 class Transform(nn.Module):
@@ -93,6 +89,7 @@ def build_encoder(config: ModelConfig) -> Model:
     return Model(
         config=c,
         init=init,
+        decoded=lambda batch: batch,
         hidden=hidden,
         unembed=unembed,
         logits=lambda params, batch: unembed(params, hidden(params, batch)),
@@ -104,7 +101,7 @@ def build_encoder(config: ModelConfig) -> Model:
 
 _OF_DECODERS = (
     *("scalar", "logprobs", "token_stats", "token_logits", "token_scores", "values"),
-    *("empty_cache", "prefill", "decode"),
+    *("prefill", "decode"),
 )
 
 

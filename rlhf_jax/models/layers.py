@@ -9,9 +9,11 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import ModelConfig
+from rlhf_jax.models.attention import attend
 from rlhf_jax.sharding import constrain
 
 
@@ -96,51 +98,15 @@ def rotate(
     return turned if 2 * half == x.shape[-1] else jnp.concatenate([turned, x[..., 2 * half :]], axis=-1)
 
 
-def softcap(x: jax.Array, cap: float | None) -> jax.Array:
-    """cap tanh(x / cap), which stays below cap; x itself without one. Source: Gemma Team 2024 (arXiv:2408.00118), section 2."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-def attend(
-    q: Float[Array, "B T H K"],
-    keys: Float[Array, "B G S K"],
-    values: Float[Array, "B G S K"],
-    mask: Bool[Array, "B T S"],
-    scale: float | None = None,
-    cap: float | None = None,
-) -> Float[Array, "B T H K"]:
-    """Softmax attention with grouped queries (Ainslie et al. 2023), heads of one group folded into rows; softmax in float32.
-
-    Scores are q k times `scale` (by default K ** -0.5), `softcap` of it.
-
-    A query without anything to attend to (padding) gets a plain mean: finite, and never used.
-    """
-    rows, length, heads, size = q.shape
-    groups = keys.shape[1]
-    q = q.reshape(rows, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
-    scores = jnp.einsum("bgqk,bgsk->bgqs", q.reshape(rows, groups, -1, size), keys)
-    scores = scores / math.sqrt(size) if scale is None else scores * scale
-    scores = softcap(scores.reshape(rows, groups, heads // groups, length, -1).astype(jnp.float32), cap)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1).astype(values.dtype)
-    out = jnp.einsum("bgqs,bgsk->bgqk", weights.reshape(rows, groups, -1, keys.shape[2]), values)
-    out = out.reshape(rows, groups, heads // groups, length, size).transpose(0, 3, 1, 2, 4)
-    return out.reshape(rows, length, heads, size)
-
-
 class Attention(nn.Module):
     """Self-attention to what the mask leaves; with a cache, keys and values are written at (layer, column) and all its columns are read."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache, layer, column):
+    def __call__(self, x, positions, mask, cache, layer, column, bias=None):
         c = self.config
-        width, size, dtype = (c.width,), c.head_size, jnp.dtype(c.dtype)
-        scale = 1 / math.sqrt(c.width)
-        biased = c.bias or c.qkv_bias
-        q = Project(width, (c.heads, size), scale, biased, dtype, name="q")(x)
-        k = Project(width, (c.kv_heads, size), scale, biased, dtype, name="k")(x)
-        v = Project(width, (c.kv_heads, size), scale, biased, dtype, name="v")(x)
+        q, k, v = queries(c)(x), *keys_and_values(c, x)
         if c.qk_norm:
             q, k = Norm(c.norm, c.norm_eps, name="q_norm")(q), Norm(c.norm, c.norm_eps, name="k_norm")(k)
         local = c.window is not None and jnp.all(layer != jnp.asarray(c.full_layers, jnp.int32))
@@ -149,7 +115,6 @@ class Attention(nn.Module):
             if c.local_rope_base is not None:
                 frequencies = jnp.where(local, rotary_frequencies(c, local=True), frequencies)
             q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
-        q = constrain(q, "batch", "length", "heads", "head_dim")
         keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
             cache = tuple(
@@ -161,8 +126,92 @@ class Attention(nn.Module):
             # Segments and left-padded rows have no gaps, so that columns are as far apart as positions.
             apart = (column + jnp.arange(q.shape[1]))[:, None] - jnp.arange(keys.shape[2])[None, :]
             mask = mask & ((apart < c.window) | ~local)[None]
-        out = attend(q, keys, values, mask, c.query_scale, c.attention_softcap)
-        return Project((c.heads, size), width, scale / math.sqrt(2 * c.layers), c.bias, dtype, name="o")(out), cache
+        q = constrain(q, "batch", "length", "heads", "head_dim")
+        out = attend(q, keys, values, mask, c.query_scale, c.attention_softcap, bias)
+        return attended(c)(out), cache
+
+
+class CrossAttention(nn.Module):
+    """Attention to what an encoder made of a prompt, `memory` [B, P, D], or to the keys and values of it that were `kept` before."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, memory, mask, kept=None):
+        c = self.config
+        q = constrain(queries(c)(x), "batch", "length", "heads", "head_dim")
+        if kept is None:
+            k, v = keys_and_values(c, memory)
+            kept = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        keys, values = kept
+        return attended(c)(attend(q, keys, values, mask, c.query_scale, c.attention_softcap)), kept
+
+
+def queries(config: ModelConfig) -> Project:
+    """The projection of queries, inside the module that calls it; scores begin with unit spread whatever the query scale is."""
+    c = config
+    scale = 1.0 if c.query_scale is None else c.head_size**-0.5 / c.query_scale
+    return Project(
+        (c.width,),
+        (c.heads, c.head_size),
+        scale / math.sqrt(c.width),
+        c.bias or c.qkv_bias,
+        jnp.dtype(c.dtype),
+        name="q",
+    )
+
+
+def keys_and_values(config: ModelConfig, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[B, T, G, K] each, by projections inside the module that calls it."""
+    c = config
+    project = partial(
+        Project,
+        (c.width,),
+        (c.kv_heads, c.head_size),
+        1 / math.sqrt(c.width),
+        c.bias or c.qkv_bias,
+        jnp.dtype(c.dtype),
+    )
+    return project(name="k")(x), project(name="v")(x)
+
+
+def attended(config: ModelConfig) -> Project:
+    """The projection of what the heads read, inside the module that calls it."""
+    c = config
+    scale = 1 / math.sqrt(c.width) / math.sqrt(2 * c.layers)
+    return Project((c.heads, c.head_size), (c.width,), scale, c.bias, jnp.dtype(c.dtype), name="o")
+
+
+class RelativeBias(nn.Module):
+    """What attention adds to scores for how far a key is from a query: a learned number per head and bucket of distances.
+
+    Of each direction (a decoder has one) half of the buckets are of one distance each; the rest grow with the logarithm of it up to
+    `relative_distance`, and the last has all beyond. Source: Raffel et al. 2020 (arXiv:1910.10683), section 2.1, released code.
+    """
+
+    config: ModelConfig
+    both_ways: bool
+
+    @nn.compact
+    def __call__(self, queries: Int[Array, "T"], keys: Int[Array, "S"]) -> Float[Array, "H T S"]:
+        c = self.config
+        table = self.param("embedding", nn.initializers.normal(c.width**-0.5), (c.relative_buckets, c.heads))
+        ahead = keys[None, :] - queries[:, None]
+        buckets = c.relative_buckets // 2 if self.both_ways else c.relative_buckets
+        of_distance = jnp.asarray(distance_buckets(buckets, c.relative_distance))
+        behind = jnp.abs(ahead) if self.both_ways else jnp.maximum(-ahead, 0)
+        bucket = of_distance[jnp.minimum(behind, c.relative_distance)]
+        if self.both_ways:
+            bucket = bucket + jnp.where(ahead > 0, buckets, 0)
+        return jnp.moveaxis(table[bucket], -1, 0).astype(jnp.float32)
+
+
+def distance_buckets(buckets: int, longest: int) -> np.ndarray:
+    """[longest + 1], the bucket of each distance; in float32, as in the released code, where rounding decides."""
+    distance, exact = np.arange(longest + 1), buckets // 2
+    share = np.log(np.maximum(distance, exact).astype(np.float32) / exact) / np.float32(math.log(longest / exact))
+    grown = exact + (share * (buckets - exact)).astype(np.int32)
+    return np.where(distance < exact, distance, np.minimum(grown, buckets - 1)).astype(np.int32)
 
 
 GATED = ("swiglu", "geglu")

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from rlhf_jax.config import LoRA
 from rlhf_jax.frozen import Frozen
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.params import SCORING, without_scores
 from rlhf_jax.types import Params
 
 LORA, BASE, LAYERS = "lora", "base", "layers"
-HEADS = ("score", "pool", "classify")
 FUNCTIONS = (
     "hidden",
     "unembed",
@@ -43,33 +43,40 @@ INPUTS = {"o": 2}
 
 
 def targets_of(params: Params, config: LoRA) -> list[Path]:
-    """The paths below the layers, such as (attention, q), whose kernels get an adapter.
+    """The paths, such as (layers, attention, q), whose kernels get an adapter.
 
+    A pattern matches the names below the layers, or the last of them: `attention/q` is also what attends to a prompt, and in both stacks of
+    an encoder-decoder; `encoder/attention/q` and `cross/attention/q` are one of these.
     Raises: ValueError for a pattern that no kernel matches, naming those that there are.
     """
-    found = sorted(
-        "/".join(key.key for key in path[:-1])
-        for path, _ in jax.tree_util.tree_leaves_with_path(params[LAYERS])
+    paths = [
+        tuple(key.key for key in path[:-1])
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
         if path[-1].key == "kernel"
-    )
+    ]
+    found = {"/".join(part for part in path if part != LAYERS): path for path in paths if LAYERS in path}
+
+    def matches(name: str, pattern: str) -> bool:
+        return fnmatchcase(name, pattern) or fnmatchcase(name, f"*/{pattern}")
+
     for pattern in config.targets:
-        if not any(fnmatchcase(name, pattern) for name in found):
-            raise ValueError(f"lora.targets: no kernel matches {pattern!r}; there are {', '.join(found)}")
-    return [tuple(name.split("/")) for name in found if any(fnmatchcase(name, each) for each in config.targets)]
+        if not any(matches(name, pattern) for name in found):
+            raise ValueError(f"lora.targets: no kernel matches {pattern!r}; there are {', '.join(sorted(found))}")
+    return [found[name] for name in sorted(found) if any(matches(name, each) for each in config.targets)]
 
 
 def adapted(params: Params, config: LoRA, key: jax.Array) -> Params:
     """A model's parameters with fresh adapters: A uniform in +- 1 / sqrt(inputs), B zero, so that the function is as before."""
     adapters: Params = {}
     for path in targets_of(params, config):
-        kernel = _at(params[LAYERS], path)["kernel"]
+        kernel = _at(params, path)["kernel"]
         count = INPUTS.get(path[-1], 1)
         layers, inputs, outputs = kernel.shape[0], kernel.shape[1 : 1 + count], kernel.shape[1 + count :]
         bound = 1 / math.sqrt(math.prod(inputs))
         key, own = jax.random.split(key)
         a = jax.random.uniform(own, (layers, *inputs, config.rank), minval=-bound, maxval=bound)
         adapters = _with(adapters, path, {"lora_a": a, "lora_b": jnp.zeros((layers, config.rank, *outputs))})
-    return {LORA: {LAYERS: adapters}, BASE: Frozen(without_heads(params)), **_heads(params)}
+    return {LORA: adapters, BASE: Frozen(without_scores(params)), **_heads(params)}
 
 
 def with_lora(model: Model, config: LoRA) -> Model:
@@ -98,7 +105,7 @@ def joined(params: Params, config: LoRA) -> Params:
         return {name: beside(part) for name, part in adapter.items()}
 
     base = params[BASE].tree
-    return {**base, LAYERS: _with(base[LAYERS], (), beside(params[LORA][LAYERS])), **_heads(params)}
+    return {**_with(base, (), beside(params[LORA])), **_heads(params)}
 
 
 def merged(params: Params, config: LoRA) -> Params:
@@ -114,13 +121,8 @@ def merged(params: Params, config: LoRA) -> Params:
     return plain(joined(params, config)) if LORA in params else params
 
 
-def without_heads(params: Params) -> Params:
-    """What adapters are put on and stays: all but the heads that are trained whole."""
-    return {name: part for name, part in params.items() if name not in HEADS}
-
-
 def _heads(params: Params) -> Params:
-    return {name: params[name] for name in HEADS if name in params}
+    return {name: params[name] for name in SCORING if name in params}
 
 
 def _at(tree: Params, path: Path) -> Params:

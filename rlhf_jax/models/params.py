@@ -13,6 +13,15 @@ def count_parameters(params: Params) -> int:
     return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(params))
 
 
+SCORING = ("score", "pool", "classify")
+"""Parts that make scores or classes of hidden states."""
+
+
+def without_scores(params: Params) -> Params:
+    """A model's parameters less the heads that give scores, values or classes: of a policy with a value head the policy."""
+    return {name: part for name, part in params.items() if name not in SCORING}
+
+
 def carry_over(source: Params, target: Params) -> Params:
     """`target` with every top-level part that `source` has too taken from it: a reward model starts as the policy's trunk.
 

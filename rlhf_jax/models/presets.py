@@ -1,13 +1,14 @@
-"""Published decoders by name: the shapes of their config.json files, without weights. `preset("pythia-70m")`.
+"""Published models by name: the shapes of their config.json files, without weights. `preset("pythia-70m")`.
 
 A preset is the function alone: activations in float32, nothing recomputed; `dataclasses.replace` changes that. Of models that were released
 more than once it is the base model (Qwen3: the only release of 32B is the trained one, and all sizes are as it). Of OPT-350M, whose
 embeddings are projected, there is none; of Gemma 3 from 4B on, which read pictures too, it is the text model.
 
 Sources: config.json of each model on the hub, as in LitGPT's table of them (Lightning-AI/litgpt, `litgpt/config.py`) but for GPT-2
-(Radford et al. 2019, table 2), OPT (Zhang et al. 2022, arXiv:2205.01068, table 1) and the two smallest Gemma 3, which are from copies of
-their own files. The tests count parameters: each total is that of the published weights, to the last one, but for OPT-66B, of which only
-the 66 billion of its name were at hand.
+(Radford et al. 2019, table 2), OPT (Zhang et al. 2022, arXiv:2205.01068, table 1), BERT (Devlin et al. 2019, section 3), RoBERTa (Liu et
+al. 2019), T5 (Raffel et al. 2020, section 3.8) with its v1.1, and the two smallest Gemma 3, which are from copies of their own files. The
+tests count parameters: each total is that of the published weights, to the last one, but for OPT-66B, of which only the 66 billion of its
+name were at hand.
 """
 
 from __future__ import annotations
@@ -195,7 +196,64 @@ def _gemma() -> Iterator[tuple[str, ModelConfig]]:
         yield f"gemma-3-{size}", _gemma_sized(*sizes, head_dim=head_dim, scalar=scalar, **third)
 
 
+def _bert() -> Iterator[tuple[str, ModelConfig]]:
+    """Masked language models; a classifier or reward model of such a trunk is one with another head."""
+    shared: dict[str, Any] = {
+        "norm": "layer",
+        "norm_at": "after",
+        "causal": False,
+        "embedding_norm": True,
+        "position": "learned",
+        "activation": "gelu_exact",
+        "bias": True,
+        "max_length": 512,
+    }
+    bert = shared | {"norm_eps": 1e-12, "token_types": 2}
+    roberta = shared | {"norm_eps": 1e-5, "token_types": 1}
+    for name, vocab, rest in (
+        ("bert-{}-uncased", 30_522, bert),
+        ("bert-{}-cased", 28_996, bert),
+        ("roberta-{}", 50_265, roberta),
+    ):
+        yield name.format("base"), _sized(vocab, 768, 12, 12, 12, 3072, **rest)
+        yield name.format("large"), _sized(vocab, 1024, 24, 16, 16, 4096, **rest)
+    yield "bert-base-chinese", _sized(21_128, 768, 12, 12, 12, 3072, **bert)
+
+
+def _t5() -> Iterator[tuple[str, ModelConfig]]:
+    """T5 and, of the shapes of T5 v1.1, Flan-T5 (Chung et al. 2022, arXiv:2210.11416)."""
+
+    def sized(width: int, layers: int, heads: int, mlp: int, **rest: Any) -> ModelConfig:
+        return _sized(
+            *(32_128, width, layers, heads, heads, mlp),
+            encoder_layers=layers,
+            max_length=512,
+            norm_eps=1e-6,
+            position="relative",
+            query_scale=1.0,
+            **rest,
+        )
+
+    for size, width, layers, heads, mlp, head_dim in (
+        ("small", 512, 6, 8, 2048, 64),
+        ("base", 768, 12, 12, 3072, 64),
+        ("large", 1024, 24, 16, 4096, 64),
+        ("3b", 1024, 24, 32, 16_384, 128),
+        ("11b", 1024, 24, 128, 65_536, 128),
+    ):
+        rest = {"head_dim": head_dim, "activation": "relu", "output_scale": width**-0.5}
+        yield f"t5-{size}", sized(width, layers, heads, mlp, **rest)
+    for size, width, layers, heads, mlp in (
+        ("small", 512, 8, 6, 1024),
+        ("base", 768, 12, 12, 2048),
+        ("large", 1024, 24, 16, 2816),
+        ("xl", 2048, 24, 32, 5120),
+        ("xxl", 4096, 24, 64, 10_240),
+    ):
+        yield f"flan-t5-{size}", sized(width, layers, heads, mlp, head_dim=64, activation="geglu", tied=False)
+
+
 PRESETS: Mapping[str, ModelConfig] = MappingProxyType(
-    {name: config for family in (_pythia, _gpt2, _opt, _llama, _qwen, _gemma) for name, config in family()}
+    {name: config for family in (_pythia, _gpt2, _opt, _llama, _qwen, _gemma, _bert, _t5) for name, config in family()}
 )
 """Every published size that is known here."""

@@ -32,8 +32,7 @@ def generate(
     whatever ids the tokenizer uses. `logprobs` are those of the distribution sampled from.
     """
     rows, width = prompts.tokens.shape
-    cache = model.empty_cache(rows, width + new_tokens)
-    hidden, cache = model.prefill(params, prompts, cache)
+    hidden, cache = model.prefill(params, prompts, width + new_tokens)
     next_position = jnp.sum(prompts.segments != 0, axis=1, dtype=jnp.int32)
     stops = jnp.asarray(list(stop), jnp.int32)
 

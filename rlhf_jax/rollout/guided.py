@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.losses.q_learning import advantage_weighted_logits
 from rlhf_jax.models import Model
-from rlhf_jax.models.build import model_of
+from rlhf_jax.models.assemble import model_of
 from rlhf_jax.models.critics import Critics
 from rlhf_jax.types import Params, TokenBatch
 
@@ -34,12 +34,9 @@ def guided(policy: Model, critics: Critics) -> Model:
     def scalar(params: Params, x: jax.Array) -> jax.Array:
         return critics.heads(params["critics"], x[..., width:])[2]
 
-    def empty_cache(rows: int, length: int):
-        return policy.empty_cache(rows, length), critics.trunk.empty_cache(rows, length)
-
-    def prefill(params: Params, batch: TokenBatch, cache):
-        one, ours = policy.prefill(params["policy"], batch, cache[0])
-        two, theirs = critics.trunk.prefill(params["critics"]["trunk"], batch, cache[1])
+    def prefill(params: Params, batch: TokenBatch, length: int):
+        one, ours = policy.prefill(params["policy"], batch, length)
+        two, theirs = critics.trunk.prefill(params["critics"]["trunk"], batch, length)
         return jnp.concatenate([one, two], axis=-1), (ours, theirs)
 
     def decode(params: Params, tokens, positions, column, filled, cache):
@@ -48,4 +45,4 @@ def guided(policy: Model, critics: Critics) -> Model:
         two, theirs = critics.trunk.decode(params["critics"]["trunk"], *read, cache[1])
         return jnp.concatenate([one, two], axis=-1), (ours, theirs)
 
-    return model_of(policy.config, init, hidden, unembed, scalar, empty_cache, prefill, decode)
+    return model_of(policy.config, init, hidden, unembed, scalar, prefill, decode, policy.decoded)

@@ -38,13 +38,13 @@ def compare_policies(
     policy_params: Params, reference_params: Params, rollout: Rollout, *, policy: Model
 ) -> tuple[TokenStats, TokenStats, Float[Array, "B T"]]:
     """(stats under the policy, stats under the reference, exact KL(policy || reference) per token), at the rollout's temperature."""
-    batch, chunk = rollout.batch, policy.config.logit_chunk
+    batch, chunk = policy.decoded(rollout.batch), policy.config.logit_chunk
 
     def unembed(params: Params):
         return lambda x: policy.unembed(params, x)
 
     first, second = unembed(policy_params), unembed(reference_params)
-    hidden, ref_hidden = policy.hidden(policy_params, batch), policy.hidden(reference_params, batch)
+    hidden, ref_hidden = (policy.hidden(params, rollout.batch) for params in (policy_params, reference_params))
     stats = token_stats(first, hidden, batch, rollout.temperature, chunk=chunk)
     ref_stats = token_stats(second, ref_hidden, batch, rollout.temperature, chunk=chunk)
     kl = token_kl(first, hidden, second, ref_hidden, batch, rollout.temperature, chunk=chunk)

@@ -69,7 +69,7 @@ def test_a_tokenizer_that_would_be_another_there_is_refused(sentencepiece, tmp_p
 
     other = train_sentencepiece(InstructWorld(seed=1).corpus(800), 720).model
     right = module.fast_tokenizer
-    monkeypatch.setattr(module, "fast_tokenizer", lambda model: right(other))
+    monkeypatch.setattr(module, "fast_tokenizer", lambda model, **how: right(other, **how))
     with pytest.raises(ValueError, match=r"transformers would read .* as \[.*\], the sentencepiece model reads \["):
         save_fast(sentencepiece.model, tmp_path, Template(user="{}", assistant="{}"))
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,6 @@ import pytest
 from experiments import run
 from experiments.registry import find
 from rlhf_jax.data.encode import encode_prompt
-from rlhf_jax.data.templates import get_template
 from rlhf_jax.data.tokenizer import find_tokenizer
 from rlhf_jax.doctor import __main__ as doctor
 from rlhf_jax.doctor.subjects import right_padded
@@ -45,8 +44,19 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 
 
-EXPERIMENTS = {"lora": ("smoke/lora", "preference")}
+EXPERIMENTS = {"lora": ("smoke/lora", "preference"), "encoder-decoder": ("smoke/preference", "preference")}
 STAGES["lora"] = STAGES["preference"]
+STAGES["encoder-decoder"] = {
+    **STAGES["preference"],
+    "policy.encoder_layers": 2,
+    "sft.optim.lr": 0.03,
+    "sft.optim.steps": 12,
+    "policy.kv_heads": 4,
+    "policy.position": "relative",
+    "policy.query_scale": 1.0,
+    "policy.activation": "relu",
+    "policy.output_scale": 0.25,
+}
 
 
 class Finished(NamedTuple):
@@ -109,6 +119,10 @@ def error_of(capsys, *arguments: object) -> str:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_exported_policy_is_the_one_that_was_evaluated(finished, form, tmp_path, capsys):
+    if form == "llama2.c" and finished.judge.run.experiment.policy.kind != "decoder":
+        said = error_of(capsys, finished.directory, "--out", tmp_path / "policy", "--format", form)
+        assert "encoder_layers=2 (only None)" in said
+        return
     out = exported(finished, tmp_path / "policy", form)
     said = capsys.readouterr().out
     assert f"{out}: the policy of {finished.directory / 'seed_3'} after 3 of 3 steps of {finished.stage}" in said
@@ -129,7 +143,7 @@ def test_the_exported_policy_is_the_one_that_was_evaluated(finished, form, tmp_p
     greedy = make_sampler(
         model, tokenizer, finished.judge.run.mesh, rows=8, prompt_length=48, new_tokens=size.new_tokens, greedy=True
     )
-    encoded = [encode_prompt(prompt, tokenizer, get_template("plain")) for prompt in finished.prompts]
+    encoded = [encode_prompt(prompt, tokenizer, finished.judge.texts.template) for prompt in finished.prompts]
     replies = greedy.replies(jax.tree.map(jax.numpy.asarray, params), encoded, jax.random.key(0))
     theirs = finished.judge.texts.encode(finished.prompts)
     assert replies == finished.judge.greedy.replies(finished.params, theirs, jax.random.key(1))
@@ -138,23 +152,26 @@ def test_the_exported_policy_is_the_one_that_was_evaluated(finished, form, tmp_p
 
 def test_transformers_computes_the_exported_policy_and_writes_its_prompts(finished, tmp_path):
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from families import their_logits
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    out = exported(finished, tmp_path / "policy")
-    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(out).eval(), AutoTokenizer.from_pretrained(out)
     asked, judge = finished.judge.run.experiment.policy, finished.judge
-    batch = right_padded([12, 12], 12, vocab=asked.vocab)
-    ours = build_model(asked).logits(finished.params, batch)
-    with torch.no_grad():
-        logits = theirs(torch.tensor(np.asarray(batch.tokens)).long()).logits
-    np.testing.assert_allclose(ours, logits, atol=2e-5)
+    of_decoder = asked.kind == "decoder"
+    out = exported(finished, tmp_path / "policy")
+    auto = AutoModelForCausalLM if of_decoder else AutoModelForSeq2SeqLM
+    theirs, tokenizer = auto.from_pretrained(out).eval(), AutoTokenizer.from_pretrained(out)
+    model, batch = build_model(asked), right_padded([12, 12], 12, prompt=7, vocab=asked.vocab)
+    seen = np.asarray(model.decoded(batch).segments) != 0
+    ours = np.asarray(model.logits(finished.params, batch))
+    np.testing.assert_allclose(ours[seen], their_logits(theirs, batch)[seen], atol=2e-5)
     for prompt, encoded in zip(finished.prompts, judge.texts.encode(finished.prompts), strict=True):
         messages = [{"role": turn.role, "content": turn.text} for turn in prompt.turns]
         chat = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         assert tuple(chat["input_ids"]) == encoded.prompt
     prompt = torch.tensor([judge.texts.encode(finished.prompts[:1])[0].prompt])
     count = judge.run.experiment.evaluation.new_tokens
-    written = theirs.generate(prompt, do_sample=False, max_new_tokens=count)[0, prompt.shape[1] :]
+    before = prompt.shape[1] if of_decoder else 1
+    written = theirs.generate(prompt, do_sample=False, max_new_tokens=count)[0, before:]
     greedy = judge.greedy.replies(finished.params, judge.texts.encode(finished.prompts[:1]), jax.random.key(0))
     assert tokenizer.decode(written, skip_special_tokens=True) == greedy[0]
 

@@ -12,8 +12,8 @@ from builders import LLAMA, VOCAB, built, jitted, left_padded, lively, moved_lef
 
 from rlhf_jax.config import ModelConfig, Optim
 from rlhf_jax.loops.reward import make_reward_step, rescaled
+from rlhf_jax.models.attention import segment_mask
 from rlhf_jax.models.critics import build_critics
-from rlhf_jax.models.encoder import segment_mask
 from rlhf_jax.train import init_state
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import PreferenceBatch, TokenBatch
@@ -109,7 +109,7 @@ def test_every_token_is_of_the_first_type():
 
 @pytest.mark.parametrize(
     "name",
-    ["scalar", "logprobs", "token_stats", "token_logits", "token_scores", "values", "empty_cache", "prefill", "decode"],
+    ["scalar", "logprobs", "token_stats", "token_logits", "token_scores", "values", "prefill", "decode"],
 )
 @pytest.mark.parametrize("config", [MASKED, SCORER], ids=["masked", "score"])
 def test_what_asks_for_the_tokens_before_is_refused(config, name):

@@ -265,6 +265,7 @@ def test_every_field_of_a_config_is_written_free_or_held_to_one_value():
     held |= {"position", "rope_base", "rope_share", "rope_scaling", "local_rope_base", "window", "full_layers"}
     held |= {"query_scale", "qk_norm", "attention_softcap", "logit_softcap", "embedding_scale"}
     held |= {"causal", "embedding_norm", "token_types", "classes"}
+    held |= {"encoder_layers", "start", "relative_buckets", "relative_distance", "output_scale"}
     assert {field.name for field in dataclasses.fields(ModelConfig)} == held | {*WRITTEN, *FREE}
 
 

@@ -54,9 +54,9 @@ def test_an_adapter_by_hand():
 
 def test_targets_are_patterns_and_one_that_matches_nothing_is_refused():
     assert targets_of(lively(LLAMA), LoRA(targets=("attention/[qv]", "mlp/down"))) == [
-        ("attention", "q"),
-        ("attention", "v"),
-        ("mlp", "down"),
+        ("layers", "attention", "q"),
+        ("layers", "attention", "v"),
+        ("layers", "mlp", "down"),
     ]
     with pytest.raises(ValueError, match=r"no kernel matches 'attn/\*'; there are attention/k, attention/o"):
         targets_of(lively(LLAMA), LoRA(targets=("attention/q", "attn/*")))

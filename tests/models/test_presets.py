@@ -68,6 +68,24 @@ PUBLISHED = {
     "gemma-3-1b": 999_885_952,
     "gemma-3-4b": 4_300_079_472 - 416_866_032 - 1152 * (2560 + 1),
     "gemma-3-12b": 12_187_325_040 - 416_866_032 - 1152 * (3840 + 1),
+    # With what ours lack: of BERT the pooler and the head for pairs of sentences, of RoBERTa 514 numbers of positions, which are a buffer.
+    "bert-base-uncased": 110_106_428 - 768 * (768 + 1) - 2 * (768 + 1),
+    "bert-large-uncased": 336_226_108 - 1024 * (1024 + 1) - 2 * (1024 + 1),
+    "bert-base-cased": 108_932_934 - 768 * (768 + 1) - 2 * (768 + 1),
+    "bert-large-cased": 334_661_958 - 1024 * (1024 + 1) - 2 * (1024 + 1),
+    "bert-base-chinese": 102_882_442 - 768 * (768 + 1) - 2 * (768 + 1),
+    "roberta-base": 124_697_947 - 514,
+    "roberta-large": 355_412_571 - 514,
+    "t5-small": 60_506_624,
+    "t5-base": 222_903_552,
+    "t5-large": 737_668_096,
+    "t5-3b": 2_851_598_336,
+    "t5-11b": 11_307_321_344,
+    "flan-t5-small": 76_961_152,
+    "flan-t5-base": 247_577_856,
+    "flan-t5-large": 783_150_080,
+    "flan-t5-xl": 2_849_757_184,
+    "flan-t5-xxl": 11_135_332_352,
     "gemma-3-27b": 27_432_406_640 - 416_866_032 - 1152 * (5376 + 1),
 }
 TYPES = {
@@ -80,6 +98,10 @@ TYPES = {
     "qwen3": "qwen3",
     "gemma-2": "gemma2",
     "gemma-3": "gemma3_text",
+    "bert": "bert",
+    "roberta": "roberta",
+    "t5": "t5",
+    "flan-t5": "t5",
 }
 every_preset = pytest.mark.parametrize("name", PRESETS)
 
@@ -90,11 +112,11 @@ def family_of(name: str):
 
 
 def count(name: str) -> int:
-    """Numbers in the tensors of its checkpoint; OPT's has two rows of positions that are none of our parameters."""
+    """Numbers in the tensors of its checkpoint; OPT's and RoBERTa's have two rows of positions that are none of our parameters."""
     shapes = jax.eval_shape(build_model(PRESETS[name]).init, jax.random.key(0))
     stored = sum(math.prod(shape) for _, shape, _ in stored_tensors(PRESETS[name], shapes, family_of(name)))
     ours = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-    assert stored - ours == (2 * PRESETS[name].width if name.startswith("opt") else 0)
+    assert stored - ours == (2 * PRESETS[name].width if name.startswith(("opt", "roberta")) else 0)
     return stored
 
 
@@ -171,8 +193,8 @@ def test_a_name_that_is_close_is_offered():
     assert preset("pythia-70m") is PRESETS["pythia-70m"]
     with pytest.raises(KeyError, match=r"no preset 'pythia-71m'; did you mean pythia-70m or "):
         preset("pythia-71m")
-    with pytest.raises(KeyError, match=r"no preset 'bert'; there are "):
-        preset("bert")
+    with pytest.raises(KeyError, match=r"no preset 'megatron'; there are "):
+        preset("megatron")
 
 
 def test_the_presets_are_not_to_be_changed():

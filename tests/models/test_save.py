@@ -154,7 +154,7 @@ def test_a_shape_that_no_family_says_is_refused_with_the_nearest(tmp_path, chang
     with pytest.raises(ValueError, match=message) as error:
         save_pretrained(tmp_path / "a", config, lively(config))
     assert str(error.value).startswith(
-        "no family of llama, mistral, qwen2, qwen3, gemma2, gemma3_text, gpt2, gpt_neox, opt, bert, roberta "
+        "no family of llama, mistral, qwen2, qwen3, gemma2, gemma3_text, gpt2, gpt_neox, opt, bert, roberta, t5 "
     )
     assert listed(tmp_path) == set()
 

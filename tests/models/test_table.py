@@ -13,7 +13,7 @@ from rlhf_jax.models.convert.save import lost_fields
 from rlhf_jax.models.convert.table import Layout, Tensor, sizes_of
 
 # No two alike, so that no axis can stand for another.
-SIZES = {"v": 11, "d": 7, "h": 4, "g": 2, "k": 6, "m": 5, "p": 9, "e": 7, "t": 2, "c": 3}
+SIZES = {"v": 11, "d": 7, "h": 4, "g": 2, "k": 6, "m": 5, "p": 9, "b": 8, "e": 7, "t": 2, "c": 3}
 
 
 def every_tensor() -> list[Tensor]:
@@ -96,7 +96,19 @@ def test_no_more_is_read_than_the_run_around_what_is_wanted(tensor, wanted, box)
 
 def test_a_model_has_a_size_for_every_letter():
     config = SMALL["gemma2"]
-    assert sizes_of(config) == {"v": 24, "d": 16, "e": 16, "h": 4, "g": 2, "k": 6, "m": 12, "p": 10, "t": 0, "c": 1}
+    assert sizes_of(config) == {
+        "v": 24,
+        "d": 16,
+        "e": 16,
+        "h": 4,
+        "g": 2,
+        "k": 6,
+        "m": 12,
+        "p": 10,
+        "b": 32,
+        "t": 0,
+        "c": 1,
+    }
     letters = {letter for tensor in every_tensor() for letter in tensor.pattern if letter.isalpha()}
     assert letters == sizes_of(config).keys()
 

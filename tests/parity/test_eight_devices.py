@@ -30,6 +30,7 @@ from builders import (
     played,
     right_padded,
 )
+from checkpoints import T5
 
 from rlhf_jax.config import MeshConfig, Optim
 from rlhf_jax.losses.policy import policy_loss
@@ -114,8 +115,14 @@ def rollout(mesh):
     return run(place(lively(LLAMA), there), *place_batch((prompts, keys), there), 0.7)
 
 
+@functools.cache
+def encoder_decoder(mesh):
+    step = make_step(partial(sft_loss, logprobs=built(T5).logprobs), TX, microbatches=2)
+    return two_updates(step, init_state(lively(T5), TX), (right_padded(LENGTHS, 9, vocab=T5.vocab),), mesh)
+
+
 @every_mesh
-@pytest.mark.parametrize("stage", [sft, reward, ilql, ppo])
+@pytest.mark.parametrize("stage", [sft, reward, ilql, ppo, encoder_decoder])
 def test_updates_on_eight_devices_are_those_on_one(stage, mesh):
     (one, metrics), (eight, other_metrics) = stage(ALONE), stage(mesh)
     assert len(jax.tree.leaves(eight)[0].devices()) == 8
@@ -171,7 +178,7 @@ def test_the_cache_is_split_over_rows_and_over_heads_where_they_divide(mesh, kv_
     model, there = built(dataclasses.replace(LLAMA, kv_heads=kv_heads)), make_mesh(mesh)
 
     def fill(params, prompts):
-        return model.prefill(params, prompts, model.empty_cache(8, 10))[1]
+        return model.prefill(params, prompts, 10)[1]
 
     params, prompts = place(lively(model.config), there), place_batch(left_padded([4] * 8, 4), there)
     cache = compile_function(fill, there)(params, prompts)

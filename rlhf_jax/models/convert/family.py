@@ -20,11 +20,13 @@ class Family:
 
     model_type, architecture: what config.json calls it, and the class with an output layer that transformers has for it
     read(fields) -> the model's shape; write(config) -> the fields of config.json that say it
-    table(config) -> path of a parameter of ours, such as "attention/q/kernel", -> its tensor; paths of layers without "layers/"
+    table(config) -> path of a parameter of ours, such as "attention/q/kernel", -> its tensor; paths of layers without "layers/", of those
+    of an encoder-decoder "encoder/" or "decoder/" in front
     prefix: what stands before every name of the trunk; its first part may be missing, as it is where only the trunk was saved
     head, score: names of the output layer of an untied model and of the layer that gives scores
     called: what the names of its other classes begin with, where that is not how `architecture` begins
     heads(config) -> all tensors of the heads, with whole names, where they are more than these two
+    own_output: whether the output layer is tied only where the file has none, whatever config.json says
     buffers: patterns of names that hold nothing to learn, or nothing that is computed here
     copies: names of tensors that repeat another -> that other
     renamed: pattern of an old name of tensors -> what it became
@@ -39,6 +41,7 @@ class Family:
     head: str = "lm_head.weight"
     score: str = "score.weight"
     heads: Callable[[ModelConfig], Table] | None = None
+    own_output: bool = False
     buffers: tuple[str, ...] = ()
     called: str = ""
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -52,7 +55,9 @@ class Family:
     @property
     def stem(self) -> str:
         """What the names of its classes begin with."""
-        return self.called or re.sub("(ForCausalLM|LMHeadModel|ForMaskedLM)$", "", self.architecture)
+        return self.called or re.sub(
+            "(ForCausalLM|LMHeadModel|ForMaskedLM|ForConditionalGeneration)$", "", self.architecture
+        )
 
     def current(self, name: str) -> str:
         """What a tensor of this name is called today."""
@@ -64,8 +69,10 @@ class Family:
         """Every parameter of a model of this config, the bias of a decoder's scalar head apart, by its path and with whole names."""
         found: dict[str, Tensor] = {}
         for path, tensor in self.table(config).items():
-            whole = f"layers/{path}" if tensor.per_layer else path
-            found[whole] = dataclasses.replace(tensor, name=self.prefix + tensor.name)
+            stack, _, rest = path.partition("/") if path.startswith(("encoder/", "decoder/")) else ("", "", path)
+            count = config.encoder_layers if stack == "encoder" else config.layers
+            whole = "/".join(part for part in (stack, "layers", rest) if part) if tensor.per_layer else path
+            found[whole] = dataclasses.replace(tensor, name=self.prefix + tensor.name, layers=count or 0)
         if self.heads is not None:
             return found | dict(self.heads(config))
         if config.lm_head and not config.tied:

@@ -17,7 +17,7 @@ eos_token_id finetuning_task gradient_checkpointing hidden_dropout id2label init
 is_encoder_decoder label2id layerdrop model_type n_ctx num_labels output_attentions output_hidden_states output_past pad_token_id prefix
 pretraining_tp problem_type resid_pdrop return_dict sep_token_id summary_activation summary_first_dropout summary_proj_to_labels
 summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype torchscript transformers_version use_cache
-attention_probs_dropout_prob hidden_dropout_prob
+attention_probs_dropout_prob dropout_rate hidden_dropout_prob
 """
 NEUTRAL = frozenset(_NEUTRAL.split())
 

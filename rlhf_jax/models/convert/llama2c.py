@@ -117,9 +117,8 @@ def check_llama2c(config: ModelConfig) -> None:
         value, even = getattr(config, field.name), config.head_size * config.heads == config.width
         if field.name in (*WRITTEN, *FREE) or (field.name == "head_dim" and even) or value == field.default:
             continue
-        wrong.append(
-            f"{field.name}={value!r} (only {'width / heads' if field.default is None else repr(field.default)})"
-        )
+        only = "width / heads" if field.name == "head_dim" else repr(field.default)
+        wrong.append(f"{field.name}={value!r} (only {only})")
     if wrong:
         raise ValueError(f"the llama2.c format cannot express a model with {', '.join(wrong)}")
 

@@ -136,7 +136,18 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig, Mapping[str, Any]]:
     fields.get(SCORE_BIAS, None)
     config = dataclasses.replace(config, **_head(raw, family, config, path))
     fields.done()
+    if family.own_output and config.lm_head:
+        with Store(folder, family.current) as store:
+            config = dataclasses.replace(config, tied=_tied(store, family, config))
     return family, config, raw
+
+
+def _tied(store: Store, family: Family, config: ModelConfig) -> bool:
+    """Whether a checkpoint has no output layer of its own, where config.json does not tell: none, or a copy of the table of tokens."""
+    embedding = family.tensors(config)["tokens/embedding"].name
+    if family.head not in store or embedding not in store:
+        return True
+    return config.tied and _same(store, family.head, embedding)
 
 
 def _head(raw: Mapping[str, Any], family: Family, config: ModelConfig, path: Path) -> dict[str, Any]:
@@ -189,9 +200,7 @@ def matched(store: Store, family: Family, config: ModelConfig) -> dict[str, Tens
         if tensor.name.startswith(family.prefix):
             tensors[path] = dataclasses.replace(tensor, name=prefix + tensor.name.removeprefix(family.prefix))
     sizes = sizes_of(config)
-    expected = {
-        name: Layout(tensor, sizes).shape for tensor in tensors.values() for name in _names(tensor, config.layers)
-    }
+    expected = {name: Layout(tensor, sizes).shape for tensor in tensors.values() for name in tensor.names}
     faults = [f"missing: {_some([repr(name) for name in expected if name not in found])}"]
     buffers = re.compile("|".join(family.buffers) or r"(?!)")
     extra = sorted(name for name in found - expected.keys() if not buffers.fullmatch(name))
@@ -215,10 +224,6 @@ def matched(store: Store, family: Family, config: ModelConfig) -> dict[str, Tens
     return tensors
 
 
-def _names(tensor: Tensor, layers: int) -> list[str]:
-    return [tensor.name.format(layer) for layer in range(layers)] if tensor.per_layer else [tensor.name]
-
-
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
@@ -226,15 +231,20 @@ def _some(names: Sequence[str]) -> str:
 
 def _warn_of_another(store: Store, copy: str, original: str) -> None:
     """Warns where a tensor that should repeat another, as a tied output layer does, is not it: transformers does not use it."""
+    if not _same(store, copy, original):
+        warnings.warn(
+            f"{store.folder}: {copy!r} differs from {original!r}, and is ignored: config.json ties them", stacklevel=2
+        )
+
+
+def _same(store: Store, copy: str, original: str) -> bool:
+    """Whether two tensors are the same numbers."""
     rows, *rest = store.shape(copy)
     same = store.shape(original) == (rows, *rest)
     for start in range(0, rows if same else 0, 4096):
         box = ((start, min(start + 4096, rows)), *((0, size) for size in rest))
         same = same and np.array_equal(store.read(copy, box), store.read(original, box))
-    if not same:
-        warnings.warn(
-            f"{store.folder}: {copy!r} differs from {original!r}, and is ignored: config.json ties them", stacklevel=2
-        )
+    return same
 
 
 def _placed(

@@ -47,11 +47,11 @@ def save_adapters(folder: Path, params: Params, lora: LoRA, config: ModelConfig,
 
     Raises: ValueError for adapters of a projection that the family stores together with others.
     """
-    adapters = {path: node for path, node in _nodes(params[LORA][LAYERS])}
+    adapters = {path: node for path, node in _nodes(params[LORA])}
     modules = {path: _module(family, config, path) for path in adapters}
     written = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if config.kind == "decoder" else "SEQ_2_SEQ_LM",
         "base_model_name_or_path": base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
@@ -66,7 +66,7 @@ def save_adapters(folder: Path, params: Params, lora: LoRA, config: ModelConfig,
         _name(modules[path], side, layer): _matrix(node[side][layer], side, lora.rank).T
         for path, node in adapters.items()
         for side in SIDES
-        for layer in range(config.layers)
+        for layer in range(len(node[side]))
     }
     with whole_folder(folder) as scratch:
         write_file(scratch / WEIGHTS, arrays, np.float32)
@@ -100,22 +100,22 @@ def load_adapters(folder: Path, lora: LoRA, config: ModelConfig, family: Family)
     found: Params = {}
     with Store(folder) as store:
         rest = store.names()
-        for path, node in _nodes(shapes[LAYERS], "kernel"):
-            if _together(family, config, path):
+        for path, node in _nodes(shapes, "kernel"):
+            if not _tensor(family, config, path).per_layer or _together(family, config, path):
                 continue  # a tensor for it is left over below
             module, count = _module(family, config, path), INPUTS.get(path.rpartition("/")[2], 1)
             if _name(module, "lora_a", 0) not in store:
                 continue
             inputs, outputs = node["kernel"].shape[1 : 1 + count], node["kernel"].shape[1 + count :]
             shape = {"lora_a": (*inputs, lora.rank), "lora_b": (lora.rank, *outputs)}
-            names = {side: [_name(module, side, layer) for layer in range(config.layers)] for side in SIDES}
+            names = {side: [_name(module, side, layer) for layer in range(len(node["kernel"]))] for side in SIDES}
             sides = {side: np.stack([_read(store, name, shape[side], side) for name in names[side]]) for side in SIDES}
             rest -= {name for side in SIDES for name in names[side]}
             found = _placed(found, path.split("/"), sides)
     if rest or not found:
         named = ", ".join(sorted(rest)[:5]) or "none at all"
         raise ValueError(f"{folder / WEIGHTS}: tensors that are no adapters of a {family.model_type} here: {named}")
-    return {LAYERS: found}
+    return found
 
 
 def _nodes(tree: Params, leaf: str = "lora_a", path: str = "") -> Iterator[tuple[str, Params]]:
@@ -129,7 +129,7 @@ def _nodes(tree: Params, leaf: str = "lora_a", path: str = "") -> Iterator[tuple
 
 
 def _tensor(family: Family, config: ModelConfig, path: str) -> Tensor:
-    return family.tensors(config)[f"{LAYERS}/{path}/kernel"]
+    return family.tensors(config)[f"{path}/kernel"]
 
 
 def _together(family: Family, config: ModelConfig, path: str) -> bool:
@@ -140,9 +140,10 @@ def _together(family: Family, config: ModelConfig, path: str) -> bool:
 def _module(family: Family, config: ModelConfig, path: str) -> str:
     """The module whose weight a kernel is, `{}` being the number of the layer."""
     if _together(family, config, path):
+        named = path.replace(f"{LAYERS}/", "")
         raise ValueError(
-            f"a {family.model_type} stores {path} in one tensor with others, of which PEFT has one adapter: export the policy merged, or "
-            f"leave {path} out of lora.targets"
+            f"a {family.model_type} stores {named} in one tensor with others, of which PEFT has one adapter: export the policy merged, or "
+            f"leave {named} out of lora.targets"
         )
     return _tensor(family, config, path).name.removesuffix(".weight")
 

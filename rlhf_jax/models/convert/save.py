@@ -115,7 +115,8 @@ def save_pretrained(
         write_store(written, stored_tensors(config, params, family), DTYPES[dtype], limit)
         (written / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         if config.lm_head and config.causal:
-            text = json.dumps({"_from_model_config": True, **(ids or {})}, indent=2) + "\n"
+            start = {name: fields[name] for name in ("decoder_start_token_id",) if name in fields}
+            text = json.dumps({"_from_model_config": True, **(ids or {}), **start}, indent=2) + "\n"
             (written / "generation_config.json").write_text(text, encoding="utf-8")
         beside(written)
     return family
@@ -150,7 +151,7 @@ def stored_tensors(
         raise ValueError(f"parameters {sorted(leaves.keys() ^ tensors.keys())} are of the tree or the shape only")
     layouts = {path: Layout(tensor, sizes) for path, tensor in tensors.items()}
     for path, layout in layouts.items():
-        front = (config.layers,) if tensors[path].per_layer else ()
+        front = (tensors[path].layers,) if tensors[path].per_layer else ()
         if leaves[path].shape != front + layout.own_shape:
             raise ValueError(f"parameter {path} is {list(leaves[path].shape)}; expected {[*front, *layout.own_shape]}")
     sharing: dict[str, list[str]] = {}
@@ -166,7 +167,8 @@ def stored_tensors(
         return name, layouts[paths[0]].shape, partial(_filled, parts, layer)
 
     yield from (made(paths, None) for paths in whole)
-    yield from (made(paths, layer) for layer in range(config.layers) for paths in layered)
+    deepest = max(tensor.layers for tensor in tensors.values())
+    yield from (made(paths, layer) for layer in range(deepest) for paths in layered if layer < tensors[paths[0]].layers)
 
 
 def _filled(parts: list[tuple[Layout, Any]], layer: int | None) -> np.ndarray:

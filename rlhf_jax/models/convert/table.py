@@ -2,8 +2,8 @@
 
 A line is the name of a tensor and a pattern such as `(h k) d -> d h k`: on the left the axes of the stored tensor, on the right those of
 our array; axes in brackets are stored as one. Letters are sizes of the model: v vocabulary, d width, h heads, g key-value heads, k
-dimensions of a head, m feed-forward, p positions, t types of tokens, c classes; e is the width as well, where a matrix has it twice. A
-number is an axis that holds several of our parameters, of which `part` is one.
+dimensions of a head, m feed-forward, p positions, b buckets of distances, t types of tokens, c classes; e is the width as well, where a
+matrix has it twice. A number is an axis that holds several of our parameters, of which `part` is one.
 """
 
 from __future__ import annotations
@@ -28,11 +28,17 @@ class Tensor:
     pattern: str
     part: int = 0
     skip: int = 0
+    layers: int = 0  # of the stack that it is of, filled in with the config
 
     @property
     def per_layer(self) -> bool:
         """Whether each layer has a tensor of its own; ours are one array with the layers in front."""
         return "{}" in self.name
+
+    @property
+    def names(self) -> list[str]:
+        """Of all layers."""
+        return [self.name.format(layer) for layer in range(self.layers)] if self.per_layer else [self.name]
 
 
 def sizes_of(config: ModelConfig) -> dict[str, int]:
@@ -46,6 +52,7 @@ def sizes_of(config: ModelConfig) -> dict[str, int]:
         "k": c.head_size,
         "m": c.mlp,
         "p": c.max_length,
+        "b": c.relative_buckets,
         "e": c.width,
         "t": c.token_types,
         "c": c.classes or 1,

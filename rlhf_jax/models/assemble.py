@@ -1,0 +1,76 @@
+"""From a network and its heads to a model: what follows from them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.masking import last_index
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.output import predicted, shift_right, token_logits, token_stats
+from rlhf_jax.types import Params, TokenBatch
+
+
+def model_of(
+    config: ModelConfig,
+    init: Callable[[jax.Array], Params],
+    hidden: Callable[[Params, TokenBatch], jax.Array],
+    unembed: Callable[[Params, jax.Array], jax.Array],
+    scalar: Callable[[Params, jax.Array], jax.Array],
+    prefill: Callable[..., tuple[jax.Array, Any]],
+    decode: Callable[..., tuple[jax.Array, Any]],
+    decoded: Callable[[TokenBatch], TokenBatch] = lambda batch: batch,
+) -> Model:
+    """A model from a network and its heads: log-probs, values and scores follow from them.
+
+    `decoded` is the part of a batch that the hidden states stand for, the rest turned into padding, where that is not all of it.
+    """
+
+    def stats(params: Params, batch: TokenBatch, temperature=1.0):
+        return token_stats(
+            partial(unembed, params), hidden(params, batch), decoded(batch), temperature, chunk=config.logit_chunk
+        )
+
+    def picked(params: Params, batch: TokenBatch):
+        return token_logits(partial(unembed, params), hidden(params, batch), decoded(batch), chunk=config.logit_chunk)
+
+    def per_token(params: Params, batch: TokenBatch):
+        return scalar(params, hidden(params, batch))
+
+    def scores(params: Params, batch: TokenBatch):
+        last = last_index(batch.segments != 0)
+        return jnp.take_along_axis(per_token(params, batch), last[:, None], axis=1)[:, 0]
+
+    def classes(params: Params, batch: TokenBatch):
+        raise ValueError(
+            f"this model has head={config.head!r}; class logits are those of an encoder with head='classes'"
+        )
+
+    return Model(
+        config=config,
+        init=init,
+        decoded=decoded,
+        hidden=hidden,
+        unembed=unembed,
+        scalar=scalar,
+        logits=lambda params, batch: unembed(params, hidden(params, batch)),
+        logprobs=lambda params, batch, temperature=1.0: stats(params, batch, temperature).logprobs,
+        token_stats=stats,
+        token_logits=picked,
+        token_scores=per_token,
+        values=lambda params, batch: values_before(per_token(params, batch), decoded(batch)),
+        scores=scores,
+        class_logits=classes,
+        prefill=prefill,
+        decode=decode,
+    )
+
+
+def values_before(scalars: jax.Array, batch: TokenBatch) -> jax.Array:
+    """[B, T], V just before the token at t, from a scalar head's numbers after reading it; 0 where nothing stands before."""
+    return jnp.where(predicted(batch), shift_right(scalars), 0.0)

@@ -1,0 +1,55 @@
+"""Attention as arithmetic: which tokens may see which, and the weighted mean of what they see."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def causal_mask(segments: jax.Array) -> jax.Array:
+    """[B, T, T]: query t sees key s when s <= t and both belong to one segment."""
+    columns = jnp.arange(segments.shape[1])
+    causal = columns[None, :, None] >= columns[None, None, :]
+    return causal & (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] != 0)
+
+
+def segment_mask(segments: jax.Array) -> jax.Array:
+    """[B, T, T]: query t sees key s when both belong to one segment."""
+    return (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] != 0)
+
+
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap tanh(x / cap), which stays below cap; x itself without one. Source: Gemma Team 2024 (arXiv:2408.00118), section 2."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def attend(
+    q: Float[Array, "B T H K"],
+    keys: Float[Array, "B G S K"],
+    values: Float[Array, "B G S K"],
+    mask: Bool[Array, "B T S"],
+    scale: float | None = None,
+    cap: float | None = None,
+    bias: Float[Array, "H T S"] | None = None,
+) -> Float[Array, "B T H K"]:
+    """Softmax attention with grouped queries (Ainslie et al. 2023), heads of one group folded into rows; softmax in float32.
+
+    Scores are q k times `scale` (by default K ** -0.5), `softcap` of it, with `bias` added.
+
+    A query without anything to attend to (padding) gets a plain mean: finite, and never used.
+    """
+    rows, length, heads, size = q.shape
+    groups = keys.shape[1]
+    q = q.reshape(rows, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
+    scores = jnp.einsum("bgqk,bgsk->bgqs", q.reshape(rows, groups, -1, size), keys)
+    scores = scores / math.sqrt(size) if scale is None else scores * scale
+    scores = softcap(scores.reshape(rows, groups, heads // groups, length, -1).astype(jnp.float32), cap)
+    if bias is not None:
+        scores = scores + bias.reshape(1, groups, heads // groups, length, -1)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1).astype(values.dtype)
+    out = jnp.einsum("bgqs,bgsk->bgqk", weights.reshape(rows, groups, -1, keys.shape[2]), values)
+    out = out.reshape(rows, groups, heads // groups, length, size).transpose(0, 3, 1, 2, 4)
+    return out.reshape(rows, length, heads, size)
