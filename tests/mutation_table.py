@@ -153,11 +153,27 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("models/params.py", "models/test_lora.py"): [('SCORING = ("score", "pool", "classify")', "SCORING = ()")],
     ("models/attention.py", "models/test_encoder.py"): [
-        ("    return (segments[:, :, None] == segments[:, None, :]) & (seg", "    return (seg"),
-        (
-            "    return (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] != 0)",
-            "    return segments[:, :, None] == segments[:, None, :]",
-        ),
+        ("(self.queries[:, :, None] == self.keys[:, None, :]) & (", "("),
+        (" & (self.queries[:, :, None] != 0)", ""),
+        ("        if not self.causal:\n            return seen\n", ""),
+    ],
+    ("models/attention.py", "models/test_decoder.py"): [
+        ("seen & (apart >= 0)[None]", "seen & (apart > 0)[None]"),
+        ("apart = self.first + ", "apart = "),
+        ("scores = softcap(scores.", "scores = (scores."),
+    ],
+    ("models/attention.py", "models/test_attention.py"): [("(apart < window)", "(apart <= window)")],
+    ("models/kernels.py", "models/test_attention.py"): [
+        ("(window - 1, 0)", "(window, 0)"),
+        ("q = q * (size**-0.5 if scale is None else scale)", "q = q * size**-0.5"),
+        ("attn_logits_soft_cap=cap", "attn_logits_soft_cap=None"),
+        ("jax.lax.cond(local, by(window), by(None)", "jax.lax.cond(local, by(None), by(window)"),
+        ("by(window if local else None)", "by(window)"),
+        ("SegmentIds(queries, columns)", "SegmentIds(columns * 0 + 1, columns * 0 + 1)"),
+        ("    if not causal:\n", "    if False:\n"),
+        ("jnp.repeat(x, heads // x.shape[1], axis=1)", "jnp.tile(x, (1, heads // x.shape[1], 1, 1))"),
+        ("mask=mask[:, None]", "mask=None"),
+        ("        scale=scale,\n        implementation", "        implementation"),
     ],
     ("models/attention.py", "models/test_encoder_decoder.py"): [
         ("scores = scores + bias.reshape(1, ", "scores = scores - bias.reshape(1, "),
@@ -166,7 +182,8 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("~(prompt & jnp.pad(follows, ((0, 0), (0, 1))))", "~prompt"),
         ("jnp.where(prompt, c.start, batch.tokens), decoded", "batch.tokens, decoded"),
         ("sources = jnp.where(prompt, batch.segments, 0)", "sources = batch.segments"),
-        ("seen = (segments[:, :, None] == sources[:, None, :]) & ", "seen = (sources[:, None, :] != 0) & "),
+        ("Visible(segments, sources, causal=False)", "Visible(segments, batch.segments, causal=False)"),
+        ("Visible(segments, sources, causal=False)", "Visible(segments, sources)"),
         ("jnp.where(begins, c.start, before)", "batch.tokens"),
         ("column - (cache.prompt.shape[1] - 1)", "column - cache.prompt.shape[1]"),
         ("(own.filled, filled[:, None], (0, column))", "(own.filled, jnp.ones_like(filled[:, None]), (0, column))"),
@@ -177,7 +194,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("np.minimum(grown, buckets - 1)", "grown"),
         ("jnp.minimum(behind, c.relative_distance)", "jnp.minimum(behind, c.relative_distance - 1)"),
     ],
-    ("masking.py", "models/test_encoder_decoder.py"): [
+    ("masking.py", "test_masking.py models/test_encoder_decoder.py"): [
         ("learned == jax.lax.cummax(before, axis=1)", "learned == 0"),
         ("learned - loss_mask.astype(jnp.int32), 0)", "learned, 0)"),
     ],

@@ -7,6 +7,7 @@ import pytest
 
 from rlhf_jax.masking import (
     first_index,
+    in_prompt,
     last_index,
     mask_weight,
     masked_mean,
@@ -129,3 +130,10 @@ def test_nothing_in_the_tests_broadcasts_ranks_or_mixes_dtypes_in_silence():
         jnp.ones((2, 3)) + jnp.ones(3)
     with pytest.raises(jax.dtypes.TypePromotionError):
         jnp.ones(3) + jnp.ones(3, jnp.int32)
+
+
+def test_a_prompt_is_what_stands_before_the_first_token_to_learn_of_its_segment():
+    segments = jnp.array([[1, 1, 1, 2, 2, 3, 3, 4, 4, 0], [0, 1, 1, 1, 1, 1, 2, 2, 0, 0]], jnp.int32)
+    learned = jnp.array([[0, 0, 1, 0, 1, 1, 1, 0, 0, 0], [0, 0, 1, 0, 0, 1, 1, 0, 0, 0]], bool)
+    expected = [[1, 1, 0, 1, 0, 0, 0, 1, 1, 0], [0, 1, 0, 0, 0, 0, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(in_prompt(segments, learned), np.array(expected, bool))

@@ -1,24 +1,43 @@
-"""Attention as arithmetic: which tokens may see which, and the weighted mean of what they see."""
+"""Attention as arithmetic: which tokens may see which, and the weighted mean of what they see, by the platform's own kernel."""
 
 from __future__ import annotations
 
 import math
 
+import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from rlhf_jax.models.kernels import cudnn, cudnn_fits, platform, splash, splash_fits
+from rlhf_jax.types import pytree
 
 
-def causal_mask(segments: jax.Array) -> jax.Array:
-    """[B, T, T]: query t sees key s when s <= t and both belong to one segment."""
-    columns = jnp.arange(segments.shape[1])
-    causal = columns[None, :, None] >= columns[None, None, :]
-    return causal & (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] != 0)
+@pytree
+class Visible:
+    """Which keys each query may attend to: those of its own segment (0 sees and is nothing), in a causal layer none behind it.
 
+    Columns of one row are as far apart as their positions, as segments have no gaps, so that a window counts columns.
+    """
 
-def segment_mask(segments: jax.Array) -> jax.Array:
-    """[B, T, T]: query t sees key s when both belong to one segment."""
-    return (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] != 0)
+    queries: Int[Array, "B T"]
+    keys: Int[Array, "B S"]
+    column: Int[Array, ""] | None = None  # of the first query among the keys; None: both begin together
+    causal: bool = flax.struct.field(pytree_node=False, default=True)
+
+    @property
+    def first(self) -> jax.Array | int:
+        """The column of the first query."""
+        return 0 if self.column is None else self.column
+
+    def mask(self, window: int | None = None, local: Bool[Array, ""] | bool = True) -> Bool[Array, "B T S"]:
+        """The same for each query and key; in a `local` layer a query sees itself and the window - 1 columns before it."""
+        seen = (self.queries[:, :, None] == self.keys[:, None, :]) & (self.queries[:, :, None] != 0)
+        if not self.causal:
+            return seen
+        apart = self.first + jnp.arange(self.queries.shape[1])[:, None] - jnp.arange(self.keys.shape[1])[None, :]
+        seen = seen & (apart >= 0)[None]
+        return seen if window is None else seen & ((apart < window) | ~jnp.asarray(local))[None]
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -27,6 +46,30 @@ def softcap(x: jax.Array, cap: float | None) -> jax.Array:
 
 
 def attend(
+    q: Float[Array, "B T H K"],
+    keys: Float[Array, "B G S K"],
+    values: Float[Array, "B G S K"],
+    visible: Visible,
+    *,
+    scale: float | None = None,
+    cap: float | None = None,
+    bias: Float[Array, "H T S"] | None = None,
+    window: int | None = None,
+    local: Bool[Array, ""] | bool = True,
+) -> Float[Array, "B T H K"]:
+    """`attend_plainly`, or the same by the kernel of the platform where that takes such arguments.
+
+    On TPUs that is splash attention, on GPUs cudnn's; neither makes the scores of all queries and keys at once.
+    """
+    here = platform()
+    if here == "tpu" and bias is None and splash_fits(q, keys, visible):
+        return splash(q, keys, values, visible, scale=scale, cap=cap, window=window, local=local)
+    if here == "gpu" and cap is None and cudnn_fits(q, keys):
+        return cudnn(q, keys, values, visible.mask(window, local), scale=scale, bias=bias)
+    return attend_plainly(q, keys, values, visible.mask(window, local), scale, cap, bias)
+
+
+def attend_plainly(
     q: Float[Array, "B T H K"],
     keys: Float[Array, "B G S K"],
     values: Float[Array, "B G S K"],

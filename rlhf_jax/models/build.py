@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.assemble import model_of
-from rlhf_jax.models.attention import causal_mask
+from rlhf_jax.models.attention import Visible
 from rlhf_jax.models.cache import Cache, empty_cache, laid
 from rlhf_jax.models.decoder import Decoder, ScalarHead, Unembed, output_logits
 from rlhf_jax.models.encoder import build_encoder
@@ -36,7 +36,7 @@ def build_decoder(config: ModelConfig) -> Model:
     def init(key: jax.Array) -> Params:
         trunk, unembed, score = jax.random.split(key, 3)
         tokens = jnp.zeros((1, 1), jnp.int32)
-        params = dict(decoder.init(trunk, tokens, tokens, jnp.ones((1, 1, 1), bool))["params"])
+        params = dict(decoder.init(trunk, tokens, tokens, Visible(tokens, tokens))["params"])
         width = jnp.zeros((1, 1, c.width))
         if c.lm_head and not c.tied:
             params["unembed"] = output.init(unembed, width)["params"]
@@ -44,32 +44,32 @@ def build_decoder(config: ModelConfig) -> Model:
             params["score"] = head.init(score, width)["params"]
         return params
 
-    def trunk(params: Params, tokens, positions, mask, cache=None, column=0) -> Any:
+    def trunk(params: Params, *given, **more) -> Any:
         body = {name: value for name, value in params.items() if name not in ("unembed", "score")}
-        return decoder.apply({"params": body}, tokens, positions, mask, cache, column)
+        return decoder.apply({"params": body}, *given, **more)
 
     def hidden(params: Params, batch: TokenBatch):
-        return trunk(params, batch.tokens, batch.positions, causal_mask(batch.segments))[0]
+        return trunk(params, batch.tokens, batch.positions, Visible(batch.segments, batch.segments))[0]
 
     def scalar(params: Params, x: jax.Array) -> jax.Array:
         if not c.scalar_head:
             raise ValueError(f"this model has head={c.head!r}; scores and values need a scalar head")
         return cast(jax.Array, head.apply({"params": params["score"]}, x))
 
-    def read(params: Params, tokens, positions, mask, column, filled, cache: Cache):
-        h, (keys, values) = trunk(params, tokens, positions, mask, (cache.keys, cache.values), column)
-        return h[:, -1], laid(keys, values, filled)
-
     def prefill(params: Params, batch: TokenBatch, length: int):
         """Reads left-padded prompts into columns 0 .. T-1 of a new cache."""
-        cache, extra = empty_cache(c, batch.tokens.shape[0], length), length - batch.tokens.shape[1]
-        mask = jnp.pad(causal_mask(batch.segments), ((0, 0), (0, 0), (0, extra)))
-        filled = jnp.pad(batch.segments != 0, ((0, 0), (0, extra)))
-        return read(params, batch.tokens, batch.positions, mask, 0, filled, cache)
+        empty, visible = empty_cache(c, batch.tokens.shape[0], length), Visible(batch.segments, batch.segments)
+        h, (keys, values) = trunk(params, batch.tokens, batch.positions, visible, (empty.keys, empty.values))
+        filled = jnp.pad(batch.segments != 0, ((0, 0), (0, length - batch.tokens.shape[1])))
+        return h[:, -1], laid(keys, values, filled)
 
     def decode(params: Params, tokens, positions, column, filled, cache: Cache):
         """Reads one token per row into `column`; rows with `filled` False leave nothing to attend to there."""
         seen = jax.lax.dynamic_update_slice(cache.filled, filled[:, None], (0, column))
-        return read(params, tokens[:, None], positions[:, None], seen[:, None, :], column, seen, cache)
+        visible = Visible(jnp.ones_like(tokens)[:, None], seen.astype(jnp.int32), column)
+        h, (keys, values) = trunk(
+            params, tokens[:, None], positions[:, None], visible, (cache.keys, cache.values), cached=True
+        )
+        return h[:, -1], laid(keys, values, seen)
 
     return model_of(c, init, hidden, partial(output_logits, c), scalar, prefill, decode)

@@ -9,10 +9,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.models.attention import softcap
+from rlhf_jax.models.attention import Visible, softcap
 from rlhf_jax.models.layers import Attention, CrossAttention, FeedForward, Norm, RelativeBias
 from rlhf_jax.sharding import constrain
 from rlhf_jax.types import Params, pytree
@@ -23,11 +23,11 @@ class Reading:
     """What all layers are told: where tokens stand, what each may attend to, and of an encoder-decoder what the encoder has read."""
 
     positions: jax.Array  # [B, T]
-    mask: jax.Array  # [B, T, S]
-    column: jax.Array | int = 0  # of the cache, of the first token
+    visible: Visible
     bias: jax.Array | None = None  # [H, T, S]
     memory: jax.Array | None = None  # [B, P, D]; None where keys and values of it are kept
-    memory_mask: jax.Array | None = None  # [B, T, P]
+    of_memory: Visible | None = None
+    cached: bool = flax.struct.field(pytree_node=False, default=False)  # whether the keys are those of the cache
     keep: bool = flax.struct.field(pytree_node=False, default=False)  # whether these keys and values are to come out
 
 
@@ -48,10 +48,10 @@ class Block(nn.Module):
         attention = partial(
             Attention(c, name="attention"),
             positions=given.positions,
-            mask=given.mask,
+            visible=given.visible,
             cache=cache,
             layer=layer,
-            column=given.column,
+            cached=given.cached,
             bias=given.bias,
         )
         if c.norm_at == "after":
@@ -62,8 +62,8 @@ class Block(nn.Module):
         if c.norm_at == "around":
             attended = norm(name="attention_post_norm")(attended)
         total = x + attended
-        if given.memory_mask is not None:
-            read, kept = Cross(c, name="cross")(total, given.memory, given.memory_mask, kept)
+        if given.of_memory is not None:
+            read, kept = Cross(c, name="cross")(total, given.memory, given.of_memory, kept)
             total = total + read
         fed = FeedForward(c, name="mlp")(norm(name="mlp_norm")(x if c.parallel else total))
         if c.norm_at == "around":
@@ -77,9 +77,9 @@ class Cross(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, memory, mask, kept):
+    def __call__(self, x, memory, visible, kept):
         c = self.config
-        return CrossAttention(c, name="attention")(Norm(c.norm, c.norm_eps, name="norm")(x), memory, mask, kept)
+        return CrossAttention(c, name="attention")(Norm(c.norm, c.norm_eps, name="norm")(x), memory, visible, kept)
 
 
 def run_layers(config: ModelConfig, count: int, x: jax.Array, cache: Any, given: Reading, kept: Any = None):
@@ -162,9 +162,9 @@ class Decoder(nn.Module):
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        mask: Bool[Array, "B T S"],
+        visible: Visible,
         cache: tuple[jax.Array, jax.Array] | None = None,
-        column: Int[Array, ""] | int = 0,
+        cached: bool = False,
     ):
         c = self.config
         # Rows of unit scale keep what token it is visible beside what the first layers write; a tied table starts
@@ -179,7 +179,7 @@ class Decoder(nn.Module):
         x = x.astype(jnp.dtype(c.dtype))
         if c.embedding_scale != 1.0:
             x = x * jnp.asarray(c.embedding_scale, x.dtype)
-        x, written, _ = run_layers(c, c.layers, x, cache, Reading(positions, mask, column))
+        x, written, _ = run_layers(c, c.layers, x, cache, Reading(positions, visible, cached=cached))
         return x if c.norm_at == "after" else Norm(c.norm, c.norm_eps, name="final_norm")(x), written
 
 
@@ -193,11 +193,11 @@ class Stack(nn.Module):
     crossed: bool
 
     @nn.compact
-    def __call__(self, x, mask, *, memory=None, memory_mask=None, cache=None, column=0, kept=None, keep: bool = False):
+    def __call__(self, x, visible, *, cache=None, kept=None, **told):
         c = self.config
-        queries = column + jnp.arange(x.shape[1])
-        bias = RelativeBias(c, both_ways=not self.crossed, name="relative")(queries, jnp.arange(mask.shape[2]))
-        given = Reading(jnp.zeros(x.shape[:2], jnp.int32), mask, column, bias, memory, memory_mask, keep)
+        queries, keys = visible.first + jnp.arange(x.shape[1]), jnp.arange(visible.keys.shape[1])
+        bias = RelativeBias(c, both_ways=not self.crossed, name="relative")(queries, keys)
+        given = Reading(jnp.zeros(x.shape[:2], jnp.int32), visible, bias, **told)
         count = c.layers if self.crossed else c.encoder_layers
         assert count is not None, "held by the config"
         x, cache, kept = run_layers(c, count, x, cache, given, kept)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.masking import first_index
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.attention import segment_mask, softcap
+from rlhf_jax.models.attention import Visible, softcap
 from rlhf_jax.models.decoder import Decoder, ScalarHead, Unembed
 from rlhf_jax.models.layers import ACTIVATIONS, Norm, Project
 from rlhf_jax.types import Params, TokenBatch
@@ -47,7 +47,7 @@ def build_encoder(config: ModelConfig) -> Model:
     def init(key: jax.Array) -> Params:
         first, second, third = jax.random.split(key, 3)
         tokens, x = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, c.width))
-        params = dict(stack.init(first, tokens, tokens, jnp.ones((1, 1, 1), bool))["params"])
+        params = dict(stack.init(first, tokens, tokens, Visible(tokens, tokens, causal=False))["params"])
         if c.lm_head:
             params["transform"] = transform.init(second, x)["params"]
             kernel = {} if c.tied else cast(Any, output.init(third, x)["params"])
@@ -60,8 +60,8 @@ def build_encoder(config: ModelConfig) -> Model:
 
     def hidden(params: Params, batch: TokenBatch) -> jax.Array:
         body = {name: value for name, value in params.items() if name not in HEADS}
-        mask = segment_mask(batch.segments)
-        return cast(Any, stack.apply({"params": body}, batch.tokens, batch.positions, mask))[0]
+        visible = Visible(batch.segments, batch.segments, causal=False)
+        return cast(Any, stack.apply({"params": body}, batch.tokens, batch.positions, visible))[0]
 
     def unembed(params: Params, x: jax.Array) -> jax.Array:
         if not c.lm_head:

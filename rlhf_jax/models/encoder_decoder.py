@@ -19,7 +19,7 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.masking import in_prompt, last_index
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.assemble import model_of
-from rlhf_jax.models.attention import causal_mask, segment_mask
+from rlhf_jax.models.attention import Visible
 from rlhf_jax.models.cache import Cache, empty_cache, laid
 from rlhf_jax.models.decoder import Embedding, ScalarHead, Stack, Unembed, output_logits
 from rlhf_jax.models.layers import Project
@@ -61,11 +61,12 @@ def build_encoder_decoder(config: ModelConfig) -> Model:
         keys = dict(
             zip(("tokens", "encoder", "decoder", "unembed", "pool", "score"), jax.random.split(key, 6), strict=True)
         )
-        x, mask = jnp.zeros((1, 1, c.width), dtype), jnp.ones((1, 1, 1), bool)
+        x, one = jnp.zeros((1, 1, c.width), dtype), jnp.ones((1, 1), jnp.int32)
+        visible = Visible(one, one)
         params: Params = {
             "tokens": table.init(keys["tokens"], jnp.zeros((1, 1), jnp.int32))["params"],
-            "encoder": encoder.init(keys["encoder"], x, mask)["params"],
-            "decoder": decoder.init(keys["decoder"], x, mask, memory=x, memory_mask=mask)["params"],
+            "encoder": encoder.init(keys["encoder"], x, visible)["params"],
+            "decoder": decoder.init(keys["decoder"], x, visible, memory=x, of_memory=visible)["params"],
         }
         if c.lm_head and not c.tied:
             params["unembed"] = output.init(keys["unembed"], x)["params"]
@@ -80,17 +81,17 @@ def build_encoder_decoder(config: ModelConfig) -> Model:
 
     def encode(params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
         x = embed(params, tokens)
-        return cast(Any, encoder.apply({"params": params["encoder"]}, x, segment_mask(segments)))[0]
+        return cast(Any, encoder.apply({"params": params["encoder"]}, x, Visible(segments, segments, causal=False)))[0]
 
-    def decode_after(params: Params, tokens: jax.Array, mask: jax.Array, **more: Any) -> Any:
-        return decoder.apply({"params": params["decoder"]}, embed(params, tokens), mask, **more)
+    def decode_after(params: Params, tokens: jax.Array, visible: Visible, **more: Any) -> Any:
+        return decoder.apply({"params": params["decoder"]}, embed(params, tokens), visible, **more)
 
     def read(params: Params, batch: TokenBatch, prompt: jax.Array, inputs: jax.Array, segments: jax.Array) -> jax.Array:
         """[B, T, D] of a decoder that reads `inputs` where `segments` are not 0, and of each segment the `prompt`."""
         sources = jnp.where(prompt, batch.segments, 0)
         memory = encode(params, batch.tokens, sources)
-        seen = (segments[:, :, None] == sources[:, None, :]) & (segments[:, :, None] != 0)
-        return decode_after(params, inputs, causal_mask(segments), memory=memory, memory_mask=seen)[0]
+        of_memory = Visible(segments, sources, causal=False)
+        return decode_after(params, inputs, Visible(segments, segments), memory=memory, of_memory=of_memory)[0]
 
     def hidden(params: Params, batch: TokenBatch) -> jax.Array:
         prompt = in_prompt(batch.segments, batch.loss_mask)
@@ -117,32 +118,32 @@ def build_encoder_decoder(config: ModelConfig) -> Model:
         """Encodes left-padded prompts; the decoder reads the start token of each in their last column."""
         rows, width = batch.tokens.shape
         memory = encode(params, batch.tokens, batch.segments)
-        prompt = batch.segments != 0
-        cache = empty_cache(c, rows, length - width + 1)
-        start = jnp.full((rows, 1), c.start, jnp.int32)
-        filled = cache.filled.at[:, 0].set(True)
+        prompt, empty = batch.segments != 0, empty_cache(c, rows, length - width + 1)
+        start, one = jnp.full((rows, 1), c.start, jnp.int32), jnp.ones((rows, 1), jnp.int32)
         x, (keys, values), (seen_keys, seen_values) = decode_after(
             params,
             start,
-            filled[:, None, :],
-            cache=(cache.keys, cache.values),
+            Visible(one, one),
+            cache=(empty.keys, empty.values),
             memory=memory,
-            memory_mask=prompt[:, None, :],
+            of_memory=Visible(one, prompt.astype(jnp.int32), causal=False),
             keep=True,
         )
+        filled = empty.filled.at[:, 0].set(True)
         return x[:, -1], CrossCache(laid(keys, values, filled), seen_keys, seen_values, prompt)
 
     def decode(params: Params, tokens, positions, column, filled, cache: CrossCache):
         """Reads one token per row; `column` counts from the first column of the prompts."""
         own, column = cache.decoder, column - (cache.prompt.shape[1] - 1)
         seen = jax.lax.dynamic_update_slice(own.filled, filled[:, None], (0, column))
+        one = jnp.ones_like(tokens)[:, None]
         x, (keys, values), _ = decode_after(
             params,
             tokens[:, None],
-            seen[:, None, :],
+            Visible(one, seen.astype(jnp.int32), column),
             cache=(own.keys, own.values),
-            column=column,
-            memory_mask=cache.prompt[:, None, :],
+            cached=True,
+            of_memory=Visible(one, cache.prompt.astype(jnp.int32), causal=False),
             kept=(cache.keys, cache.values),
         )
         return x[:, -1], dataclasses.replace(cache, decoder=laid(keys, values, seen))

@@ -99,17 +99,17 @@ def rotate(
 
 
 class Attention(nn.Module):
-    """Self-attention to what the mask leaves; with a cache, keys and values are written at (layer, column) and all its columns are read."""
+    """Self-attention to what is visible; keys and values are written to a cache at this layer, and read from it where they are `cached`."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache, layer, column, bias=None):
+    def __call__(self, x, positions, visible, cache, layer, cached, bias=None):
         c = self.config
         q, k, v = queries(c)(x), *keys_and_values(c, x)
         if c.qk_norm:
             q, k = Norm(c.norm, c.norm_eps, name="q_norm")(q), Norm(c.norm, c.norm_eps, name="k_norm")(k)
-        local = c.window is not None and jnp.all(layer != jnp.asarray(c.full_layers, jnp.int32))
+        local = jnp.all(layer != jnp.asarray(c.full_layers, jnp.int32)) if c.full_layers else True
         if c.position == "rope":
             frequencies = rotary_frequencies(c)
             if c.local_rope_base is not None:
@@ -118,17 +118,14 @@ class Attention(nn.Module):
         keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
             cache = tuple(
-                jax.lax.dynamic_update_slice(whole, new[None].astype(whole.dtype), (layer, 0, 0, column, 0))
+                jax.lax.dynamic_update_slice(whole, new[None].astype(whole.dtype), (layer, 0, 0, visible.first, 0))
                 for whole, new in zip(cache, (keys, values), strict=True)
             )
-            keys, values = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
-        if c.window is not None:
-            # Segments and left-padded rows have no gaps, so that columns are as far apart as positions.
-            apart = (column + jnp.arange(q.shape[1]))[:, None] - jnp.arange(keys.shape[2])[None, :]
-            mask = mask & ((apart < c.window) | ~local)[None]
+            if cached:
+                keys, values = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
         q = constrain(q, "batch", "length", "heads", "head_dim")
-        out = attend(q, keys, values, mask, c.query_scale, c.attention_softcap, bias)
-        return attended(c)(out), cache
+        read = partial(attend, scale=c.query_scale, cap=c.attention_softcap, bias=bias, window=c.window, local=local)
+        return attended(c)(read(q, keys, values, visible)), cache
 
 
 class CrossAttention(nn.Module):
@@ -137,14 +134,14 @@ class CrossAttention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, memory, mask, kept=None):
+    def __call__(self, x, memory, visible, kept=None):
         c = self.config
         q = constrain(queries(c)(x), "batch", "length", "heads", "head_dim")
         if kept is None:
             k, v = keys_and_values(c, memory)
             kept = k.swapaxes(1, 2), v.swapaxes(1, 2)
         keys, values = kept
-        return attended(c)(attend(q, keys, values, mask, c.query_scale, c.attention_softcap)), kept
+        return attended(c)(attend(q, keys, values, visible, scale=c.query_scale, cap=c.attention_softcap)), kept
 
 
 def queries(config: ModelConfig) -> Project:

@@ -12,7 +12,7 @@ from builders import LLAMA, VOCAB, built, jitted, left_padded, lively, moved_lef
 
 from rlhf_jax.config import ModelConfig, Optim
 from rlhf_jax.loops.reward import make_reward_step, rescaled
-from rlhf_jax.models.attention import segment_mask
+from rlhf_jax.models.attention import Visible
 from rlhf_jax.models.critics import build_critics
 from rlhf_jax.train import init_state
 from rlhf_jax.train.optimizer import make_optimizer
@@ -56,7 +56,8 @@ def output(config: ModelConfig, name: str, batch: TokenBatch) -> np.ndarray:
 
 
 def test_a_token_sees_its_segment_and_nothing_else():
-    mask = np.asarray(segment_mask(jnp.array([[0, 1, 1, 2]])))[0]
+    segments = jnp.array([[0, 1, 1, 2]], jnp.int32)
+    mask = np.asarray(Visible(segments, segments, causal=False).mask())[0]
     assert mask.tolist() == [
         [False, False, False, False],
         [False, True, True, False],

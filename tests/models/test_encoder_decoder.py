@@ -16,7 +16,7 @@ from checkpoints import T5
 
 from rlhf_jax.config import LoRA
 from rlhf_jax.models.encoder_decoder import decoded
-from rlhf_jax.models.layers import distance_buckets
+from rlhf_jax.models.layers import RelativeBias
 from rlhf_jax.models.lora import targets_of
 from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.guided import guided
@@ -212,23 +212,24 @@ def test_bfloat16_is_close_and_its_probabilities_are_float32():
     assert 0 < gap.max() < 0.1
 
 
-@pytest.mark.parametrize(("buckets", "longest"), [(32, 128), (16, 128), (8, 9), (12, 14), (6, 7), (64, 1000)])
+@pytest.mark.parametrize(("buckets", "longest"), [(32, 128), (16, 128), (8, 5), (12, 14), (64, 1000)])
 @pytest.mark.parametrize("both_ways", [True, False])
 def test_distances_fall_into_the_buckets_of_transformers(buckets, longest, both_ways):
     import torch
     from transformers.models.t5.modeling_t5 import T5Attention
 
-    ahead = np.arange(-2 * longest, 2 * longest + 1)
+    config = dataclasses.replace(T5, relative_buckets=buckets, relative_distance=longest)
+    queries, keys = jnp.array([0, 2 * longest]), jnp.arange(3 * longest)
     theirs = T5Attention._relative_position_bucket(
-        torch.tensor(ahead),
+        torch.tensor(np.asarray(keys[None, :] - queries[:, None])),
         bidirectional=both_ways,
-        num_buckets=buckets * (2 if both_ways else 1),
+        num_buckets=buckets,
         max_distance=longest,
     )
-    table = distance_buckets(buckets, longest)
-    distance = np.abs(ahead) if both_ways else np.maximum(-ahead, 0)
-    ours = table[np.minimum(distance, longest)] + (buckets * (ahead > 0) if both_ways else 0)
-    np.testing.assert_array_equal(ours, theirs.numpy())
+    table = jnp.tile(jnp.arange(buckets, dtype=jnp.float32)[:, None], (1, config.heads))
+    found = RelativeBias(config, both_ways).apply({"params": {"embedding": table}}, queries, keys)
+    for head in np.asarray(found):
+        np.testing.assert_array_equal(head, theirs.numpy())
 
 
 def test_patterns_of_adapters_name_one_stack_or_both():

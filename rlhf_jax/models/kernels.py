@@ -1,0 +1,149 @@
+"""Attention by kernels of the platforms: splash attention, which ships with jax, on TPUs; cudnn's on GPUs.
+
+Both give what `attention.attend_plainly` gives. What a query that sees nothing (padding) gets is another mean, and never used.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from rlhf_jax.sharding import spec_of
+
+if TYPE_CHECKING:
+    from rlhf_jax.models.attention import Visible
+
+LANES = 128
+"""Tokens of the smallest block of a kernel on a TPU."""
+BLOCKS = (512, 256, LANES)
+
+
+def platform() -> str:
+    """What a program that is traced here will run on: the ambient mesh's devices, which need not be there, else those that JAX has."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def splash_fits(q: jax.Array, keys: jax.Array, visible: Visible) -> bool:
+    """Whether splash attention takes these: whole blocks of queries and keys that begin in one column, so no single tokens."""
+    lengths = q.shape[1], keys.shape[2]
+    return all(length % LANES == 0 for length in lengths) and visible.column is None
+
+
+def splash(
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    visible: Visible,
+    *,
+    scale: float | None,
+    cap: float | None,
+    window: int | None,
+    local: Any = True,
+    interpret: bool = False,
+) -> jax.Array:
+    """Splash attention, rows and heads where they lie on the ambient mesh; `local` may be known when the program runs only."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+    rows, length, heads, size = q.shape
+    mesh = jax.sharding.get_abstract_mesh()
+    sharded = not mesh.empty and mesh.size > 1
+    q = q * (size**-0.5 if scale is None else scale)
+    q, names = q.swapaxes(1, 2), ("batch", "heads", "length", "head_dim")
+    if sharded and spec_of(names, q.shape, mesh)[1] != spec_of(("batch", "kv"), keys.shape[:2], mesh)[1]:
+        # Fewer heads of keys than devices: each gets those of its queries.
+        keys, values = (jnp.repeat(x, heads // x.shape[1], axis=1) for x in (keys, values))
+    shards = mesh.shape.get("tensor", 1) if sharded and heads % mesh.shape.get("tensor", 1) == 0 else 1
+
+    def by(window: int | None):
+        kernel = splash_kernel(heads // shards, length, keys.shape[2], visible.causal, window, cap, interpret)
+
+        def run(kernel, q, k, v, queries, columns):
+            return jax.vmap(kernel)(q, k, v, SegmentIds(queries, columns))
+
+        if not sharded:
+            return partial(run, kernel)
+        whole, ids = spec_of(names, q.shape, mesh), spec_of(("batch",), (rows,), mesh)
+        ids, everywhere = PartitionSpec(*ids, None), jax.tree.map(lambda _: PartitionSpec(), kernel)
+        specs = (everywhere, whole, whole, whole, ids, ids)
+        return partial(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False), kernel)
+
+    given = (q, keys, values, visible.queries, visible.keys)
+    if window is None or not visible.causal:
+        out = by(None)(*given)
+    elif isinstance(local, bool):
+        out = by(window if local else None)(*given)
+    else:
+        out = jax.lax.cond(local, by(window), by(None), *given)
+    return out.swapaxes(1, 2)
+
+
+def splash_kernel(
+    heads: int, queries: int, keys: int, causal: bool, window: int | None, cap: float | None, interpret: bool
+) -> Any:
+    """The kernel (q [H, T, K], keys [G, S, K], values, segments) -> [H, T, K]. Made anew for every trace, which its arrays belong to."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        BlockSizes,
+        CausalMask,
+        FullMask,
+        LocalMask,
+        MultiHeadMask,
+        make_splash_mha,
+    )
+
+    shape = (queries, keys)
+    if not causal:
+        mask: Any = FullMask(shape)
+    else:
+        mask = CausalMask(shape) if window is None else LocalMask(shape, (window - 1, 0), 0)
+    rows, columns = (next(size for size in BLOCKS if length % size == 0) for length in shape)
+    sizes = BlockSizes(
+        block_q=rows,
+        block_kv=columns,
+        block_q_dkv=rows,
+        block_kv_dkv=columns,
+        block_q_dq=rows,
+        block_kv_dq=columns,
+    )
+    return make_splash_mha(
+        MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=cap,
+        interpret=interpret,
+    )
+
+
+def cudnn_fits(q: jax.Array, keys: jax.Array) -> bool:
+    """Whether cudnn's attention takes these: two-byte floats, heads of up to 128 dimensions by eights, even numbers of tokens."""
+    lengths = q.shape[1], keys.shape[2]
+    even = all(length % 2 == 0 for length in lengths)
+    return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and even
+
+
+def cudnn(
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    mask: jax.Array,
+    *,
+    scale: float | None,
+    bias: jax.Array | None,
+    implementation: Any = "cudnn",
+) -> jax.Array:
+    """`jax.nn.dot_product_attention`, by cudnn."""
+    return jax.nn.dot_product_attention(
+        q,
+        keys.swapaxes(1, 2),
+        values.swapaxes(1, 2),
+        bias=None if bias is None else bias[None].astype(q.dtype),
+        mask=mask[:, None],
+        scale=scale,
+        implementation=implementation,
+    )
