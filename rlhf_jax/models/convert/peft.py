@@ -6,7 +6,7 @@ A is stored as [rank, inputs], B as [outputs, rank], per layer and module, and c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,7 @@ def save_adapters(folder: Path, params: Params, lora: LoRA, config: ModelConfig,
         "bias": "none",
         "fan_in_fan_out": any(not _transposed(family, config, path) for path in adapters),
         "inference_mode": True,
-        # With what stands before the last name: GPT-2 calls two modules c_proj.
-        "target_modules": sorted({module.partition("{}.")[2] for module in modules.values()}),
+        "target_modules": _targets(family, config, modules),
     }
     arrays = {
         _name(modules[path], side, layer): _matrix(node[side][layer], side, lora.rank).T
@@ -116,6 +115,21 @@ def load_adapters(folder: Path, lora: LoRA, config: ModelConfig, family: Family)
         named = ", ".join(sorted(rest)[:5]) or "none at all"
         raise ValueError(f"{folder / WEIGHTS}: tensors that are no adapters of a {family.model_type} here: {named}")
     return found
+
+
+def _targets(family: Family, config: ModelConfig, modules: Mapping[str, str]) -> list[str]:
+    """What PEFT finds the modules of these paths by: what their names end with behind the layer, or, where others end alike, the names."""
+    kernels = {
+        path.removesuffix("/kernel"): tensor
+        for path, tensor in family.tensors(config).items()
+        if tensor.per_layer and path.endswith("/kernel")
+    }
+    # More than the last name: GPT-2 calls two modules c_proj.
+    ends = {module.partition("{}.")[2] for module in modules.values()}
+    others = [tensor.name.removesuffix(".weight") for path, tensor in kernels.items() if path not in modules]
+    if any(other.endswith(f".{end}") for other in others for end in ends):
+        return sorted(name.removesuffix(".weight") for path in modules for name in kernels[path].names)
+    return sorted(ends)
 
 
 def _nodes(tree: Params, leaf: str = "lora_a", path: str = "") -> Iterator[tuple[str, Params]]:
