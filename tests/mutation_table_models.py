@@ -1,0 +1,134 @@
+"""The mistakes of `mutations.py` in what is under rlhf_jax/models/; as in mutation_table.py."""
+
+from __future__ import annotations
+
+MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
+    ("models/convert/llama2c.py", "models/test_llama2c.py"): [
+        ("np.stack(np.split(x, 2, axis=2), axis=3).reshape(x.shape)", "x"),
+        ("c.vocab if c.tied else -c.vocab", "c.vocab"),
+        (
+            '"o": np.asarray(attention["o"]["kernel"]).transpose(0, 3, 1, 2)',
+            '"o": np.asarray(attention["o"]["kernel"])',
+        ),
+        ("    _check_params(config, params)\n", ""),
+        ('("dtype", "remat", "logit_chunk")', '("dtype", "remat", "logit_chunk", "rope_base")'),
+    ],
+    ("models/output.py", "models/test_output.py"): [
+        ("jnp.pad(x[:, :-1], ((0, 0), (1, 0))", "jnp.pad(x[:, 1:], ((0, 0), (0, 1))"),
+        (" & (batch.segments[:, 1:] != 0)", ""),
+        ("(batch.segments[:, 1:] == batch.segments[:, :-1]) & ", ""),
+        ("logits = unembed(h) / temperature", "logits = unembed(h)"),
+        ("unembed_q(hq) / temperature", "unembed_q(hq)"),
+        ("entropy = norm - jnp.sum", "entropy = norm + jnp.sum"),
+        ("jnp.exp(p) * (p - q)", "jnp.exp(q) * (p - q)"),
+    ],
+    ("models/params.py", "models/test_lora.py"): [('SCORING = ("score", "pool", "classify")', "SCORING = ()")],
+    ("models/attention.py", "models/test_encoder.py"): [
+        ("(self.queries[:, :, None] == self.keys[:, None, :]) & (", "("),
+        (" & (self.queries[:, :, None] != 0)", ""),
+        ("        if not self.causal:\n            return seen\n", ""),
+    ],
+    ("models/attention.py", "models/test_decoder.py"): [
+        ("seen & (apart >= 0)[None]", "seen & (apart > 0)[None]"),
+        ("apart = self.first + ", "apart = "),
+        ("scores = softcap(scores.", "scores = (scores."),
+    ],
+    ("models/attention.py", "models/test_attention.py"): [("(apart < window)", "(apart <= window)")],
+    ("models/kernels.py", "models/test_attention.py"): [
+        ("(window - 1, 0)", "(window, 0)"),
+        ("q = q * (size**-0.5 if scale is None else scale)", "q = q * size**-0.5"),
+        ("attn_logits_soft_cap=cap", "attn_logits_soft_cap=None"),
+        ("jax.lax.cond(local, by(window), by(None)", "jax.lax.cond(local, by(None), by(window)"),
+        ("by(window if local else None)", "by(window)"),
+        ("SegmentIds(queries, columns)", "SegmentIds(columns * 0 + 1, columns * 0 + 1)"),
+        ("    if not causal:\n", "    if False:\n"),
+        ("jnp.repeat(x, heads // x.shape[1], axis=1)", "jnp.tile(x, (1, heads // x.shape[1], 1, 1))"),
+        ("mask=mask[:, None]", "mask=None"),
+        ("        scale=scale,\n        implementation", "        implementation"),
+    ],
+    ("models/attention.py", "models/test_encoder_decoder.py"): [
+        ("scores = scores + bias.reshape(1, ", "scores = scores - bias.reshape(1, "),
+    ],
+    ("models/encoder_decoder.py", "models/test_encoder_decoder.py"): [
+        ("~(prompt & jnp.pad(follows, ((0, 0), (0, 1))))", "~prompt"),
+        ("jnp.where(prompt, c.start, batch.tokens), decoded", "batch.tokens, decoded"),
+        ("sources = jnp.where(prompt, batch.segments, 0)", "sources = batch.segments"),
+        ("Visible(segments, sources, causal=False)", "Visible(segments, batch.segments, causal=False)"),
+        ("Visible(segments, sources, causal=False)", "Visible(segments, sources)"),
+        ("jnp.where(begins, c.start, before)", "batch.tokens"),
+        ("column - (cache.prompt.shape[1] - 1)", "column - cache.prompt.shape[1]"),
+        ("(own.filled, filled[:, None], (0, column))", "(own.filled, jnp.ones_like(filled[:, None]), (0, column))"),
+        ("c.width**-0.5 / c.output_scale if c.tied", "c.width**-0.5 if c.tied"),
+    ],
+    ("models/layers.py", "models/test_encoder_decoder.py"): [
+        ("jnp.where(ahead > 0, buckets, 0)", "jnp.where(ahead < 0, buckets, 0)"),
+        ("np.minimum(grown, buckets - 1)", "grown"),
+        ("jnp.minimum(behind, c.relative_distance)", "jnp.minimum(behind, c.relative_distance - 1)"),
+    ],
+    ("models/convert/t5.py", "models/test_t5_files.py"): [
+        ("""fields.get("scale_decoder_outputs", tied)""", """fields.get("scale_decoder_outputs", True)"""),
+        ("own_output=True", "own_output=False"),
+    ],
+    ("models/encoder.py", "models/test_encoder.py"): [
+        ("first_index(batch.segments != 0)", "jnp.zeros_like(batch.segments[:, 0])"),
+        ("first_index(batch.segments != 0)", "jnp.sum(batch.segments != 0, axis=1) - 1"),
+        ("jnp.tanh(cast(", "(cast("),
+    ],
+    ("models/encoder.py", "parity/test_encoders.py"): [
+        ('name="norm")(ACTIVATIONS[c.activation](x))', 'name="norm")(x)'),
+        (' + params["unembed"]["bias"][None]', ""),
+    ],
+    ("models/decoder.py", "models/test_encoder.py"): [
+        ('name="types")(jnp.zeros_like(tokens))', 'name="types")(jnp.ones_like(tokens))'),
+    ],
+    ("models/convert/bert.py", "parity/test_encoders.py"): [
+        ("skip=offset)", "skip=0)"),
+        ("max_length=places - offset", "max_length=places"),
+        ('square, vector = "e d -> d e"', 'square, vector = "d e -> d e"'),
+        ('"c d -> d c"', '"d c -> d c"'),
+    ],
+    ("models/critics.py", "models/test_critics.py"): [
+        ("values_before(trunk.scalar", "(lambda x, _: x)(trunk.scalar"),
+        ("for one in (first, second)", "for one in (first, first)"),
+    ],
+    ("models/convert/table.py", "models/test_table.py"): [
+        ("(self._skip if place == 0 else 0)", "0"),
+        ("if stop - start != 1)", "if stop - start == 1)"),
+        ("[(*(self._part,) * self._numbered, ...)]", "[(*(0,) * self._numbered, ...)]"),
+    ],
+    ("models/lora.py", "models/test_lora.py"): [
+        ('adapter["lora_b"] * (config.alpha / config.rank)', 'adapter["lora_b"] * config.alpha'),
+        ('INPUTS = {"o": 2}', "INPUTS = {}"),
+        ("BASE: Frozen(without_scores(params))", "BASE: without_scores(params)"),
+    ],
+    ("models/convert/peft.py", "models/test_peft.py"): [
+        ("not _transposed(family, config, path) for path", "_transposed(family, config, path) for path"),
+        ('ends = {module.partition("{}.")[2]', 'ends = {module.rpartition(".")[2]'),
+        ("    if any(other.endswith(", "    if False and any(other.endswith("),
+        ("side, lora.rank).T", "side, lora.rank)"),
+    ],
+    ("models/convert/fields.py", "models/test_fields.py"): [
+        ("given = scaling | given", "given = given"),
+        ("for value in (own, beside)", "for value in (beside, own)"),
+        ('if kind == "full_attention")', 'if kind == "sliding_attention")'),
+    ],
+    ("models/convert/llama.py", "models/test_fields.py"): [
+        ("heads if grouped is None else ", "kv_heads or heads if grouped is None else "),
+        ("tuple(range(min(first, layers)))", "tuple(range(min(first, layers), layers))"),
+    ],
+    ("models/convert/gemma.py", "models/test_fields.py"): [("if (n + 1) % every", "if n % every")],
+    ("models/convert/neox.py", "models/test_fields.py"): [('("rotary_pct", 0.25)', '("rotary_pct", 1.0)')],
+    ("models/convert/load.py", "models/test_load.py"): [
+        ("same = same and np.array_equal", "same = np.array_equal"),
+        (" and original in found:", ":"),
+    ],
+    ("models/convert/save.py", "models/test_save.py"): [
+        ('float(np.asarray(params["score"]["bias"]))', "0.0"),
+        ("leaf if layer is None else leaf[layer]", "leaf if layer is None else leaf[0]"),
+    ],
+    ("models/convert/store.py", "models/test_store.py models/test_save.py"): [
+        (" or found.tobytes() != array.tobytes()", ""),
+        ("filled + count > limit", "filled > limit"),
+        ("if name in self._where:", "if name == self._where:"),
+    ],
+}
