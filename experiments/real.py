@@ -196,7 +196,7 @@ def bilingual_t5(scale: str) -> Experiment:
             data=Mixture(
                 (
                     ("alpaca:instructions/alpaca-en/*.json.gz", 3.0),
-                    ("alpaca:instructions/alpaca-zh/alpaca_data_zh-0[036]*.json.gz", 1.0),
+                    ("alpaca:instructions/alpaca-zh/alpaca_data_zh-0[03]*.json.gz", 1.0),
                 ),
                 held_out=0.01,
             ),
