@@ -136,7 +136,7 @@ def export_command(options: argparse.Namespace) -> None:
     found = export_model(
         experiment, directory, out, options.data_root, model=options.model, form=options.format, dtype=options.dtype
     )
-    what = "policy" if options.model == "policy" else "reward model"
+    what = "reward model" if options.model == "reward" else options.model
     print(f"{out}: the {what} of {directory} after {found.step} of {found.steps} steps of {found.stage}, {found.form}")
     print(f"prompts were written by the template {experiment.text.template!r}")
 
@@ -228,7 +228,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("directory", type=Path, metavar="DIR")
     export.add_argument("--seed", type=int, metavar="N", help="default: the first")
-    export.add_argument("--model", choices=("policy", "reward"), default="policy", help="default: the policy")
+    export.add_argument(
+        "--model", choices=("policy", "reward", "classifier"), default="policy", help="default: the policy"
+    )
     export.add_argument("--format", choices=("transformers", "peft", "llama2.c"), default="transformers")
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights written")
     export.add_argument(

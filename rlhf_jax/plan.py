@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rlhf_jax.config import Experiment, ModelConfig, Optim
+from rlhf_jax.loops.classify import make_class_step
 from rlhf_jax.loops.ilql import make_ilql_step
 from rlhf_jax.loops.preference import make_preference_step
 from rlhf_jax.loops.reward import make_reward_step
@@ -38,7 +39,7 @@ from rlhf_jax.types import (
 
 
 def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
-    """Stage -> lowered update (SFT, reward, preference, ILQL, PPO) of the stages the experiment has; no weight is allocated.
+    """Stage -> lowered update (SFT, reward, preference, ILQL, classify, PPO) of the stages the experiment has; no weight is allocated.
 
     A reward stage is lowered for comparisons.
     """
@@ -75,6 +76,12 @@ def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
         state = jax.eval_shape(lambda key: start_critics(critics.init(key), make_optimizer(optim)), jax.random.key(0))
         batch = RewardedBatch(token_shapes(optim.rows, length), _shape((optim.rows,), jnp.float32))
         lowered["ilql"] = compile_step(update, mesh).lower(on_mesh(state, mesh), on_mesh_rows(batch, mesh))
+    if experiment.classify is not None and experiment.classifier_shape is not None:
+        optim, model = experiment.classify.optim, trained_model(experiment, experiment.classifier_shape)
+        _, update = make_class_step(model, optim)
+        row = _shape((optim.rows,), jnp.float32)
+        batch = on_mesh_rows(LabelBatch(token_shapes(optim.rows, length), row, row), mesh)
+        lowered["classify"] = compile_step(update, mesh).lower(state_shapes(model, optim, mesh), batch)
     if experiment.ppo is not None:
         lowered["ppo"] = lower_ppo(experiment, mesh)
     return lowered

@@ -41,10 +41,10 @@ class PreferenceBatch:
 
 @pytree
 class LabelBatch:
-    """Texts with a binary label."""
+    """Texts with a binary label, or the number of a class."""
 
     text: TokenBatch
-    label: Float[Array, "B"]  # 0 or 1
+    label: Float[Array, "B"]  # 0 or 1; of several classes 0, 1, 2, ...
     weight: Float[Array, "B"]
 
 

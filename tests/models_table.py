@@ -58,8 +58,8 @@ def roles() -> list[str]:
             config.causal,
             config.causal or config.scalar_head,
             config.causal,
-            config.head == "classes",
-            config.causal,
+            not config.causal,
+            True,
         )
         lines.append(f"| {name} | {' | '.join('yes' if yes else '' for yes in can)} |")
     return lines

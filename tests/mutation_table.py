@@ -6,6 +6,11 @@ from mutation_table_models import MODELS
 
 # (file in rlhf_jax/, its tests in tests/): what stands there, and the mistake.
 MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
+    ("losses/classification.py", "losses/test_classification_loss.py"): [
+        ("jnp.argmax(logits, axis=-1) == actual", "jnp.argmin(logits, axis=-1) == actual"),
+        ("losses = -jnp.take", "losses = jnp.take"),
+        ("weighted_mean(losses, batch.weight)", "jnp.mean(losses)"),
+    ],
     ("masking.py", "test_masking.py"): [
         ("masked_sum(x, mask) / jnp.maximum(mask_weight(mask), 1.0)", "masked_sum(x, mask) / x.size"),
         (

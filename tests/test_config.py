@@ -11,6 +11,7 @@ from rlhf_jax.config import (
     ILQL,
     PPO,
     SFT,
+    Classify,
     Evaluation,
     Experiment,
     MeshConfig,
@@ -42,6 +43,7 @@ BASE = Experiment(
 )
 LEARNED = dataclasses.replace(MODEL, position="learned")
 PREFERENCE = Preference(data=None, pairs=32, optim=Optim(lr=1e-3, rows=16, steps=10))
+CLASSIFY = Classify(data=WORLD, optim=Optim(lr=1e-3, rows=16, steps=10), labels=("a", "b"))
 OFFLINE = ILQL(data=None, replies=32, optim=Optim(lr=1e-3, rows=16, steps=10))
 RELATIVE = dataclasses.replace(
     BASE.ppo,
@@ -150,6 +152,15 @@ RELATIVE = dataclasses.replace(
         (BASE.ppo, {"entropy_coef": -0.1}, "PPO.entropy_coef is -0.1"),
         (OPTIM, {"adam": "tf2"}, "'torch' or 'tf1'"),
         (BASE, {"policy": dataclasses.replace(MODEL, causal=False)}, "policy.causal=False: an encoder writes no text"),
+        (BASE, {"classify": CLASSIFY}, "classes are told by an encoder; set policy to one"),
+        (
+            BASE,
+            {"classify": CLASSIFY, "policy": dataclasses.replace(MODEL, causal=False), "ppo": None},
+            "classify and sft and reward: an encoder writes no text; set all but one to none",
+        ),
+        (CLASSIFY, {"labels": ("a",)}, "name two classes or more"),
+        (CLASSIFY, {"labels": ("a", "b", "a")}, "names a class twice"),
+        (CLASSIFY, {"eval_every": 0}, "Classify.eval_every is 0"),
         (
             BASE,
             {"reward_model": dataclasses.replace(MODEL, causal=False)},

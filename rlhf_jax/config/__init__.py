@@ -7,13 +7,14 @@ from rlhf_jax.config.data import Mixture, Text, World
 from rlhf_jax.config.experiment import Evaluation, Experiment
 from rlhf_jax.config.model import ONE_DEVICE, MeshConfig, ModelConfig, RopeScaling
 from rlhf_jax.config.ppo import PPO, PolicyGradient
-from rlhf_jax.config.stages import ILQL, SFT, LoRA, Optim, Preference, Reward
+from rlhf_jax.config.stages import ILQL, SFT, Classify, LoRA, Optim, Preference, Reward
 
 __all__ = [
     "ILQL",
     "ONE_DEVICE",
     "PPO",
     "SFT",
+    "Classify",
     "Evaluation",
     "Experiment",
     "LoRA",

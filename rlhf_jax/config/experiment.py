@@ -9,7 +9,7 @@ from rlhf_jax.checks import positive, require
 from rlhf_jax.config.data import Mixture, Text, World
 from rlhf_jax.config.model import ONE_DEVICE, MeshConfig, ModelConfig
 from rlhf_jax.config.ppo import PPO
-from rlhf_jax.config.stages import ILQL, SFT, LoRA, Preference, Reward
+from rlhf_jax.config.stages import ILQL, SFT, Classify, LoRA, Preference, Reward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,9 @@ class Experiment:
     reward: Reward | None = None
     preference: Preference | None = None
     ilql: ILQL | None = None
+    classify: Classify | None = (
+        None  # of an experiment that has no other stage; its "policy" is the classifier's encoder
+    )
     reward_model: ModelConfig | None = None  # None: the policy's shape with a scalar head
     ppo: PPO | None = None
     prompts: Mixture | None = None  # what PPO asks; None: the world's prompts
@@ -73,10 +76,7 @@ class Experiment:
                 model.vocab == self.policy.vocab,
                 f"{name}.vocab={model.vocab} is not policy.vocab={self.policy.vocab}; both read the same tokens",
             )
-        require(
-            self.policy.causal,
-            "policy.causal=False: an encoder writes no text; it can be the reward_model of an experiment",
-        )
+        self._check_kinds()
         for name, rows in self._row_counts():
             require(
                 rows % self.mesh.row_shards == 0,
@@ -137,6 +137,24 @@ class Experiment:
             f"sft.pack_length={pack} is shorter than text.length={self.text.length}; a row holds at least one example",
         )
 
+    def _check_kinds(self) -> None:
+        if self.classify is None:
+            require(
+                self.policy.causal,
+                "policy.causal=False: an encoder writes no text; it can be the reward_model of an experiment, or learn to classify",
+            )
+            return
+        require(not self.policy.causal, "classify: classes are told by an encoder; set policy to one (causal=False)")
+        others = [name for name in ("sft", "reward", "preference", "ilql", "ppo") if getattr(self, name) is not None]
+        require(not others, f"classify and {' and '.join(others)}: an encoder writes no text; set all but one to none")
+
+    @property
+    def classifier_shape(self) -> ModelConfig | None:
+        """The config of the classifier, where the experiment trains one."""
+        if self.classify is None:
+            return None
+        return dataclasses.replace(self.policy, head="classes", classes=len(self.classify.labels))
+
     @property
     def _longest(self) -> int:
         """Tokens of the longest sequence that a model may read."""
@@ -144,7 +162,7 @@ class Experiment:
         return max(self.text.length, self.text.prompt_length + new_tokens)
 
     def _row_counts(self):
-        names = ("sft", "reward", "preference", "ilql", "ppo")
+        names = ("sft", "reward", "preference", "ilql", "classify", "ppo")
         stages = {name: getattr(self, name) for name in names}
         for name, stage in stages.items():
             if stage is not None:
@@ -159,7 +177,7 @@ class Experiment:
 
     def mixtures(self) -> list[Mixture]:
         """Every mixture that the experiment reads."""
-        stages = (self.sft, self.reward, self.preference, self.ilql, self.ppo)
+        stages = (self.sft, self.reward, self.preference, self.ilql, self.classify, self.ppo)
         found = [getattr(stage, name, None) for stage in stages for name in ("data", "ptx_data")]
         return [mixture for mixture in (*found, self.prompts) if mixture is not None]
 

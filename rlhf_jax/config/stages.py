@@ -101,6 +101,21 @@ class Reward:
 
 
 @dataclasses.dataclass(frozen=True)
+class Classify:
+    """Which class a text is of, learned by an encoder (cross-entropy)."""
+
+    data: Mixture
+    optim: Optim
+    labels: tuple[str, ...]  # names of the classes, as the records have them
+    eval_every: int | None = None
+
+    def __post_init__(self):
+        positive(self, "eval_every")
+        require(len(self.labels) > 1, f"classify.labels={self.labels}: name two classes or more")
+        require(len(set(self.labels)) == len(self.labels), f"classify.labels={self.labels} names a class twice")
+
+
+@dataclasses.dataclass(frozen=True)
 class ILQL:
     """Implicit language Q-learning (Snell et al. 2022): critics from replies with a reward each, which guide the policy they start from."""
 

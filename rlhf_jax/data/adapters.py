@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_args
 
 from rlhf_jax.data.readers import DataError, Row, read_json, read_jsonl, read_lines, read_text_members, read_tsv
 from rlhf_jax.data.schema import (
+    Classified,
     Comparison,
     Demonstration,
     Labelled,
@@ -102,6 +103,21 @@ def parse_imdb(row: Row, provenance: Provenance) -> Labelled | Rejected:
     if folder not in ("pos", "neg"):
         return Rejected(provenance.place, f"in folder {folder!r}, not in pos or neg")
     return Labelled(_text(row, "text", provenance), int(folder == "pos"), provenance)
+
+
+def parse_classified(row: Row, provenance: Provenance) -> Classified:
+    """text, label: a text with the name of its class."""
+    text, label = (_text(row, name, provenance) for name in ("text", "label"))
+    return Classified(text, label, provenance)
+
+
+def parse_cvalues(row: Row, provenance: Provenance) -> Classified:
+    """prompt, domain_en: a question in Chinese with the field of the expert who asked it.
+
+    Source: Xu et al. 2023, CValues (arXiv:2307.09705), the prompts on responsibility.
+    """
+    prompt, field = (_text(row, name, provenance) for name in ("prompt", "domain_en"))
+    return Classified(prompt, field, provenance)
 
 
 def parse_unpaired(row: Row, provenance: Provenance) -> LabelledReply | Rejected:
@@ -198,6 +214,8 @@ ADAPTERS: dict[str, Adapter] = {
     "hh": Adapter(read_jsonl, parse_hh),
     "sst2": Adapter(read_tsv, parse_sst2),
     "imdb": Adapter(read_text_members, parse_imdb),
+    "classified": Adapter(read_json, parse_classified),
+    "cvalues": Adapter(read_jsonl, parse_cvalues),
     "unpaired": Adapter(read_json, parse_unpaired),
     "unpaired_messages": Adapter(read_json, parse_unpaired_messages),
     "tldr": Adapter(read_jsonl, parse_tldr),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledReply, Prompt, Rated, Turn
+from rlhf_jax.data.schema import Classified, Comparison, Demonstration, Labelled, LabelledReply, Prompt, Rated, Turn
 from rlhf_jax.data.templates import Template
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.types import TokenBatch
@@ -51,7 +51,7 @@ class EncodedReward:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedLabel:
-    """A text with the class of its `reply`, 0 or 1, and how sure that is. Of a text without a prompt all but the bos is reply."""
+    """A text with the class of its `reply`, from 0, and how sure that is. Of a text without a prompt all but the bos is reply."""
 
     text: Encoded
     label: int
@@ -142,6 +142,20 @@ def encode_labelled(labelled: Labelled, tokenizer: Tokenizer) -> EncodedLabel:
     """
     bos = () if tokenizer.bos is None else (tokenizer.bos,)
     return EncodedLabel(Encoded(bos, tuple(tokenizer.encode(labelled.text)), head=len(bos)), labelled.label)
+
+
+def encode_classified(classified: Classified, tokenizer: Tokenizer, labels: Sequence[str]) -> EncodedLabel:
+    """bos as the prompt, the text and eos as the reply, as encoders read a text; the label's place among `labels`.
+
+    Raises: ValueError for a label that is not one of them.
+    """
+    if classified.label not in labels:
+        raise ValueError(
+            f"{classified.provenance.place}: label {classified.label!r}; expected one of classify.labels, {', '.join(map(repr, labels))}"
+        )
+    bos = () if tokenizer.bos is None else (tokenizer.bos,)
+    text = Encoded(bos, (*tokenizer.encode(classified.text), tokenizer.eos), head=len(bos))
+    return EncodedLabel(text, labels.index(classified.label))
 
 
 def encode_labelled_reply(

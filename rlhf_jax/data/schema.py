@@ -76,6 +76,15 @@ class Labelled:
 
 
 @dataclasses.dataclass(frozen=True)
+class Classified:
+    """A text with the name of the class that it is of, e.g. the field that a question is from."""
+
+    text: str
+    label: str
+    provenance: Provenance
+
+
+@dataclasses.dataclass(frozen=True)
 class LabelledReply:
     """One reply to a prompt, and whether it was wanted."""
 
@@ -84,7 +93,7 @@ class LabelledReply:
     desirable: bool
 
 
-Record = Prompt | Demonstration | Comparison | Rated | Labelled | LabelledReply
+Record = Prompt | Demonstration | Comparison | Rated | Labelled | Classified | LabelledReply
 
 
 def user_prompt(text: str, provenance: Provenance, key: str = "") -> Prompt:

@@ -13,12 +13,21 @@ from typing import TypeVar
 
 from rlhf_jax.data.adapters import ADAPTERS, Adapter, Rejected, dialogue_key
 from rlhf_jax.data.readers import DataError
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledReply, Prompt, Provenance, Record
+from rlhf_jax.data.schema import (
+    Classified,
+    Comparison,
+    Demonstration,
+    Labelled,
+    LabelledReply,
+    Prompt,
+    Provenance,
+    Record,
+)
 
 DATA_VARIABLE = "RLHF_JAX_DATA"
 UNKNOWN_LICENCE = "unknown"
 
-AnyRecord = TypeVar("AnyRecord", Prompt, Demonstration, Comparison, Labelled, LabelledReply, Record)
+AnyRecord = TypeVar("AnyRecord", Prompt, Demonstration, Comparison, Labelled, Classified, LabelledReply, Record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +123,7 @@ def split_by_prompt(
 
 def prompt_key(record: Record) -> str:
     """What identifies the prompt of a record: its key, else the text of its turns; of a labelled text, the text."""
-    if isinstance(record, Labelled):
+    if isinstance(record, Labelled | Classified):
         return record.text
     prompt = record if isinstance(record, Prompt) else record.prompt
     return prompt.key or dialogue_key(prompt.turns)

@@ -33,6 +33,7 @@ from rlhf_jax.sharding import initialise
 from rlhf_jax.types import Params
 
 MODEL = "model.bin"
+STAGES = ("sft", "reward", "preference", "ilql", "classify", "ppo")
 
 
 class Exported(NamedTuple):
@@ -75,7 +76,7 @@ def export_model(
     out: Path,
     data_root: Path | None = None,
     *,
-    model: Literal["policy", "reward"] = "policy",
+    model: Literal["policy", "reward", "classifier"] = "policy",
     form: Literal["transformers", "peft", "llama2.c"] = "transformers",
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Exported:
@@ -90,8 +91,9 @@ def export_model(
     root, experiment = partial(find_data_root, data_root), dataclasses.replace(experiment, seed=seed_of(directory))
     if form != "transformers" and dtype != "float32":
         raise ValueError(f"the format {form} is written in float32, not {dtype}; leave --dtype out")
-    stage, steps, keys = last_policy(experiment) if model == "policy" else reward_model(experiment)
-    shape = dataclasses.replace(experiment.policy, head="lm") if model == "policy" else experiment.reward_shape
+    stage, steps, keys = MODELS[model](experiment)
+    shapes = {"policy": experiment.policy, "reward": experiment.reward_shape, "classifier": experiment.classifier_shape}
+    shape = shapes[model] or experiment.policy
     if form == "llama2.c":
         check_llama2c(shape)
     family = family_to_write(experiment, shape, root) if form == "transformers" else None
@@ -121,7 +123,8 @@ def export_model(
             tokenizer.save_pretrained(folder, template)
             (folder / "README.md").write_text(about, encoding="utf-8")
 
-        save_pretrained(out, shape, params, family=family, dtype=dtype, ids=ids, beside=beside)
+        labels = () if experiment.classify is None else experiment.classify.labels
+        save_pretrained(out, shape, params, family=family, dtype=dtype, ids=ids, labels=labels, beside=beside)
     else:
         with whole_folder(out) as folder:
             save_llama2c(folder / MODEL, shape, params)
@@ -182,8 +185,9 @@ def with_base(run: Run, stage: str, params: Params, lora: LoRA) -> Params:
                 f"{experiment.sft.optim.total}; run it again with --resume"
             )
         base = with_base(run, before, tuned, lora)
-    if stage == "reward":
-        base = carry_over(base, initialise(build_model(experiment.reward_shape).init, run.key("reward"), run.mesh))
+    shape = {"reward": experiment.reward_shape, "classify": experiment.classifier_shape}.get(stage)
+    if shape is not None:
+        base = carry_over(base, initialise(build_model(shape).init, run.key(stage), run.mesh))
     whole = {**params, BASE: Frozen(without_scores(base))}
     check_base(run, stage, whole, write=False)
     return merged(whole, lora)
@@ -204,12 +208,12 @@ def family_to_write(experiment: Experiment, shape: ModelConfig, root: Root) -> F
 def model_card(experiment: Experiment, stage: str, step: int, model: str) -> str:
     """What a reader of the folder should know: what it is, what it was trained on, how it is to be used."""
     sources = sorted({source for mixture in experiment.mixtures() for source, _ in mixture.sources})
-    trained = [name for name in ("sft", "reward", "preference", "ilql", "ppo") if getattr(experiment, name) is not None]
-    use = (
-        "Prompts are written by the chat template beside it."
-        if model == "policy"
-        else "Its one logit is the score of a reply, as it came out of training: neither centred nor normalised."
-    )
+    trained = [name for name in STAGES if getattr(experiment, name) is not None]
+    use = {
+        "policy": "Prompts are written by the chat template beside it.",
+        "reward": "Its one logit is the score of a reply, as it came out of training: neither centred nor normalised.",
+        "classifier": "It reads texts as they are, and says which class they are of.",
+    }[model]
     return (
         f"---\nlibrary_name: transformers\ntags: [rlhf_jax, {model}]\n---\n# {experiment.name}: {model}\n\n"
         f"Trained by rlhf_jax {__version__}, experiment `{experiment.name}` at scale `{experiment.scale}`, seed {experiment.seed}: "
@@ -228,6 +232,13 @@ def reward_model(experiment: Experiment) -> tuple[str, int, tuple[str, ...]]:
     return "reward", experiment.reward.optim.total, ("params",)
 
 
+def classifier(experiment: Experiment) -> tuple[str, int, tuple[str, ...]]:
+    """(stage, its steps, where in its state the classifier is). Raises: ValueError without one."""
+    if experiment.classify is None:
+        raise ValueError(f"{experiment.name} trains no classifier: it has no stage classify")
+    return "classify", experiment.classify.optim.total, ("params",)
+
+
 def last_policy(experiment: Experiment) -> tuple[str, int, tuple[str, ...]]:
     """(the last stage that trains the policy, its steps, where in its state the policy is). Raises: ValueError without one."""
     if experiment.ppo is not None:
@@ -237,3 +248,6 @@ def last_policy(experiment: Experiment) -> tuple[str, int, tuple[str, ...]]:
         if config is not None:
             return stage, config.optim.total, ("params",)
     raise ValueError(f"{experiment.name} trains no policy: it has no stage sft, preference or ppo")
+
+
+MODELS = {"policy": last_policy, "reward": reward_model, "classifier": classifier}

@@ -19,6 +19,7 @@ from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
 from rlhf_jax.eval.preference import mean_and_error
 from rlhf_jax.feedback.simulated import bayes_agreement
 from rlhf_jax.files import write_atomic
+from rlhf_jax.loops.classify import run_classify
 from rlhf_jax.loops.collect import dealt_prompts, rate, sample_replies, sampled_comparisons, sampler_of, write_collected
 from rlhf_jax.loops.evaluate import (
     Figures,
@@ -78,6 +79,12 @@ def run_experiment(run: Run) -> Outcome:
     """Every stage of the run's experiment, each from its newest checkpoint; writes summary, samples and calibration."""
     experiment, outcome = run.experiment, Outcome()
     texts = open_texts(run)
+    if experiment.classify is not None:
+        start = start_params(run, experiment.policy)
+        found = run_classify(run, start, texts)
+        outcome = Outcome(found.figures, found.calibration, found.samples)
+        outcome.figures["policy/parameters"] = float(count_parameters(start))
+        return written(run, outcome)
     # What cannot work is refused here, before anything is trained.
     prompts, held_out = policy_prompts(run)
     examples = stage_examples(run)
@@ -118,13 +125,17 @@ def run_experiment(run: Run) -> Outcome:
             candidates["ilql"] = (make_judge(run, texts, guide.model, alone, scorer), guide.params)
         figures, outcome.samples = evaluate(experiment, candidates, held_out)
         outcome.figures |= figures
+    return written(run, outcome)
 
+
+def written(run: Run, outcome: Outcome) -> Outcome:
+    """Writes summary, samples and calibration of a run that has ended; the summary is the last to be there."""
     outcome.figures |= run.noted
     outcome.figures |= {f"seconds/{stage}": seconds for stage, seconds in run.seconds.items()}
-    write_atomic(run.directory / SUMMARY, json.dumps(outcome.figures, indent=1) + "\n")
     write_atomic(run.directory / CALIBRATION, json.dumps(outcome.calibration) + "\n")
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in outcome.samples]
     write_atomic(run.directory / SAMPLES, "".join(lines))
+    write_atomic(run.directory / SUMMARY, json.dumps(outcome.figures, indent=1) + "\n")
     return outcome
 
 

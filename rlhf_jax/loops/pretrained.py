@@ -58,9 +58,10 @@ def read_shape(path: Path) -> tuple[ModelConfig, Family | None]:
     """(shape, family) of a checkpoint; a llama2.c file has no family."""
     if path.is_dir():
         family, config, _ = read_config(base_of(path)[0])
-        if config.head != "lm":
+        if not config.lm_head and config.head != "none":
             raise ValueError(
-                f"checkpoint {path} is a model with head {config.head!r}; a policy has an output layer, head 'lm'"
+                f"checkpoint {path} is a model with head {config.head!r}; a run starts from one with an output layer, head 'lm', or from "
+                "an encoder alone"
             )
         return config, family
     return load_llama2c(path)[0], None

@@ -20,7 +20,7 @@ from rlhf_jax.report.progress import progress
 from rlhf_jax.sharding import make_mesh
 
 State = TypeVar("State")
-STAGES = ("init", "sft", "collect", "reward", "value", "ppo", "evaluate", "normalise", "preference", "ilql")
+STAGES = ("init", "sft", "collect", "reward", "value", "ppo", "evaluate", "normalise", "preference", "ilql", "classify")
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from rlhf_jax.config import Experiment
 from rlhf_jax.config import Mixture as MixtureConfig
 from rlhf_jax.data.batches import Mixture
 from rlhf_jax.data.encode import (
+    encode_classified,
     encode_comparison,
     encode_demonstration,
     encode_labelled,
@@ -20,7 +21,7 @@ from rlhf_jax.data.encode import (
     encode_prompt,
     encode_rated,
 )
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledReply, Prompt, Rated, Record
+from rlhf_jax.data.schema import Classified, Comparison, Demonstration, Labelled, LabelledReply, Prompt, Rated, Record
 from rlhf_jax.data.sources import load_source, split_by_prompt
 from rlhf_jax.data.templates import Template, get_template
 from rlhf_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
@@ -52,6 +53,7 @@ class Texts:
     tokenizer: Tokenizer
     template: Template
     prompt_length: int
+    labels: tuple[str, ...] = ()  # of classes
 
     def encode(self, records: Sequence[Record]) -> list[Any]:
         """Records of one kind as encoded examples of that kind."""
@@ -62,12 +64,15 @@ class Texts:
             Rated: encode_rated,
             LabelledReply: encode_labelled_reply,
         }
-        return [
-            encode_labelled(record, self.tokenizer)
-            if isinstance(record, Labelled)
-            else encoders[type(record)](record, self.tokenizer, self.template, self.prompt_length)
-            for record in records
-        ]
+
+        def encoded(record: Record) -> Any:
+            if isinstance(record, Labelled):
+                return encode_labelled(record, self.tokenizer)
+            if isinstance(record, Classified):
+                return encode_classified(record, self.tokenizer, self.labels)
+            return encoders[type(record)](record, self.tokenizer, self.template, self.prompt_length)
+
+        return [encoded(record) for record in records]
 
 
 def open_texts(run: Run) -> Texts:
@@ -90,13 +95,14 @@ def open_texts(run: Run) -> Texts:
     else:
         tokenizer = read_tokenizer(experiment, run.data)
     check_vocabulary(experiment, tokenizer)
-    return Texts(tokenizer, template_of(experiment), experiment.text.prompt_length)
+    labels = () if experiment.classify is None else experiment.classify.labels
+    return Texts(tokenizer, template_of(experiment), experiment.text.prompt_length, labels)
 
 
 def template_of(experiment: Experiment) -> Template:
-    """The template of an experiment, which closes prompts that an encoder reads with eos, as T5 had them."""
+    """The template of an experiment, which closes what an encoder reads with eos, as T5 and BERT had it."""
     template = get_template(experiment.text.template)
-    return dataclasses.replace(template, closed=template.closed or experiment.policy.kind == "encoder-decoder")
+    return dataclasses.replace(template, closed=template.closed or experiment.policy.kind != "decoder")
 
 
 def kept_tokenizer(path: Path) -> SentencePieceTokenizer:
@@ -231,6 +237,6 @@ def _distinct(records: Iterable[Record]) -> list[Prompt]:
     prompts = (
         record if isinstance(record, Prompt) else record.prompt
         for record in records
-        if not isinstance(record, Labelled)
+        if not isinstance(record, Labelled | Classified)
     )
     return list({prompt.key: prompt for prompt in prompts}.values())

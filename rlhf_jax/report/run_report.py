@@ -50,6 +50,8 @@ MEASURES = {"gold": "gold reward", "positive_words": "word sentiment", "score": 
 HEADLINES = {
     "sft/held_out_prompts/exact": "exact greedy answers after SFT",
     "reward/accuracy": "reward model accuracy",
+    "classify/accuracy": "accuracy of the classes",
+    "classify/macro_f1": "macro F1",
 } | {
     f"{policy}_minus_sft/{measure}": f"{worth} gained by {means}"
     for policy, means in GAINS.items()
@@ -96,6 +98,10 @@ STAGES: dict[str, tuple[Curves, ...]] = {
         Curves("Margin", "nats", _both("preference", "margin")),
         Curves("Loss", "per pair, of KTO per reply", _both("preference", "loss")),
         Curves("Log-ratio of replies to other prompts", "nats", _both("preference", "baseline")),
+    ),
+    "Classifier": (
+        Curves("Accuracy", "share of texts", _both("classify", "accuracy"), {"commonest class": "classify/commonest"}),
+        Curves("Loss", "nats per text", _both("classify", "loss")),
     ),
     "Implicit Q-learning": (
         Curves("Error of Q", "reward squared", _both("ilql", "q_loss")),
@@ -234,7 +240,8 @@ def _stage(runs: Runs, title: str) -> list[Block]:
     """The plots of one stage: all lines of a single run together, several runs line by line."""
     drawn = _of_one_run if len(runs) == 1 else _of_several_runs
     blocks = [plot for curves in STAGES[title] for plot in drawn(runs, curves)]
-    if title == "Reward model":
+    scored = any("classify/accuracy" in run.figures for run in runs.values())
+    if title == ("Classifier" if scored else "Reward model"):
         blocks += [plot for label, run in runs.items() for plot in _calibration(run, label)]
     return blocks
 

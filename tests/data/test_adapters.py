@@ -217,3 +217,11 @@ def test_the_published_posts_have_their_form(data_root):
         text = TEMPLATES["tldr"].prompt(record.prompt)
         assert text.startswith("SUBREDDIT: r/")
         assert text.endswith("\n\nTL;DR:")
+
+
+def test_texts_with_a_class():
+    assert parse("classified", text="which one?", label="ask").label == "ask"
+    found = parse("cvalues", id_=1, prompt="二氧化碳有害吗？", domain_en="law", domain_zh="法律")
+    assert (found.text, found.label) == ("二氧化碳有害吗？", "law")
+    with pytest.raises(DataError, match="field 'label' is a int; expected text"):
+        parse("classified", text="which one?", label=3)
