@@ -293,6 +293,8 @@ def _samples(run: RunFiles) -> Section:
     if not samples:
         return Section("Samples", [])
     present = [policy for policy in POLICIES if policy in samples[0]]
+    if not present:  # of a classifier
+        return Section("Samples", [Table(list(samples[0]), [list(sample.values()) for sample in samples])])
     rows = [(str(s["prompt"]), [_reply(s, policy) for policy in present]) for s in samples]
     return Section("Samples", [Samples(present, rows)])
 

@@ -33,7 +33,8 @@ def test_a_wrong_request_says_what_would_be_right(root):
         load_source("line:prompts/*.txt", root)
     with pytest.raises(
         KeyError,
-        match="alpaca or classified or cvalues or hh or imdb or lines or openings or sst2 or tldr or tldr_comparisons or unpaired or unpaired_messages",
+        match="alpaca or classified or cvalues or hh or imdb or lines or openings or sst2 or tldr or tldr_comparisons or unpaired or "
+        "unpaired_messages",
     ):
         load_source("zzz:prompts/*.txt", root)
     with pytest.raises(FileNotFoundError, match=rf"'prompts/\*\.csv' under {root}"):

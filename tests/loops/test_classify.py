@@ -91,7 +91,10 @@ def test_classes_are_learned_and_measured(trained):
     assert len(samples) == figures["classify/texts"]
     assert {(sample["prompt"], sample["label"]) for sample in samples} <= set(TEXTS)
     assert all(sample["predicted"] == sample["label"] for sample in samples)
-    assert "accuracy of the classes" in (trained / "report.html").read_text()
+    page = (trained / "report.html").read_text()
+    assert "accuracy of the classes" in page
+    assert "Calibration on held-out data" in page
+    assert f"<td>{samples[0]['prompt']}</td>" in page
 
 
 def test_transformers_reads_the_classifier_and_names_the_classes(trained, data, tmp_path):
