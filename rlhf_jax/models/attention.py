@@ -59,13 +59,13 @@ def attend(
 ) -> Float[Array, "B T H K"]:
     """`attend_plainly`, or the same by the kernel of the platform where that takes such arguments.
 
-    On TPUs that is splash attention, on GPUs cudnn's; neither makes the scores of all queries and keys at once.
+    On TPUs that is splash attention, on GPUs cudnn's; neither makes the scores of all queries and keys at once. With a bias it is plain.
     """
     here = platform()
     if here == "tpu" and bias is None and splash_fits(q, keys, visible):
         return splash(q, keys, values, visible, scale=scale, cap=cap, window=window, local=local)
-    if here == "gpu" and cap is None and cudnn_fits(q, keys):
-        return cudnn(q, keys, values, visible.mask(window, local), scale=scale, bias=bias)
+    if here == "gpu" and bias is None and cap is None and cudnn_fits(q, keys):
+        return cudnn(q, keys, values, visible.mask(window, local), scale=scale)
     return attend_plainly(q, keys, values, visible.mask(window, local), scale, cap, bias)
 
 

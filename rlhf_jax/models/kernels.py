@@ -134,7 +134,6 @@ def cudnn(
     mask: jax.Array,
     *,
     scale: float | None,
-    bias: jax.Array | None,
     implementation: Any = "cudnn",
 ) -> jax.Array:
     """`jax.nn.dot_product_attention`, by cudnn."""
@@ -142,7 +141,6 @@ def cudnn(
         q,
         keys.swapaxes(1, 2),
         values.swapaxes(1, 2),
-        bias=None if bias is None else bias[None].astype(q.dtype),
         mask=mask[:, None],
         scale=scale,
         implementation=implementation,
