@@ -23,17 +23,19 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("jnp.exp(p) * (p - q)", "jnp.exp(q) * (p - q)"),
     ],
     ("models/params.py", "models/test_lora.py"): [('SCORING = ("score", "pool", "classify")', "SCORING = ()")],
-    ("models/attention.py", "models/test_encoder.py"): [
+    ("models/visible.py", "models/test_encoder.py"): [
         ("(self.queries[:, :, None] == self.keys[:, None, :]) & (", "("),
         (" & (self.queries[:, :, None] != 0)", ""),
         ("        if not self.causal:\n            return seen\n", ""),
     ],
-    ("models/attention.py", "models/test_decoder.py"): [
+    ("models/visible.py", "models/test_decoder.py"): [
         ("seen & (apart >= 0)[None]", "seen & (apart > 0)[None]"),
         ("apart = self.first + ", "apart = "),
+    ],
+    ("models/attention.py", "models/test_decoder.py"): [
         ("scores = softcap(scores.", "scores = (scores."),
     ],
-    ("models/attention.py", "models/test_attention.py"): [("(apart < window)", "(apart <= window)")],
+    ("models/visible.py", "models/test_attention.py"): [("(apart < window)", "(apart <= window)")],
     ("models/kernels.py", "models/test_attention.py"): [
         ("(window - 1, 0)", "(window, 0)"),
         ("q = q * (size**-0.5 if scale is None else scale)", "q = q * size**-0.5"),

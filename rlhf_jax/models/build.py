@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.assemble import model_of
-from rlhf_jax.models.attention import Visible
 from rlhf_jax.models.cache import Cache, empty_cache, laid
 from rlhf_jax.models.decoder import Decoder, ScalarHead, Unembed, output_logits
 from rlhf_jax.models.encoder import build_encoder
 from rlhf_jax.models.encoder_decoder import build_encoder_decoder
+from rlhf_jax.models.visible import Visible
 from rlhf_jax.types import Params, TokenBatch
 
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.models.attention import Visible, softcap
+from rlhf_jax.models.attention import softcap
 from rlhf_jax.models.layers import Attention, CrossAttention, FeedForward, Norm, RelativeBias
+from rlhf_jax.models.visible import Visible
 from rlhf_jax.sharding import constrain
 from rlhf_jax.types import Params, pytree
 

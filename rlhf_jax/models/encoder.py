@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.masking import first_index
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.attention import Visible, softcap
+from rlhf_jax.models.attention import softcap
 from rlhf_jax.models.decoder import Decoder, ScalarHead, Unembed
 from rlhf_jax.models.layers import ACTIVATIONS, Norm, Project
+from rlhf_jax.models.visible import Visible
 from rlhf_jax.types import Params, TokenBatch
 
 HEADS = ("transform", "unembed", "pool", "score", "classify")

@@ -19,10 +19,10 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.masking import in_prompt, last_index
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.assemble import model_of
-from rlhf_jax.models.attention import Visible
 from rlhf_jax.models.cache import Cache, empty_cache, laid
 from rlhf_jax.models.decoder import Embedding, ScalarHead, Stack, Unembed, output_logits
 from rlhf_jax.models.layers import Project
+from rlhf_jax.models.visible import Visible
 from rlhf_jax.types import Params, TokenBatch, pytree
 
 

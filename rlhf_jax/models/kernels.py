@@ -6,16 +6,14 @@ Both give what `attention.attend_plainly` gives. What a query that sees nothing 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from rlhf_jax.models.visible import Visible
 from rlhf_jax.sharding import spec_of
-
-if TYPE_CHECKING:
-    from rlhf_jax.models.attention import Visible
 
 LANES = 128
 """Tokens of the smallest block of a kernel on a TPU."""

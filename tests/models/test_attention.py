@@ -15,8 +15,9 @@ from checkpoints import SMALL
 from rlhf_jax.config import MeshConfig
 from rlhf_jax.models import attention as module
 from rlhf_jax.models import build_model
-from rlhf_jax.models.attention import Visible, attend_plainly
+from rlhf_jax.models.attention import attend_plainly
 from rlhf_jax.models.kernels import cudnn, cudnn_fits, splash, splash_fits
+from rlhf_jax.models.visible import Visible
 from rlhf_jax.sharding import compile_function, make_mesh, place, place_batch
 
 ROWS, LENGTH, HEADS, GROUPS, SIZE = 2, 256, 4, 2, 16

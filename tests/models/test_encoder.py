@@ -12,8 +12,8 @@ from builders import LLAMA, VOCAB, built, jitted, left_padded, lively, moved_lef
 
 from rlhf_jax.config import ModelConfig, Optim
 from rlhf_jax.loops.reward import make_reward_step, rescaled
-from rlhf_jax.models.attention import Visible
 from rlhf_jax.models.critics import build_critics
+from rlhf_jax.models.visible import Visible
 from rlhf_jax.train import init_state
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import PreferenceBatch, TokenBatch

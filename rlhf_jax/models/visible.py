@@ -1,0 +1,37 @@
+"""Which tokens may see which: from segments and the order of columns, without an array of all pairs until one is asked for."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from rlhf_jax.types import pytree
+
+
+@pytree
+class Visible:
+    """Which keys each query may attend to: those of its own segment (0 sees and is nothing), in a causal layer none behind it.
+
+    Columns of one row are as far apart as their positions, as segments have no gaps, so that a window counts columns.
+    """
+
+    queries: Int[Array, "B T"]
+    keys: Int[Array, "B S"]
+    column: Int[Array, ""] | None = None  # of the first query among the keys; None: both begin together
+    causal: bool = flax.struct.field(pytree_node=False, default=True)
+
+    @property
+    def first(self) -> jax.Array | int:
+        """The column of the first query."""
+        return 0 if self.column is None else self.column
+
+    def mask(self, window: int | None = None, local: Bool[Array, ""] | bool = True) -> Bool[Array, "B T S"]:
+        """The same for each query and key; in a `local` layer a query sees itself and the window - 1 columns before it."""
+        seen = (self.queries[:, :, None] == self.keys[:, None, :]) & (self.queries[:, :, None] != 0)
+        if not self.causal:
+            return seen
+        apart = self.first + jnp.arange(self.queries.shape[1])[:, None] - jnp.arange(self.keys.shape[1])[None, :]
+        seen = seen & (apart >= 0)[None]
+        return seen if window is None else seen & ((apart < window) | ~jnp.asarray(local))[None]
