@@ -136,7 +136,7 @@ def test_a_reward_model_leaves_as_a_classifier_of_one_label(tmp_path, capsys):
     # It has no output layer, and is no policy.
     again = settings(f"model.init={out}", *SHORT)
     assert run.main(["run", "smoke/sft", "--workdir", str(tmp_path / "again"), *again]) == 2
-    assert "a model with head 'scalar'; a policy has an output layer" in capsys.readouterr().err
+    assert "a model with head 'scalar'; a run starts from one with an output layer" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
 
 
