@@ -138,7 +138,8 @@ def export_command(options: argparse.Namespace) -> None:
     )
     what = "reward model" if options.model == "reward" else options.model
     print(f"{out}: the {what} of {directory} after {found.step} of {found.steps} steps of {found.stage}, {found.form}")
-    print(f"prompts were written by the template {experiment.text.template!r}")
+    if options.model != "classifier":
+        print(f"prompts were written by the template {experiment.text.template!r}")
 
 
 def golden_command(options: argparse.Namespace) -> None:

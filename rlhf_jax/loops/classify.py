@@ -19,7 +19,7 @@ from rlhf_jax.loops.sft import fresh_state, make_evaluation
 from rlhf_jax.loops.sources import Texts, load_examples
 from rlhf_jax.losses.classification import class_loss
 from rlhf_jax.models import Model, build_model
-from rlhf_jax.models.params import carry_over
+from rlhf_jax.models.params import carry_over, count_parameters
 from rlhf_jax.sharding import compile_function, compile_step, initialise, place_batch
 from rlhf_jax.train import TrainState, make_step
 from rlhf_jax.train.optimizer import make_optimizer
@@ -55,7 +55,8 @@ def run_classify(run: Run, trunk: Params, texts: Texts) -> Classification:
     parts, length, pad = examples.encoded(texts), experiment.text.length, texts.tokenizer.pad
     batches = label_batches(parts, config.optim.rows, length, pad, experiment.seed)
     run.note_cut("classify", batches.cut)
-    begun = trainee(run, "classify", build_model(shape), classifier_start(run, shape, trunk))
+    start = classifier_start(run, shape, trunk)
+    begun = trainee(run, "classify", build_model(shape), start)
     loss, update = make_class_step(begun.model, config.optim)
     step = compile_step(update, run.mesh)
 
@@ -75,9 +76,12 @@ def run_classify(run: Run, trunk: Params, texts: Texts) -> Classification:
         eval_every=config.eval_every,
         show=("loss", "accuracy"),
     )
-    rejected = {"classify/rejected_rows": float(examples.rejected)}
+    known = {
+        "classify/parameters": float(count_parameters(start)),
+        "classify/rejected_rows": float(examples.rejected),
+    }
     if held_out is None:
-        return Classification(rejected, {}, [])
+        return Classification(known, {}, [])
     logits = class_logits_of(run, begun.model, state.params, held_out.text)
     actual, names = np.asarray(held_out.label).astype(np.int64), config.labels
     predicted = np.argmax(logits, axis=1)
@@ -102,9 +106,7 @@ def run_classify(run: Run, trunk: Params, texts: Texts) -> Classification:
         for place, record in enumerate(shown)
         if isinstance(record, Classified)
     ]
-    return Classification(
-        rejected | {f"classify/{name}": value for name, value in figures.items()}, calibration, samples
-    )
+    return Classification(known | {f"classify/{name}": value for name, value in figures.items()}, calibration, samples)
 
 
 def class_logits_of(run: Run, model: Model, params: Params, data: TokenBatch) -> np.ndarray:

@@ -80,7 +80,7 @@ def export_model(
     form: Literal["transformers", "peft", "llama2.c"] = "transformers",
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Exported:
-    """Writes a model of one seed's folder to the folder `out`: the last policy, or the reward model, from its newest intact checkpoint.
+    """Writes a model of one seed's folder to the folder `out`: its last policy, reward model or classifier, by its newest checkpoint.
 
     transformers: what `AutoModelForCausalLM` (of an encoder-decoder `AutoModelForSeq2SeqLM`), `AutoModelForSequenceClassification` and
     `AutoTokenizer` read, the run's template as chat template. peft: the adapters alone, of a policy with `lora` whose one stage began with

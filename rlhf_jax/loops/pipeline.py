@@ -80,11 +80,8 @@ def run_experiment(run: Run) -> Outcome:
     experiment, outcome = run.experiment, Outcome()
     texts = open_texts(run)
     if experiment.classify is not None:
-        start = start_params(run, experiment.policy)
-        found = run_classify(run, start, texts)
-        outcome = Outcome(found.figures, found.calibration, found.samples)
-        outcome.figures["policy/parameters"] = float(count_parameters(start))
-        return written(run, outcome)
+        found = run_classify(run, start_params(run, experiment.policy), texts)
+        return written(run, Outcome(found.figures, found.calibration, found.samples))
     # What cannot work is refused here, before anything is trained.
     prompts, held_out = policy_prompts(run)
     examples = stage_examples(run)

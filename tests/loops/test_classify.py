@@ -14,11 +14,13 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from experiments import run
 from experiments.registry import find
+from rlhf_jax.checkpoint import load_part, newest_intact
 from rlhf_jax.data.tokenizer import train_sentencepiece
 from rlhf_jax.loops.export import export_model, read_experiment
 from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.run import open_run
 from rlhf_jax.models.convert.load import load_pretrained
+from rlhf_jax.models.params import count_parameters
 from rlhf_jax.overrides import apply_overrides
 from rlhf_jax.plan import lower_updates
 from rlhf_jax.report.metrics import read_metrics
@@ -83,6 +85,10 @@ def trained(data, tmp_path_factory):
 def test_classes_are_learned_and_measured(trained):
     figures, metrics = summary(trained), read_metrics(trained / "seed_0")
     assert figures["classify/accuracy"] == pytest.approx(1.0)
+    # Of the tree that was trained: the output layer that the trunk came with is none of the classifier's.
+    newest, _ = newest_intact(trained / "seed_0" / "checkpoints" / "classify")
+    assert newest is not None
+    assert figures["classify/parameters"] == count_parameters(load_part(newest, "params"))
     assert figures["classify/macro_f1"] == pytest.approx(1.0)
     assert figures["classify/macro_precision"] == figures["classify/macro_recall"] == pytest.approx(1.0)
     assert metrics["classify"]["loss"].values[-1] < 0.2 * metrics["classify"]["loss"].values[0]
