@@ -33,10 +33,22 @@ REQUIRED = [
     "jaxtyping>=0.3.11",
 ]
 
+DATA = [
+    "datasets>=5.2",
+    "datasketch>=2",
+    "ftfy>=6.3.1",
+    "openpyxl>=3.1.5",
+    "phonenumbers>=9.0.43",
+    "py3langid>=0.4",
+    "rouge-score>=0.1.2",
+]
+
 EXTRAS = {
+    "data": DATA,  # spreadsheets and the hub, cleaning, personal data, generation; reading files and training need none of it
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "test": [
+        *DATA,
         "pytest>=9.2",
         "pytest-xdist>=3.8",
         "beartype>=0.23.1",

@@ -97,7 +97,7 @@ def start_jax(experiment: Experiment | Study) -> None:
 
     import jax
 
-    from rlhf_jax.loops.sources import cache_directory
+    from rlhf_jax.files import cache_directory
     from rlhf_jax.report.environment import cores
     from rlhf_jax.sharding import split_cpu
 
@@ -173,13 +173,13 @@ def cpu_is_asked_for() -> bool:
 
 def check_data(experiment: Experiment, data_root: Path | None) -> None:
     """Raises: FileNotFoundError for a missing data root or file, KeyError for an unknown adapter."""
-    from rlhf_jax.data.sources import find_data_root, find_files
+    from rlhf_jax.data.sources import find_data_root, find_files, parse_source
     from rlhf_jax.loops.pretrained import check_pretrained
     from rlhf_jax.loops.sources import WORLD
 
     sources = [source for mixture in experiment.mixtures() for source, _ in mixture.sources if source != WORLD]
     for source in sources:
-        find_files(source, find_data_root(data_root))
+        find_files(parse_source(source), find_data_root(data_root))
     check_pretrained(experiment, partial(find_data_root, data_root))
 
 

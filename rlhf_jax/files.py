@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def cache_directory() -> Path:
+    """Where tokenizers, data sets and compiled programs are kept between runs: RLHF_JAX_CACHE, else ~/.cache/rlhf_jax."""
+    return Path(os.environ.get("RLHF_JAX_CACHE") or Path.home() / ".cache" / "rlhf_jax")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write into that takes the place of `path` at the end: a reader, or a crash at any moment, sees the old or the new one."""

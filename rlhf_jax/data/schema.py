@@ -10,15 +10,19 @@ import dataclasses
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
+Method = Literal["human", "crowd", "generated", "unknown"]
+"""How texts came to be: written or judged by people who were chosen for it, by a crowd, or by a program such as a language model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where a record came from: a source name, its licence, and the place inside the source (file and line, or index)."""
+    """Where a record came from: its source, the licence of that, and the place inside the source (file and line, or index)."""
 
     source: str
     licence: str
     place: str = ""
+    method: Method = "unknown"
+    annotator: str | None = None  # a pseudonym of who judged it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,37 @@ class Demonstration:
 
 
 @dataclasses.dataclass(frozen=True)
+class Conversation:
+    """A dialogue of which every reply of the assistant is to be imitated; the last turn is one."""
+
+    turns: tuple[Turn, ...]
+    provenance: Provenance
+
+    @property
+    def prompt(self) -> Prompt:
+        """What stands before the first reply."""
+        first = next(place for place, turn in enumerate(self.turns) if turn.role == "assistant")
+        return Prompt(self.turns[:first], self.provenance, key=dialogue_key(self.turns[:first]))
+
+    def demonstrations(self) -> tuple[Demonstration, ...]:
+        """Each reply with the turns before it, in order."""
+        found = []
+        for place, turn in enumerate(self.turns):
+            if turn.role == "assistant":
+                before = self.turns[:place]
+                found.append(Demonstration(Prompt(before, self.provenance, key=dialogue_key(before)), turn.text))
+        return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A text without a prompt, all of which is to be imitated."""
+
+    text: str
+    provenance: Provenance
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
     """Two replies to one prompt, and which one was preferred. `margin` is a stated strength, 0 where unknown."""
 
@@ -55,6 +90,26 @@ class Comparison:
     rejected: str
     margin: float = 0.0
     weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """Several replies to one prompt, and the place of each, from 0 for the best; equal places are ties."""
+
+    prompt: Prompt
+    replies: tuple[str, ...]
+    places: tuple[int, ...]
+
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Every pair of replies of which one stands higher; the weights of all pairs of a prompt sum to 1.
+
+        Source: Ouyang et al. 2022 (arXiv:2203.02155), section 3.5, eq. 1, where the loss is averaged over the pairs of a prompt.
+        """
+        ranked = list(zip(self.places, self.replies, strict=True))
+        pairs = [
+            (first, second) for upper, first in ranked for lower, second in ranked if upper < lower and first != second
+        ]
+        return tuple(Comparison(self.prompt, first, second, weight=1 / len(pairs)) for first, second in pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +148,28 @@ class LabelledReply:
     desirable: bool
 
 
-Record = Prompt | Demonstration | Comparison | Rated | Labelled | Classified | LabelledReply
+Record = (
+    Prompt
+    | Demonstration
+    | Conversation
+    | Document
+    | Comparison
+    | Ranking
+    | Rated
+    | Labelled
+    | Classified
+    | LabelledReply
+)
+
+
+def provenance_of(record: Record) -> Provenance:
+    """Where any record came from."""
+    return record.provenance if hasattr(record, "provenance") else record.prompt.provenance  # pyright: ignore
+
+
+def dialogue_key(turns: tuple[Turn, ...]) -> str:
+    """What identifies a dialogue across data sets: its texts alone, so that one turn has the key of `user_prompt`."""
+    return "\n\n".join(turn.text for turn in turns)
 
 
 def user_prompt(text: str, provenance: Provenance, key: str = "") -> Prompt:

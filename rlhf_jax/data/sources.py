@@ -1,41 +1,106 @@
-"""Where data lies and how it is asked for: "ADAPTER:GLOB" under a data root; the split into training and held-out."""
+"""Where data lies and how it is asked for: one string names a source, from which come records with their provenance.
+
+alpaca:instructions/alpaca-en/*.json.gz          the layout of the rows, and files below the data root; the format is told by the files
+csv:mine.csv?as=ratings&columns=instruction,input,output,rating     the format; the layout by `as`, or else by the rows' fields
+tfds:NAME/CONFIG:SPLIT                           a set that TFDS has prepared, or a folder in its layout
+hf:ORG/NAME:SPLIT                                a set of the Hugging Face hub, or a folder in its layout (extra `data`)
+world:instruct?rows=1000&seed=0                  the embedded instruction world
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-import hashlib
-import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import get_args
 
-from rlhf_jax.data.adapters import ADAPTERS, Adapter, Rejected, dialogue_key
-from rlhf_jax.data.readers import DataError
-from rlhf_jax.data.schema import (
-    Classified,
-    Comparison,
-    Demonstration,
-    Labelled,
-    LabelledReply,
-    Prompt,
-    Provenance,
-    Record,
-)
+from rlhf_jax.data.adapters import ADAPTERS, Adapter, Rejected, get_adapter, recognise
+from rlhf_jax.data.provenance import UNKNOWN_LICENCE, find_licences
+from rlhf_jax.data.readers import FORMATS, DataError, Reading, Row, format_of
+from rlhf_jax.data.readers.named import read_hub, read_tfds
+from rlhf_jax.data.readers.rows import Unit, refuse
+from rlhf_jax.data.schema import Method, Provenance, Record
+from rlhf_jax.files import cache_directory
 
 DATA_VARIABLE = "RLHF_JAX_DATA"
-UNKNOWN_LICENCE = "unknown"
+NAMED = ("tfds", "hf")
+WORLD = "world"
+OPTIONS = ("as", "format", "columns", "fields", "unit", "licence", "method", "damaged", "seed", "rows", "split")
+POLICIES = ("strict", "salvage")
 
-AnyRecord = TypeVar("AnyRecord", Prompt, Demonstration, Comparison, Labelled, Classified, LabelledReply, Record)
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A source as its string says it: what it is called before the colon, where it lies, and its options."""
+
+    spec: str
+    name: str
+    where: str
+    options: Mapping[str, str]
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The layout of the rows, where the string says it."""
+        asked = self.options.get("as", self.name if self.name in ADAPTERS else None)
+        return None if asked is None else get_adapter(asked)
+
+    @property
+    def salvages(self) -> bool:
+        """Whether damage is counted and read past, rather than an error."""
+        return self.options.get("damaged", "strict") == "salvage"
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """What a source gave: its records, and the rows left out with their reasons."""
+    """What a source gave: its records, the rows left out with their reasons, and what could not be read."""
 
     records: tuple[Record, ...]
     rejected: tuple[Rejected, ...]
+    damage: tuple[DataError, ...] = ()
+    rows: int = 0  # read, those that were left out too
+
+
+def parse_source(spec: str) -> Source:
+    """The source that a string names.
+
+    Raises: ValueError for another form or an unknown value of an option, KeyError for an unknown name of a source or an option.
+    """
+    name, colon, rest = spec.partition(":")
+    where, options = rest, {}
+    # A glob has question marks too; options are the last one with NAME=VALUE behind it.
+    if match := re.fullmatch(r"(?P<where>.*?)\?(?P<options>\w+=[^?]*)", rest):
+        where = match["where"]
+        options = dict(_option(part, spec) for part in match["options"].split("&"))
+    if not colon or not where:
+        raise ValueError(f"source {spec!r} is not NAME:PATH, such as alpaca:instructions/*.json or jsonl:mine.jsonl")
+    known = [*ADAPTERS, *FORMATS, *NAMED, WORLD]
+    if name not in known:
+        close = difflib.get_close_matches(name, known) or sorted(known)
+        raise KeyError(f"no source {name!r}; did you mean {' or '.join(close)}?")
+    limited = {"damaged": POLICIES, "method": get_args(Method), "format": tuple(FORMATS), "unit": get_args(Unit)}
+    for option, allowed in limited.items():
+        if options.get(option, allowed[0]) not in allowed:
+            raise ValueError(f"source {spec!r}: {option}={options[option]}; expected {' or '.join(allowed)}")
+    columns = options.get("columns", "a").split(",")
+    if len(set(columns)) != len(columns) or not all(columns):
+        raise ValueError(
+            f"source {spec!r}: columns={options['columns']}; expected names that differ, with commas between"
+        )
+    if not all(pair.count(":") == 1 for pair in options.get("fields", ":").split(",")):
+        raise ValueError(f"source {spec!r}: fields={options['fields']}; expected OURS:THEIRS, with commas between")
+    return Source(spec, name, where, options)
+
+
+def _option(part: str, spec: str) -> tuple[str, str]:
+    name, equals, value = part.partition("=")
+    if name not in OPTIONS or not equals:
+        close = difflib.get_close_matches(name, OPTIONS) or OPTIONS
+        raise KeyError(f"source {spec!r} has no option {name!r}; did you mean {' or '.join(close)}?")
+    return name, value
 
 
 def find_data_root(explicit: Path | None = None) -> Path:
@@ -62,81 +127,141 @@ def find_data_root(explicit: Path | None = None) -> Path:
     raise FileNotFoundError(f"no data folder: looked for {looked}; give its path or set {DATA_VARIABLE}")
 
 
-def find_files(spec: str, data_root: Path) -> tuple[Adapter, list[Path]]:
-    """The adapter of "ADAPTER:GLOB", e.g. "alpaca:instructions/alpaca-en/*.json.gz", and the files that match, by name.
-
-    Raises: ValueError for another form, KeyError for an unknown adapter, FileNotFoundError when no file matches.
-    """
-    name, colon, pattern = spec.partition(":")
-    if not colon or not pattern or Path(pattern).is_absolute():
-        raise ValueError(f"source {spec!r} is not ADAPTER:GLOB with a pattern relative to the data root")
-    if name not in ADAPTERS:
-        close = difflib.get_close_matches(name, ADAPTERS) or sorted(ADAPTERS)
-        raise KeyError(f"no adapter {name!r}; did you mean {' or '.join(close)}?")
-    paths = sorted(path for path in data_root.glob(pattern) if path.is_file())
+def find_files(source: Source, data_root: Path) -> list[Path]:
+    """The files of a source, by name; none for one that goes by a name of its own. Raises: FileNotFoundError when no file matches."""
+    if source.name in (*NAMED, WORLD):
+        return []
+    pattern = Path(source.where).expanduser()
+    base = Path(pattern.anchor) if pattern.is_absolute() else data_root
+    paths = sorted(path for path in base.glob(str(pattern.relative_to(pattern.anchor))) if path.is_file())
     if not paths:
-        raise FileNotFoundError(f"no file matches {pattern!r} under {data_root}")
-    return ADAPTERS[name], paths
+        raise FileNotFoundError(f"no file matches {source.where!r} under {base}")
+    return paths
 
 
 def load_source(spec: str, data_root: Path) -> Loaded:
-    """All records of the files that `find_files` finds for "ADAPTER:GLOB".
+    """All records of a source.
 
-    Places in records and rejections are relative to `data_root`. Raises: what `find_files` raises, and DataError for a
-    file that is not what its adapter expects.
+    Places in records and rejections are relative to `data_root`. Raises: what `parse_source` and `find_files` raise, and DataError for
+    rows and files that are not what they should be, unless the source says `damaged=salvage`.
     """
-    adapter, paths = find_files(spec, data_root)
-    name, licences = spec.partition(":")[0], _licences(data_root)
     records: list[Record] = []
     rejected: list[Rejected] = []
-    for path in paths:
-        file = path.relative_to(data_root).as_posix()
-        licence = licences.get(file, UNKNOWN_LICENCE)
-        for place, row in adapter.read(path):
-            provenance = Provenance(name, licence, file + place.removeprefix(str(path)))
-            parsed = adapter.parse(row, provenance)
-            if isinstance(parsed, Rejected):
-                rejected.append(parsed)
-            else:
-                records.append(parsed)
-    return Loaded(tuple(records), tuple(rejected))
+    damage: list[DataError] = []
+    rows = 0
+    source = parse_source(spec)
+    for place_and_row in read_rows(source, data_root, damage.append if source.salvages else refuse):
+        rows += 1
+        for found in place_and_row:
+            (rejected if isinstance(found, Rejected) else records).append(found)  # pyright: ignore[reportArgumentType]
+    return Loaded(tuple(records), tuple(rejected), tuple(damage), rows)
 
 
-def split_by_prompt(
-    records: Iterable[AnyRecord], held_out: float, seed: int
-) -> tuple[tuple[AnyRecord, ...], tuple[AnyRecord, ...]]:
-    """(training, held-out) records; `held_out` is the expected fraction of prompts on the second side.
+def read_rows(
+    source: Source, data_root: Path, damaged: Callable[[DataError], None] = refuse
+) -> Iterator[Sequence[Record | Rejected]]:
+    """What each row of a source gives, in order; `damaged` is told what cannot be read.
 
-    The side is a hash of seed and prompt, so all records of one prompt fall together, and neither the order of the
-    records nor which others are there moves any of them.
+    Raises: as `load_source`, where `damaged` does.
     """
-    if not 0.0 <= held_out < 1.0:
-        raise ValueError(f"held_out is {held_out}; expected a fraction from 0 up to, not including, 1")
-    train: list[AnyRecord] = []
-    held: list[AnyRecord] = []
-    for record in records:
-        digest = hashlib.sha256(f"{seed}\n{prompt_key(record)}".encode()).digest()
-        side = held if int.from_bytes(digest[:8], "big") < held_out * 2**64 else train
-        side.append(record)
-    return tuple(train), tuple(held)
+    if source.name == WORLD:
+        yield from ([record] for record in _world_records(source))
+        return
+    method: Method = source.options.get("method", "unknown")  # pyright: ignore[reportAssignmentType]
+    licences = find_licences(data_root)
+    adapter = source.adapter
+    for file, rows in _files(source, data_root, adapter, damaged):
+        licence = source.options.get("licence", licences.get(file, UNKNOWN_LICENCE))
+        for place, row in rows:
+            provenance = Provenance(source.spec, licence, place, method)
+            try:
+                row = renamed(row, source, place)
+                adapter = adapter or recognise(row, place)
+                found = adapter.records(row, provenance)
+            except DataError as error:
+                damaged(error)
+            else:
+                yield found
+        adapter = source.adapter
 
 
-def prompt_key(record: Record) -> str:
-    """What identifies the prompt of a record: its key, else the text of its turns; of a labelled text, the text."""
-    if isinstance(record, Labelled | Classified):
-        return record.text
-    prompt = record if isinstance(record, Prompt) else record.prompt
-    return prompt.key or dialogue_key(prompt.turns)
+def _world_records(source: Source) -> Iterator[Record]:
+    from rlhf_jax.worlds.instruct import InstructWorld
+
+    numbers = {name: source.options.get(name, "0") for name in ("rows", "seed")}
+    if (
+        source.where != "instruct"
+        or not all(number.isdecimal() for number in numbers.values())
+        or numbers["rows"] == "0"
+    ):
+        raise ValueError(
+            f"source {source.spec!r}: expected world:instruct?rows=N, perhaps with &seed=N and &split=NAME"
+        )
+    world = InstructWorld(seed=int(numbers["seed"]))
+    yield from world.demonstrations(int(numbers["rows"]), split=source.options.get("split", "train"))  # pyright: ignore
 
 
-def _licences(data_root: Path) -> dict[str, str]:
-    """Licence by file, as the manifest of the data root states it; nothing where there is no manifest."""
-    path = data_root / "manifest.json"
-    if not path.is_file():
-        return {}
+def _files(
+    source: Source, data_root: Path, adapter: Adapter | None, damaged: Callable[[DataError], None]
+) -> Iterator[tuple[str, Iterator[tuple[str, Row]]]]:
+    """(file or name of the set, its rows with their places) for each file of a source."""
+    if source.name in NAMED:
+        name, _, split = source.where.rpartition(":")
+        if not name:
+            raise ValueError(f"source {source.spec!r} names no split; expected {source.name}:NAME:SPLIT")
+        read = read_hub(name, split, data_root)
+        yield name, read if source.name == "hf" else read_tfds(name, split, data_root, prepared_directory())
+        return
+    for path in find_files(source, data_root):
+        file = path.relative_to(data_root).as_posix() if path.is_relative_to(data_root) else str(path)
+
+        def here(error: DataError, path: Path = path, file: str = file) -> None:
+            damaged(DataError(error.place.replace(str(path), file, 1), error.reason, error.remedy))
+
+        yield file, _placed(_open(source, path, adapter, here), path, file)
+
+
+def _placed(rows: Iterator[tuple[str, Row]], path: Path, file: str) -> Iterator[tuple[str, Row]]:
+    for place, row in rows:
+        yield file + place.removeprefix(str(path)), row
+
+
+def _open(
+    source: Source, path: Path, adapter: Adapter | None, damaged: Callable[[DataError], None]
+) -> Iterator[tuple[str, Row]]:
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return {entry["file"]: str(entry.get("licence") or UNKNOWN_LICENCE) for entry in entries}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f"not readable ({type(error).__name__}: {error})"
-        raise DataError(str(path), reason, "expected an array of objects with 'file' and 'licence'") from error
+        name = source.options.get("format") or (source.name if source.name in FORMATS else None)
+        name = name or (adapter.format if adapter is not None else None) or format_of(path)
+    except DataError as error:
+        damaged(error)
+        return
+    columns = tuple(filter(None, source.options.get("columns", "").split(",")))
+    how = Reading(columns, unit=source.options.get("unit", "line"), damaged=damaged)  # pyright: ignore[reportArgumentType]
+    if adapter is not None and adapter.columns and not columns:
+        with contextlib.suppress(DataError):  # said when the file is read
+            _, first = next(FORMATS[name](path, Reading()), ("", {}))
+            if first and not set(adapter.fields) <= set(first):
+                how = dataclasses.replace(how, columns=adapter.columns)
+    try:
+        yield from FORMATS[name](path, how)
+    except DataError as error:
+        damaged(error)
+
+
+def renamed(row: Row, source: Source, place: str) -> Row:
+    """The row with the names that `fields=OURS:THEIRS,...` gives it. Raises: DataError where a field is not there."""
+    if "fields" not in source.options:
+        return row
+    mapping = dict(pair.split(":") for pair in source.options["fields"].split(","))
+    for theirs in mapping.values():
+        if theirs not in row:
+            raise DataError(
+                place, f"no field {theirs!r}, which fields= names", f"the row has {', '.join(map(repr, row))}"
+            )
+    kept = {name: value for name, value in row.items() if name not in mapping.values()}
+    return {**kept, **{ours: row[theirs] for ours, theirs in mapping.items()}}
+
+
+def prepared_directory() -> Path:
+    """Where prepared data sets are kept: RLHF_JAX_CACHE/datasets, else ~/.cache/rlhf_jax/datasets."""
+    return cache_directory() / "datasets"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,11 +20,22 @@ from rlhf_jax.data.encode import (
     encode_prompt,
     encode_rated,
 )
-from rlhf_jax.data.schema import Classified, Comparison, Demonstration, Labelled, LabelledReply, Prompt, Rated, Record
-from rlhf_jax.data.sources import load_source, split_by_prompt
+from rlhf_jax.data.schema import (
+    Classified,
+    Comparison,
+    Demonstration,
+    Document,
+    Labelled,
+    LabelledReply,
+    Prompt,
+    Rated,
+    Record,
+)
+from rlhf_jax.data.sources import load_source
+from rlhf_jax.data.splits import split_by_prompt
 from rlhf_jax.data.templates import Template, get_template
 from rlhf_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
-from rlhf_jax.files import check_seal, read_sealed, write_sealed
+from rlhf_jax.files import cache_directory, check_seal, read_sealed, write_sealed
 from rlhf_jax.loops.pretrained import check_vocabulary, read_tokenizer
 from rlhf_jax.loops.run import Run
 from rlhf_jax.worlds.instruct import InstructWorld
@@ -33,11 +43,6 @@ from rlhf_jax.worlds.instruct import InstructWorld
 WORLD = "world:instruct"
 TOKENIZER = "tokenizer.model"
 CORPUS = 6000  # texts of the world that its tokenizer is trained on
-
-
-def cache_directory() -> Path:
-    """Where tokenizers and compiled programs are kept between runs: RLHF_JAX_CACHE, else ~/.cache/rlhf_jax."""
-    return Path(os.environ.get("RLHF_JAX_CACHE") or Path.home() / ".cache" / "rlhf_jax")
 
 
 def world_of(experiment: Experiment) -> InstructWorld:
@@ -237,6 +242,6 @@ def _distinct(records: Iterable[Record]) -> list[Prompt]:
     prompts = (
         record if isinstance(record, Prompt) else record.prompt
         for record in records
-        if not isinstance(record, Labelled | Classified)
+        if not isinstance(record, Labelled | Classified | Document)
     )
     return list({prompt.key: prompt for prompt in prompts}.values())

@@ -1,7 +1,9 @@
 import pytest
 
-from rlhf_jax.data.adapters import ADAPTERS, Rejected, parse_hh_dialogue
-from rlhf_jax.data.readers import DataError, read_jsonl
+from rlhf_jax.data.adapters import ADAPTERS, Rejected
+from rlhf_jax.data.adapters.comparisons import parse_hh_dialogue
+from rlhf_jax.data.readers import DataError
+from rlhf_jax.data.readers.lines import read_jsonl
 from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledReply, Provenance, Turn
 from rlhf_jax.data.sources import load_source
 from rlhf_jax.data.templates import TEMPLATES
@@ -10,7 +12,8 @@ HERE = Provenance("test", "MIT", "file.json:7")
 
 
 def parse(adapter, **row):
-    return ADAPTERS[adapter].parse(row, HERE)
+    (found,) = ADAPTERS[adapter].records(row, HERE)
+    return found
 
 
 def test_alpaca_joins_instruction_and_input_by_a_blank_line_only_when_there_is_one():
@@ -52,6 +55,7 @@ def test_hh_pairs_share_the_prompt_and_keep_the_direction():
         ("\n\nHuman: Q\n\nAssistant: a", "\n\nHuman: Q\n\nAssistant: a\n\nHuman: S", "differ before the last"),
         ("\n\nHuman: Q\n\nHuman: a", "\n\nHuman: Q\n\nHuman: b", "does not end with a reply"),
         ("\n\nAssistant: a", "\n\nAssistant: b", "does not end with a reply"),
+        ("\n\nAssistant: x\n\nAssistant: a", "\n\nAssistant: x\n\nAssistant: b", "no turn of a user"),
     ],
 )
 def test_hh_pairs_without_a_comparison_of_two_replies_are_rejected(chosen, rejected, reason):
@@ -136,8 +140,8 @@ def test_an_unpaired_row_is_a_reply_that_was_wanted_or_not():
     assert parse("unpaired", prompt="Q", completion=" ", label=True) == Rejected("file.json:7", "the reply is empty")
     with pytest.raises(DataError, match="'label' is a int; expected true or false"):
         parse("unpaired", prompt="Q", completion="a", label=1)
-    with pytest.raises(DataError, match="'prompt' is a list; expected text"):
-        parse("unpaired", prompt=[{"role": "user", "content": "Q"}], completion="a", label=True)
+    messages = [{"role": "user", "content": "Q"}]
+    assert parse("unpaired", prompt=messages, completion="a", label=True).prompt.turns == (Turn("user", "Q"),)
 
 
 def test_of_a_rated_dialogue_the_last_turn_is_the_reply():
@@ -147,13 +151,11 @@ def test_of_a_rated_dialogue_the_last_turn_is_the_reply():
     assert isinstance(found, LabelledReply)
     assert found.prompt.turns == tuple(Turn(role, text) for role, text in said[:-1])
     assert (found.reply, found.desirable) == ("b", False)
-    for cut in (messages[:-1], messages[-1:]):
-        assert (
-            parse("unpaired_messages", messages=cut, label=True).reason
-            == "the dialogue does not end with a reply of the assistant"
-        )
-    with pytest.raises(DataError, match="'role' is 'human'; expected system or user or assistant"):
-        parse("unpaired_messages", messages=[{"role": "human", "content": "Q"}], label=True)
+    reasons = [parse("unpaired_messages", messages=cut, label=True).reason for cut in (messages[:-1], messages[-1:])]
+    assert "does not end with a reply of the assistant" in reasons[0]
+    assert "do not alternate" in reasons[1]
+    with pytest.raises(DataError, match="'role' is 'critic'; expected one of assistant, bot"):
+        parse("unpaired_messages", messages=[{"role": "critic", "content": "Q"}], label=True)
     with pytest.raises(DataError, match="a message is a str; expected an object with 'role' and 'content'"):
         parse("unpaired_messages", messages=["Q"], label=True)
     with pytest.raises(DataError, match="'messages' is a str; expected an array of messages"):

@@ -160,7 +160,7 @@ def test_a_folder_with_cls_and_sep_alone_uses_them_as_bos_and_eos(data_root, tmp
 
 
 def test_training_on_many_real_texts_is_exact_on_all_of_them(data_root):
-    from rlhf_jax.data.readers import read_json
+    from rlhf_jax.data.readers.json_arrays import read_json
 
     path = data_root / "instructions/alpaca-en/alpaca_data-00000-03252.json.gz"
     texts = [row[field] for _, row in read_json(path) for field in ("instruction", "input", "output")]

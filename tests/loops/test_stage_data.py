@@ -23,7 +23,7 @@ from rlhf_jax.config import (
     World,
 )
 from rlhf_jax.data.schema import Demonstration, Provenance, user_prompt
-from rlhf_jax.data.sources import split_by_prompt
+from rlhf_jax.data.splits import split_by_prompt
 from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.run import open_run
 from rlhf_jax.loops.sources import load_examples
