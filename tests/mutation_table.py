@@ -274,8 +274,10 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("jnp.sum(words * place[None]", "jnp.sum(words"),
     ],
     ("data/encode.py", "data/test_encode.py"): [
-        ("len(ending(place)) <= limit", "len(ending(place)) <= limit + 1"),
+        ("len(ending(end)) <= limit", "len(ending(end)) <= limit + 1"),
         ("if count and text[: places[count - 1]].strip():", "if count:"),
+    ],
+    ("data/padding.py", "data/test_encode.py"): [
         ("starts[row], ends[row] = len(short.prompt), ", "starts[row], ends[row] = len(short.prompt) + 1, "),
     ],
     ("loops/sources.py", "loops/test_stage_data.py"): [

@@ -17,19 +17,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from rlhf_jax.data.encode import (
-    Cut,
-    Encoded,
-    EncodedLabel,
-    EncodedPair,
-    EncodedReward,
-    count_cut,
-    cut,
-    cut_pair,
-    pack_right,
-    pad_left,
-    pad_right,
-)
+from rlhf_jax.data.encode import Encoded, EncodedLabel, EncodedPair, EncodedReward
+from rlhf_jax.data.padding import Cut, count_cut, cut, cut_pair, pack_right, pad_left, pad_right
 from rlhf_jax.types import LabelBatch, LabelledReplies, PreferenceBatch, RewardedBatch, TokenBatch, pytree
 
 Example = TypeVar("Example", Encoded, EncodedPair, EncodedLabel, EncodedReward)

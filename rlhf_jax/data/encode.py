@@ -1,8 +1,7 @@
-"""Records to token ids, and ids to padded arrays.
+"""Records to token ids.
 
 Prompt and reply are tokenised once each and joined, so no token ever spans the boundary; bos stands once at the very
-start, eos once at the very end. Masks are made from these lengths and from nothing else: `pad == eos` and a reply that
-holds the pad id are both safe.
+start, eos once at the very end.
 """
 
 from __future__ import annotations
@@ -11,24 +10,36 @@ import bisect
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import numpy as np
-
-from rlhf_jax.data.schema import Classified, Comparison, Demonstration, Labelled, LabelledReply, Prompt, Rated, Turn
-from rlhf_jax.data.templates import Template
+from rlhf_jax.data.schema import (
+    Classified,
+    Comparison,
+    Conversation,
+    Demonstration,
+    Document,
+    Labelled,
+    LabelledReply,
+    Prompt,
+    Rated,
+    Turn,
+)
+from rlhf_jax.data.templates import Piece, Template
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.types import TokenBatch
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Token ids of a prompt and its reply; the reply is empty where there is none yet."""
+    """Token ids of a prompt and its reply; the reply is empty where there is none yet.
+
+    Of a conversation the first reply and all that follows is the reply, and `given` are the spans of it, from start up to stop, that others
+    said, which nobody learns.
+    """
 
     prompt: tuple[int, ...]
     reply: tuple[int, ...] = ()
     head: int = 0  # how many leading tokens of the prompt (the bos) stay when it is too long
     shortened: bool = False  # whether its text was too long and lost its end
+    given: tuple[tuple[int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +69,6 @@ class EncodedLabel:
     weight: float = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Cut:
-    """How many of the examples were too long: those whose prompt lost a part, and those whose reply lost its end."""
-
-    examples: int
-    prompts: int
-    replies: int
-
-
 def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, template: Template, limit: int | None = None) -> Encoded:
     """bos and the prompt, ending where the reply starts, with eos where the template closes it.
 
@@ -74,23 +76,56 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, template: Template, limi
 
     Raises: ValueError for a prompt of no tokens at all, since the first token of a reply would have nothing to follow.
     """
-    bos = () if tokenizer.bos is None else (tokenizer.bos,)
+    place = prompt.provenance.place
+    bos = (tokenizer.bos,) if template.bos and tokenizer.bos is not None else ()
     closing = (tokenizer.eos,) if template.closed else ()
-    ids = (*bos, *tokenizer.encode(template.prompt(prompt)), *closing)
+
+    def written(turns: Sequence[Turn]) -> tuple[int, ...]:
+        return (*bos, *encode_pieces(template.pieces(turns, place), tokenizer, template), *closing)
+
+    ids = written(prompt.turns)
     if not ids:
-        place = prompt.provenance.place
         raise ValueError(f"the prompt from {place!r} has no tokens; expected a text, or a tokenizer with a bos token")
-    whole = Encoded(ids, head=len(bos))
+    head = len(bos) or int(ids[0] == tokenizer.bos)
+    whole = Encoded(ids, head=head)
     if template.loses == "start" or limit is None or len(ids) <= limit:
         return whole
     *before, last = prompt.turns
 
-    def ending(place: int) -> tuple[int, ...]:
-        shorter = dataclasses.replace(prompt, turns=(*before, Turn(last.role, last.text[:place].rstrip())))
-        return (*bos, *tokenizer.encode(template.prompt(shorter)), *closing)
+    def ending(end: int) -> tuple[int, ...]:
+        return written((*before, Turn(last.role, last.text[:end].rstrip())))
 
-    place = longest_prefix(last.text, lambda place: len(ending(place)) <= limit)
-    return whole if place is None else dataclasses.replace(whole, prompt=ending(place), shortened=True)
+    end = longest_prefix(last.text, lambda end: len(ending(end)) <= limit)
+    return whole if end is None else dataclasses.replace(whole, prompt=ending(end), shortened=True)
+
+
+def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, template: Template) -> list[int]:
+    """The tokens of a dialogue: special ones where the frames of the template spell them, and what is between them as one text each.
+
+    So transformers reads it by a chat template, but for what somebody said: there "<|im_end|>" stays text.
+    """
+    if not template.special:
+        return tokenizer.encode("".join(piece.text for piece in pieces))
+    names = sorted(tokenizer.specials, key=len, reverse=True)
+    spelled = re.compile("|".join(f"({re.escape(name)})" for name in names) or r"(?!)")
+    ids: list[int] = []
+    text = ""
+
+    def flush() -> None:
+        nonlocal text
+        ids.extend(tokenizer.encode(text) if text else ())
+        text = ""
+
+    for piece in pieces:
+        place = 0
+        for match in spelled.finditer(piece.text) if piece.kind == "frame" else ():
+            text += piece.text[place : match.start()]
+            flush()
+            ids.append(tokenizer.specials[match[0]])
+            place = match.end()
+        text += piece.text[place:]
+    flush()
+    return ids
 
 
 def longest_prefix(text: str, fits: Callable[[int], bool]) -> int | None:
@@ -166,120 +201,50 @@ def encode_labelled_reply(
     return EncodedLabel(_with_reply(prompt, labelled.reply, tokenizer, template), int(labelled.desirable))
 
 
-def cut(example: Encoded, length: int) -> Encoded:
-    """The example in at most `length` tokens: the prompt loses its start after the bos, then the reply its end.
+def encode_conversation(
+    conversation: Conversation, tokenizer: Tokenizer, template: Template, limit: int | None = None
+) -> list[Encoded]:
+    """The dialogue in one piece, of which every reply is learned with what ends it, and nothing that others said.
 
-    At least one token of the prompt stays, for the reply to follow; of the reply, eos goes first.
+    Each reply is tokenised by itself, as it is sampled. Where the template has no token that ends a reply, each is an example of its own,
+    with the turns before it: nothing would teach the model to stop in the middle of a dialogue.
     """
-    return _shorten(example, len(example.prompt) + len(example.reply) - length, length)
+    if not template.end:
+        return [encode_demonstration(part, tokenizer, template, limit) for part in conversation.demonstrations()]
+    first = encode_prompt(conversation.prompt, tokenizer, template)
+    pieces = template.pieces(conversation.turns, conversation.provenance.place)
+    places = [place for place, piece in enumerate(pieces) if piece.kind == "reply"]
+    replies = [turn.text for turn in conversation.turns if turn.role == "assistant"]
+    ids: list[int] = []
+    given: list[tuple[int, int]] = []
+    for text, place, following in zip(replies, places, [*places[1:], None], strict=True):
+        ids += encode_pieces(template.reply_pieces(text), tokenizer, template)
+        between = pieces[place + 1 : following]
+        if following is not None:
+            after = between[0].text.removeprefix(template.end)
+            start = len(ids)
+            ids += encode_pieces([Piece(after, "frame"), *between[1:]], tokenizer, template)
+            given.append((start, len(ids)))
+    return [dataclasses.replace(first, reply=_ended(ids, tokenizer, template), given=tuple(given))]
 
 
-def cut_pair(pair: EncodedPair, length: int) -> EncodedPair:
-    """Both sides in at most `length` tokens, after one prompt: the longer reply decides what the prompt of both loses.
+def encode_document(document: Document, tokenizer: Tokenizer, length: int) -> list[Encoded]:
+    """bos, the text and eos in windows of at most `length` tokens, of which all but the first is learned.
 
-    Prompts cut differently would let the model tell chosen from rejected by the prompt.
+    Every token but the very first is learned once.
     """
-    longest = max(len(pair.chosen.reply), len(pair.rejected.reply))
-    excess = len(pair.chosen.prompt) + longest - length
-    chosen, rejected = (_shorten(side, excess, length) for side in (pair.chosen, pair.rejected))
-    return dataclasses.replace(pair, chosen=chosen, rejected=rejected)
-
-
-def count_cut(examples: Sequence[Encoded | EncodedPair], length: int) -> Cut:
-    """How many of the examples `length` tokens are too few for; a pair counts once, whichever side it is."""
-    prompts = replies = 0
-    for example in examples:
-        if isinstance(example, EncodedPair):
-            short = cut_pair(example, length)
-            sides = [(example.chosen, short.chosen), (example.rejected, short.rejected)]
-        else:
-            sides = [(example, cut(example, length))]
-        prompts += any(before.shortened or len(after.prompt) < len(before.prompt) for before, after in sides)
-        replies += any(len(after.reply) < len(before.reply) for before, after in sides)
-    return Cut(len(examples), prompts, replies)
-
-
-def pad_right(examples: Sequence[Encoded], length: int, pad: int) -> TokenBatch:
-    """Rows [N, length] of prompt, reply, padding; `loss_mask` is True on the reply, eos included. Too long is `cut`."""
-    tokens = _empty(examples, length, pad)
-    starts, ends = (np.zeros((len(examples), 1), np.int32) for _ in range(2))
-    for row, example in enumerate(examples):
-        short = cut(example, length)
-        starts[row], ends[row] = len(short.prompt), len(short.prompt) + len(short.reply)
-        tokens[row, : ends[row, 0]] = short.prompt + short.reply
-    columns = np.arange(length)[None, :]
-    real = columns < ends
-    return _token_batch(tokens, real, real & (columns >= starts))
-
-
-def pack(examples: Sequence[Encoded], length: int, open_rows: int = 64) -> list[list[int]]:
-    """Which examples share a row of `length` tokens: first fit, in the order given, over the `open_rows` newest unfinished rows."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for place, example in enumerate(examples):
-        size = min(len(example.prompt) + len(example.reply), length)
-        first = max(len(rows) - open_rows, 0)
-        row = next((n for n in range(first, len(rows)) if room[n] >= size), None)
-        if row is None:
-            row = len(rows)
-            rows.append([])
-            room.append(length)
-        rows[row].append(place)
-        room[row] -= size
-    return rows
-
-
-def pack_right(examples: Sequence[Encoded], length: int, pad: int) -> TokenBatch:
-    """Rows [N, length], each with several examples as segments 1, 2, ...; positions restart in each. Too long is `cut`."""
-    rows = pack(examples, length)
-    tokens = np.full((len(rows), length), pad, np.int32)
-    positions, segments = (np.zeros_like(tokens) for _ in range(2))
-    loss_mask = np.zeros(tokens.shape, bool)
-    for row, places in enumerate(rows):
-        column = 0
-        for segment, place in enumerate(places, start=1):
-            short = cut(examples[place], length)
-            ids = short.prompt + short.reply
-            here = slice(column, column + len(ids))
-            tokens[row, here], segments[row, here], positions[row, here] = ids, segment, np.arange(len(ids))
-            loss_mask[row, column + len(short.prompt) : column + len(ids)] = True
-            column += len(ids)
-    record: Any = (tokens, positions, segments, loss_mask)
-    return TokenBatch(*record)
-
-
-def pad_left(prompts: Sequence[Encoded], length: int, pad: int) -> TokenBatch:
-    """Rows [N, length] of padding, prompt, so that all replies will start in one column; `loss_mask` is False."""
-    tokens = _empty(prompts, length, pad)
-    starts = np.zeros((len(prompts), 1), np.int32)
-    for row, example in enumerate(prompts):
-        ids = cut(Encoded(example.prompt, head=example.head), length).prompt
-        starts[row] = length - len(ids)
-        tokens[row, starts[row, 0] :] = ids
-    real = np.arange(length)[None, :] >= starts
-    return _token_batch(tokens, real, np.zeros_like(real))
+    bos = () if tokenizer.bos is None else (tokenizer.bos,)
+    ids = (*bos, *tokenizer.encode(document.text), tokenizer.eos)
+    # A window begins with the last token of the one before, so that its first own token follows something.
+    starts = range(0, max(len(ids) - 1, 1), length - 1)
+    return [Encoded(ids[start : start + 1], ids[start + 1 : start + length], head=1) for start in starts]
 
 
 def _with_reply(prompt: Encoded, reply: str, tokenizer: Tokenizer, template: Template) -> Encoded:
-    return dataclasses.replace(prompt, reply=(*tokenizer.encode(template.reply(reply)), tokenizer.eos))
+    ids = encode_pieces(template.reply_pieces(reply), tokenizer, template)
+    return dataclasses.replace(prompt, reply=_ended(ids, tokenizer, template))
 
 
-def _shorten(example: Encoded, excess: int, length: int) -> Encoded:
-    """Without `excess` tokens of the prompt, as far as it can spare them, and then no longer than `length`."""
-    prompt, head = example.prompt, example.head
-    spare = max(len(prompt) - max(head, 1), 0)
-    prompt = prompt[:head] + prompt[head + min(max(excess, 0), spare) :]
-    return dataclasses.replace(example, prompt=prompt, reply=example.reply[: length - len(prompt)])
-
-
-def _empty(examples: Sequence[Encoded], length: int, pad: int) -> np.ndarray:
-    if not examples:
-        raise ValueError("no examples to make a batch of; expected at least one")
-    if length < 2:
-        raise ValueError(f"length is {length}; expected at least 2, one token to follow and one to learn")
-    return np.full((len(examples), length), pad, np.int32)
-
-
-def _token_batch(tokens: Any, real: Any, loss_mask: Any) -> TokenBatch:
-    positions: Any = np.cumsum(real, axis=1, dtype=np.int32) - real.astype(np.int32)
-    return TokenBatch(tokens=tokens, positions=positions, segments=real.astype(np.int32), loss_mask=loss_mask)
+def _ended(ids: Sequence[int], tokenizer: Tokenizer, template: Template) -> tuple[int, ...]:
+    """The ids with eos behind them, which may be what ends a reply anyway."""
+    return (*ids,) if template.end and ids and ids[-1] == tokenizer.eos else (*ids, tokenizer.eos)

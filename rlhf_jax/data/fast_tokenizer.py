@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data.templates import Template
+from rlhf_jax.data.templates import Frames
 
 BLANK = "\u2581"  # what sentencepiece writes for a blank
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, _, BYTE = range(1, 7)  # kinds of pieces, as sentencepiece numbers them
@@ -24,7 +24,7 @@ PROBES = (
 )
 
 
-def save_fast(model: bytes, folder: Path, template: Template | None = None, probes: Sequence[str] = PROBES) -> None:
+def save_fast(model: bytes, folder: Path, template: Frames | None = None, probes: Sequence[str] = PROBES) -> None:
     """Writes tokenizer.json, tokenizer_config.json and, for a template, chat_template.jinja.
 
     A conversation that `AutoTokenizer` makes of messages starts with bos and is the text of `template`; where that closes prompts, eos
@@ -118,7 +118,7 @@ def _special(pieces: Any) -> dict[str, str]:
     return {name: pieces.id_to_piece(number) for name, number in numbers.items() if number >= 0}
 
 
-def chat_template(template: Template, bos: str | None, eos: str | None = None) -> str:
+def chat_template(template: Frames, bos: str | None, eos: str | None = None) -> str:
     """The Jinja template that writes messages as `Template.prompt` does, after the token `bos` where there is one.
 
     Prompts that the template closes end with `eos`.
@@ -133,13 +133,21 @@ def chat_template(template: Template, bos: str | None, eos: str | None = None) -
 
     opening = template.opening + (eos or "" if template.closed else "")
     first = "{% if messages[0]['role'] != 'system' %}" + quoted(template.preamble) + "{% endif %}"
+    system, user, held = turn(template.system), turn(template.user), ""
+    if template.system_in_user:
+        # Jinja forgets what is set inside a loop, but for attributes of a namespace.
+        held = "{% set held = namespace(text='') %}"
+        before, after = (repr(part) for part in template.system.split("{}"))
+        system = "{% set held.text = held.text ~ " + before + " ~ message['content'] ~ " + after + " %}"
+        before, after = (quoted(part) for part in template.user.split("{}"))
+        user = before + "{{ held.text ~ message['content'] }}" + after + "{% set held.text = '' %}"
     return "".join(
         [
-            quoted(bos or ""),
+            quoted(bos or "") + held,
             first if template.preamble else "",
             "{% for message in messages %}",
-            "{% if message['role'] == 'system' %}" + turn(template.system),
-            "{% elif message['role'] == 'user' %}" + turn(template.user),
+            "{% if message['role'] == 'system' %}" + system,
+            "{% elif message['role'] == 'user' %}" + user,
             "{% elif message['role'] == 'assistant' %}" + turn(template.assistant),
             "{% else %}{{ raise_exception('no role ' + message['role']) }}{% endif %}",
             "{% endfor %}",

@@ -7,15 +7,16 @@ and eos.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
-from rlhf_jax.data.templates import Template
+from rlhf_jax.data.templates import Frames
 from rlhf_jax.files import read_sealed, write_atomic, write_sealed
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -37,6 +38,11 @@ class Tokenizer(Protocol):
 
     @property
     def pad(self) -> int: ...
+
+    @property
+    def specials(self) -> Mapping[str, int]:
+        """Tokens that stand for no text, or are read whole, and how they are spelled."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without special tokens."""
@@ -66,6 +72,8 @@ class SentencePieceTokenizer:
         self.bos: int | None = bos if bos >= 0 else None
         self.eos: int = eos
         self.pad: int = pad if pad >= 0 else eos
+        numbers = range(self.vocab_size)
+        self.specials = {self.piece(number): number for number in numbers if self._pieces.is_control(number)}
 
     def encode(self, text: str) -> list[int]:
         return self._pieces.encode(text)
@@ -81,7 +89,7 @@ class SentencePieceTokenizer:
         """Writes the .model file, whole or not at all."""
         write_atomic(path, self.model)
 
-    def save_pretrained(self, folder: Path, template: Template | None = None) -> None:
+    def save_pretrained(self, folder: Path, template: Frames | None = None) -> None:
         """Writes the .model file and the folder that transformers reads; what `save_fast` raises."""
         from rlhf_jax.data.fast_tokenizer import save_fast
 
@@ -112,7 +120,18 @@ class TransformersTokenizer:
         self.bos: int | None = bos
         self.eos: int = eos
         self.pad: int = pad if pad is not None else eos
+        self.specials: dict[str, int] = self._tokenizer.get_added_vocab()
         self._unigram = _unigram_without_specials(self._tokenizer)
+        self.render = self._render if self._tokenizer.chat_template else None
+
+    def _render(self, messages: list[dict[str, str]], opening: bool) -> str:
+        """The text of messages by the chat template of the folder. Raises: ValueError with what the template says against them."""
+        from jinja2 import TemplateError
+
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
+        except TemplateError as error:
+            raise ValueError(str(error)) from error
 
     def encode(self, text: str) -> list[int]:
         if self._unigram is not None:
@@ -124,7 +143,7 @@ class TransformersTokenizer:
         numbers = [int(i) for i in ids]
         return self._tokenizer.decode(numbers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def save_pretrained(self, folder: Path, template: Template | None = None) -> None:
+    def save_pretrained(self, folder: Path, template: Frames | None = None) -> None:
         """Writes the folder that transformers reads; its chat template is that of `template`, or else the one it came with."""
         from rlhf_jax.data.fast_tokenizer import chat_template
 
@@ -165,6 +184,18 @@ def _unigram_without_specials(tokenizer: Any) -> Any:
     copy.no_padding()
     copy.no_truncation()
     return copy
+
+
+AnyTokenizer = TypeVar("AnyTokenizer", bound=Tokenizer)
+
+
+def ending_with(tokenizer: AnyTokenizer, piece: str) -> AnyTokenizer:
+    """The tokenizer with that special token as its eos; as it is where it has no such token."""
+    if piece not in tokenizer.specials:
+        return tokenizer
+    changed: Any = copy.copy(tokenizer)
+    changed.eos = tokenizer.specials[piece]
+    return changed
 
 
 def load_tokenizer(path: Path) -> SentencePieceTokenizer | TransformersTokenizer:

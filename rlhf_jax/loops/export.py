@@ -12,7 +12,8 @@ from rlhf_jax import __version__
 from rlhf_jax.checkpoint import in_words, load_part, newest_intact
 from rlhf_jax.config import ONE_DEVICE, Experiment, LoRA, ModelConfig
 from rlhf_jax.data.sources import find_data_root
-from rlhf_jax.data.tokenizer import save_tokenizer
+from rlhf_jax.data.templates import Frames
+from rlhf_jax.data.tokenizer import ending_with, save_tokenizer
 from rlhf_jax.files import whole_folder
 from rlhf_jax.frozen import Frozen
 from rlhf_jax.loops.adapters import check_base
@@ -115,12 +116,14 @@ def export_model(
     if model == "policy":
         params = without_scores(params)
     if family is not None:
+        template = template_of(experiment, tokenizer)
+        tokenizer = ending_with(tokenizer, template.end)
         ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
-        template = template_of(experiment)
         about = model_card(experiment, stage, step, model)
 
         def beside(folder: Path) -> None:
-            tokenizer.save_pretrained(folder, template)
+            # Its own chat template goes with the tokenizer.
+            tokenizer.save_pretrained(folder, template if isinstance(template, Frames) else None)
             (folder / "README.md").write_text(about, encoding="utf-8")
 
         labels = () if experiment.classify is None else experiment.classify.labels

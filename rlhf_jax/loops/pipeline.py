@@ -15,7 +15,7 @@ import numpy as np
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.batches import Mixture, pad_labels, pad_pairs, token_batches
 from rlhf_jax.data.encode import EncodedLabel, EncodedPair
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt
+from rlhf_jax.data.schema import Comparison, Labelled, Prompt
 from rlhf_jax.eval.preference import mean_and_error
 from rlhf_jax.feedback.simulated import bayes_agreement
 from rlhf_jax.files import write_atomic
@@ -37,6 +37,7 @@ from rlhf_jax.loops.rlhf import Scorer, ending_of, model_scorer, run_ppo, text_s
 from rlhf_jax.loops.run import Run
 from rlhf_jax.loops.sft import run_sft
 from rlhf_jax.loops.sources import (
+    IMITATED,
     Examples,
     Texts,
     load_examples,
@@ -342,7 +343,7 @@ def ppo_stage(
         if mixture is None or config.ptx_rows is None:
             raise ValueError("ppo.ptx_coef needs demonstrations: set ppo.ptx_data, or an SFT stage")
         rows = config.ptx_rows * config.epochs * config.minibatches
-        examples = load_examples(run, mixture, Demonstration)
+        examples = load_examples(run, mixture, IMITATED, together=True)
         demonstrations = token_batches(
             examples.encoded(texts), rows, experiment.text.length, texts.tokenizer.pad, experiment.seed
         )

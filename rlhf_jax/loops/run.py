@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.checkpoint import Checkpoints
 from rlhf_jax.config import Experiment
-from rlhf_jax.data.encode import Cut
+from rlhf_jax.data.padding import Cut
 from rlhf_jax.data.sources import find_data_root
 from rlhf_jax.report.metrics import MetricsWriter
 from rlhf_jax.report.progress import progress

@@ -11,11 +11,10 @@ import numpy as np
 
 from rlhf_jax.config import Optim
 from rlhf_jax.data.batches import evaluation_batches, packed_batches, pad_right, token_batches
-from rlhf_jax.data.schema import Demonstration
 from rlhf_jax.frozen import join_frozen, split_frozen
 from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage
-from rlhf_jax.loops.sources import Texts, load_examples
+from rlhf_jax.loops.sources import IMITATED, Texts, load_examples
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import Model
 from rlhf_jax.sharding import compile_function, compile_step, place_batch, tree_shardings
@@ -73,7 +72,7 @@ def run_sft(
     experiment = run.experiment
     config = experiment.sft
     assert config is not None, "called for experiments with an SFT stage"
-    examples = load_examples(run, config.data, Demonstration)
+    examples = load_examples(run, config.data, IMITATED, together=True)
     encoded, length, pad = examples.encoded(texts), experiment.text.length, texts.tokenizer.pad
     if config.pack_length is None:
         batches = token_batches(encoded, config.optim.rows, length, pad, experiment.seed)

@@ -11,10 +11,13 @@ from typing import Any
 from rlhf_jax.config import Experiment
 from rlhf_jax.config import Mixture as MixtureConfig
 from rlhf_jax.data.batches import Mixture
+from rlhf_jax.data.chat import ChatTemplate, own_template
 from rlhf_jax.data.encode import (
     encode_classified,
     encode_comparison,
+    encode_conversation,
     encode_demonstration,
+    encode_document,
     encode_labelled,
     encode_labelled_reply,
     encode_prompt,
@@ -23,24 +26,28 @@ from rlhf_jax.data.encode import (
 from rlhf_jax.data.schema import (
     Classified,
     Comparison,
+    Conversation,
     Demonstration,
     Document,
     Labelled,
     LabelledReply,
     Prompt,
+    Ranking,
     Rated,
     Record,
 )
 from rlhf_jax.data.sources import load_source
 from rlhf_jax.data.splits import split_by_prompt
-from rlhf_jax.data.templates import Template, get_template
-from rlhf_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
+from rlhf_jax.data.templates import OWN, Frames, Template, get_template
+from rlhf_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, ending_with, train_sentencepiece
 from rlhf_jax.files import cache_directory, check_seal, read_sealed, write_sealed
 from rlhf_jax.loops.pretrained import check_vocabulary, read_tokenizer
 from rlhf_jax.loops.run import Run
 from rlhf_jax.worlds.instruct import InstructWorld
 
 WORLD = "world:instruct"
+IMITATED = (Demonstration, Conversation, Document)
+"""What a policy learns to write."""
 TOKENIZER = "tokenizer.model"
 CORPUS = 6000  # texts of the world that its tokenizer is trained on
 
@@ -57,11 +64,12 @@ class Texts:
 
     tokenizer: Tokenizer
     template: Template
+    length: int
     prompt_length: int
     labels: tuple[str, ...] = ()  # of classes
 
     def encode(self, records: Sequence[Record]) -> list[Any]:
-        """Records of one kind as encoded examples of that kind."""
+        """Records as encoded examples: one of each, but of documents and conversations as many as these need."""
         encoders: dict[type, Callable] = {
             Prompt: encode_prompt,
             Demonstration: encode_demonstration,
@@ -70,14 +78,18 @@ class Texts:
             LabelledReply: encode_labelled_reply,
         }
 
-        def encoded(record: Record) -> Any:
+        def encoded(record: Record) -> list[Any]:
+            if isinstance(record, Conversation):
+                return encode_conversation(record, self.tokenizer, self.template, self.prompt_length)
+            if isinstance(record, Document):
+                return encode_document(record, self.tokenizer, self.length)
             if isinstance(record, Labelled):
-                return encode_labelled(record, self.tokenizer)
+                return [encode_labelled(record, self.tokenizer)]
             if isinstance(record, Classified):
-                return encode_classified(record, self.tokenizer, self.labels)
-            return encoders[type(record)](record, self.tokenizer, self.template, self.prompt_length)
+                return [encode_classified(record, self.tokenizer, self.labels)]
+            return [encoders[type(record)](record, self.tokenizer, self.template, self.prompt_length)]
 
-        return [encoded(record) for record in records]
+        return [example for record in records for example in encoded(record)]
 
 
 def open_texts(run: Run) -> Texts:
@@ -101,12 +113,19 @@ def open_texts(run: Run) -> Texts:
         tokenizer = read_tokenizer(experiment, run.data)
     check_vocabulary(experiment, tokenizer)
     labels = () if experiment.classify is None else experiment.classify.labels
-    return Texts(tokenizer, template_of(experiment), experiment.text.prompt_length, labels)
+    template = template_of(experiment, tokenizer)
+    # What ends a turn of a chat ends a reply too: it is what the model learns to write there, and what sampling waits for.
+    tokenizer = ending_with(tokenizer, template.end)
+    return Texts(tokenizer, template, experiment.text.length, experiment.text.prompt_length, labels)
 
 
-def template_of(experiment: Experiment) -> Template:
-    """The template of an experiment, which closes what an encoder reads with eos, as T5 and BERT had it."""
-    template = get_template(experiment.text.template)
+def template_of(experiment: Experiment, tokenizer: Tokenizer) -> Frames | ChatTemplate:
+    """The template of an experiment, which closes what an encoder reads with eos, as T5 and BERT had it.
+
+    Raises: ValueError where it is the tokenizer's own and there is none.
+    """
+    name = experiment.text.template
+    template = own_template(tokenizer) if name == OWN else get_template(name)
     return dataclasses.replace(template, closed=template.closed or experiment.policy.kind != "decoder")
 
 
@@ -146,16 +165,17 @@ def load_examples(
     unless these may stand together.
     """
     parts, held_out, rejected = [], [], 0
+    kinds = kind if isinstance(kind, tuple) else (kind,)
     for source, weight in mixture.sources:
         if source == WORLD:
             train, aside = _world_demonstrations(run.experiment)
         else:
             loaded = load_source(source, run.data())
-            rejected += len(loaded.rejected)
-            train, aside = split_by_prompt(loaded.records, mixture.held_out, run.experiment.seed)
+            rejected += len(loaded.rejected) + len(loaded.damage)
+            sides = split_by_prompt(loaded.records, mixture.held_out, run.experiment.seed)
+            train, aside = (_as_comparisons(side) if Comparison in kinds else side for side in sides)
         wrong = next((r for r in train if not isinstance(r, kind)), None)
         if not train or wrong is not None:
-            kinds = kind if isinstance(kind, tuple) else (kind,)
             found = "no records" if wrong is None else f"records of kind {type(wrong).__name__}"
             raise ValueError(
                 f"source {source!r} gave {found}; this stage reads {' or '.join(k.__name__ for k in kinds)}"
@@ -166,6 +186,12 @@ def load_examples(
     if not together and len({type(records[0]) for records, _ in parts}) > 1:
         raise ValueError(f"the sources {[name for name, _ in mixture.sources]} give records of different kinds")
     return Examples(tuple(parts), tuple(held_out), rejected)
+
+
+def _as_comparisons(records: Sequence[Record]) -> tuple[Record, ...]:
+    """The records, with each ranking as its comparisons."""
+    parts = (record.comparisons() if isinstance(record, Ranking) else (record,) for record in records)
+    return tuple(part for found in parts for part in found)
 
 
 def _world_demonstrations(experiment: Experiment) -> tuple[tuple[Demonstration, ...], tuple[Demonstration, ...]]:
@@ -195,7 +221,9 @@ def policy_prompts(run: Run) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
         if found is None:
             return [], []
         name, mixture = found
-    examples = load_examples(run, mixture, (Prompt, Demonstration, Comparison, LabelledReply), together=True)
+    examples = load_examples(
+        run, mixture, (Prompt, Demonstration, Conversation, Comparison, LabelledReply), together=True
+    )
     train = _distinct(record for records, _ in examples.parts for record in records)
     held_out = _distinct(examples.held_out)
     if len(held_out) < count:

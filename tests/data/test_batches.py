@@ -17,7 +17,8 @@ from rlhf_jax.data.batches import (
     rewarded_batches,
     token_batches,
 )
-from rlhf_jax.data.encode import Cut, Encoded, EncodedLabel, EncodedPair, EncodedReward, pad_right
+from rlhf_jax.data.encode import Encoded, EncodedLabel, EncodedPair, EncodedReward
+from rlhf_jax.data.padding import Cut, pad_right
 
 
 def examples(count, start=10):

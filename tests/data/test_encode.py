@@ -1,24 +1,20 @@
+import re
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rlhf_jax.data.encode import (
-    Cut,
     Encoded,
     EncodedPair,
-    count_cut,
-    cut,
-    cut_pair,
     encode_comparison,
     encode_demonstration,
     encode_labelled,
     encode_prompt,
     longest_prefix,
-    pack,
-    pack_right,
-    pad_left,
-    pad_right,
 )
+from rlhf_jax.data.padding import Cut, count_cut, cut, cut_pair, pack, pack_right, pad_left, pad_right
 from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt, Provenance, Turn, user_prompt
 from rlhf_jax.data.templates import TEMPLATES
 from rlhf_jax.data.tokenizer import load_tokenizer
@@ -39,6 +35,7 @@ class Letters:
     vocab_size = 300
     bos: int | None = 299
     eos = 299
+    specials: ClassVar[dict[str, int]] = {}
     pad = 299
 
     def encode(self, text):
@@ -59,6 +56,15 @@ def tokenizer(request):
     return load_tokenizer(request.getfixturevalue("data_root") / PUBLISHED[request.param])
 
 
+def spelled(tokenizer, text):
+    """The tokens of a text in which </s> and <s> are the tokens of that name, where there are such."""
+    ids = []
+    for part in re.split("(</s>|<s>)", text):
+        known = tokenizer.specials.get(part)
+        ids += tokenizer.encode(part) if known is None and part else [known] if part else []
+    return ids
+
+
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 @pytest.mark.parametrize("reply", ["Tom. He ate 12 fish.", "s", "\nnew line", " two  blanks"])
 def test_no_token_spans_the_boundary_and_bos_and_eos_stand_once(tokenizer, name, reply):
@@ -67,15 +73,17 @@ def test_no_token_spans_the_boundary_and_bos_and_eos_stand_once(tokenizer, name,
     asked = encode_prompt(PROMPT, tokenizer, template)
     bos = [] if tokenizer.bos is None else [tokenizer.bos]
     # The prompt of training is the prompt of sampling, id for id, and the reply is what its text alone gives.
-    assert encoded.prompt == asked.prompt == (*bos, *tokenizer.encode(template.prompt(PROMPT)))
-    assert encoded.reply == (*tokenizer.encode(template.reply(reply)), tokenizer.eos)
+    assert encoded.prompt == asked.prompt == (*bos, *spelled(tokenizer, template.prompt(PROMPT)))
+    written = template.reply(reply)
+    ends = template.end == "</s>"  # what ends a reply anyway
+    assert encoded.reply == (*spelled(tokenizer, written.removesuffix("</s>") if ends else written), tokenizer.eos)
     ids = encoded.prompt + encoded.reply
-    assert ids.count(tokenizer.eos) == 1
+    assert ids.count(tokenizer.eos) == 1 + template.prompt(PROMPT).count("</s>")
     assert tokenizer.bos is None or ids.count(tokenizer.bos) == 1
     assert asked.reply == ()
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"llama2", "zephyr"}))  # whose </s> has no text
 def test_prompt_and_reply_apart_read_as_the_one_text(trained, name):
     template = TEMPLATES[name]
     encoded = encode_demonstration(Demonstration(PROMPT, " Tom.\n  12"), trained, template)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from rlhf_jax.data.encode import encode_prompt
 from rlhf_jax.data.fast_tokenizer import PROBES, fast_tokenizer, save_fast
 from rlhf_jax.data.schema import Prompt, Provenance, Turn
-from rlhf_jax.data.templates import TEMPLATES, Template
+from rlhf_jax.data.templates import TEMPLATES, Frames
 from rlhf_jax.data.tokenizer import SentencePieceTokenizer, load_tokenizer, train_sentencepiece
 from rlhf_jax.worlds.instruct import InstructWorld
 
@@ -71,5 +71,5 @@ def test_a_tokenizer_that_would_be_another_there_is_refused(sentencepiece, tmp_p
     right = module.fast_tokenizer
     monkeypatch.setattr(module, "fast_tokenizer", lambda model, **how: right(other, **how))
     with pytest.raises(ValueError, match=r"transformers would read .* as \[.*\], the sentencepiece model reads \["):
-        save_fast(sentencepiece.model, tmp_path, Template(user="{}", assistant="{}"))
+        save_fast(sentencepiece.model, tmp_path, Frames(user="{}", assistant="{}"))
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,7 @@
 import pytest
 
 from rlhf_jax.data.schema import Prompt, Provenance, Turn, user_prompt
-from rlhf_jax.data.templates import TEMPLATES, Template, get_template
+from rlhf_jax.data.templates import TEMPLATES, Frames, get_template
 
 HERE = Provenance("test", "MIT", "here:1")
 ONE = user_prompt("Say {hi}.", HERE)
@@ -66,6 +66,6 @@ def test_names_and_forms_that_do_not_exist_are_refused():
         get_template("alpacca")
     assert get_template("hh") is TEMPLATES["hh"]
     with pytest.raises(ValueError, match=r"template field user is 'Q'; expected one \{\}"):
-        Template(user="Q", assistant="{}")
+        Frames(user="Q", assistant="{}")
     with pytest.raises(ValueError, match="no turns"):
         TEMPLATES["plain"].prompt(Prompt((), HERE))

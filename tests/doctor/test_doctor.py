@@ -186,4 +186,4 @@ def test_a_real_checkpoint_and_its_tokenizer(data_root, capsys):
     assert doctor.main(["--model", str(data_root / "checkpoints" / "stories260K")]) == 0
     out = capsys.readouterr().out
     assert "stories260K.bin: sampler's log-probs (cached) - trainer's, bfloat16" in out
-    assert "tokenizer: of 25 dialogues" in out
+    assert "tokenizer: of 50 dialogues" in out

@@ -68,7 +68,7 @@ def ppo(stop_token: str | None) -> PPO:
 
 
 def test_a_stop_token_is_the_token_inside_a_text_not_the_one_at_its_start(llama_like):
-    texts = Texts(llama_like, get_template("none"), 8)
+    texts = Texts(llama_like, get_template("none"), 64, 8)
     inside = llama_like.encode("a cat.")[-1]
     assert len(llama_like.encode(".")) == 2
     assert ending_of(texts, ppo(".")) == Ending(llama_like.eos, inside, 3)
@@ -77,7 +77,7 @@ def test_a_stop_token_is_the_token_inside_a_text_not_the_one_at_its_start(llama_
 
 def test_a_stop_token_of_several_tokens_is_refused(llama_like):
     with pytest.raises(ValueError, match=r"ppo\.stop_token='\.\.' is 2 tokens .*; it must be one"):
-        ending_of(Texts(llama_like, get_template("none"), 8), ppo(".."))
+        ending_of(Texts(llama_like, get_template("none"), 64, 8), ppo(".."))
 
 
 def test_comparisons_and_evaluation_sample_replies_that_end_as_those_of_ppo(tmp_path, monkeypatch):

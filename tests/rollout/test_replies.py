@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ class Letters:
     vocab_size = 32
     bos = None
     eos = 3
+    specials: ClassVar[dict[str, int]] = {}
     pad = 3
 
     def encode(self, text: str) -> list[int]:
