@@ -36,6 +36,7 @@ REQUIRED = [
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    "data": ["phonenumbers>=9.0.43"],  # phone numbers in texts
     "test": [
         "pytest>=9.2",
         "pytest-xdist>=3.8",
@@ -47,6 +48,7 @@ EXTRAS = {
         "ruff>=0.17.6",
         "pyright[nodejs]>=1.1.414",  # [nodejs]: node comes from the package index, not from a download at first use
         "pre-commit>=4.7",
+        "phonenumbers>=9.0.43",
     ],
 }
 
