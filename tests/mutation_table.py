@@ -281,7 +281,8 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("starts[row], ends[row] = len(short.prompt), ", "starts[row], ends[row] = len(short.prompt) + 1, "),
     ],
     ("loops/sources.py", "loops/test_stage_data.py"): [
-        ("weight * min(len(train), mixture.cap)", "weight * max(len(train), mixture.cap)"),
+        ("else min(examples, mixture.cap)", "else max(examples, mixture.cap)"),
+        ("capped ** (1 / (mixture", "capped ** (1.0 * (mixture"),
     ],
     ("eval/preference.py", "eval/test_preference.py"): [
         ("(raw - chance) / (100.0 - chance)", "(raw - chance) / 100.0"),

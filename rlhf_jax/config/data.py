@@ -33,9 +33,16 @@ class Text:
     template: str
     length: int  # prompt + reply, tokens
     prompt_length: int  # longer prompts lose their start; documents of a template that says so, their end
+    buckets: tuple[
+        int, ...
+    ] = ()  # shorter lengths that batches of demonstrations and pairs may have too, each a program of its own
 
     def __post_init__(self):
         positive(self, "length", "prompt_length")
+        require(
+            all(1 < bucket < self.length for bucket in self.buckets),
+            f"text.buckets={self.buckets} must lie between 1 and length={self.length}",
+        )
         kind, colon, size = self.tokenizer.partition(":")
         require(
             not colon or kind != "train" or (size.isdecimal() and int(size) > 0),
@@ -50,20 +57,22 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Sources and their weights, and the share of prompts held out of training. A source is `ADAPTER:GLOB` or `world:instruct`.
+    """Sources (docs/data.md) and their weights, and the share of prompts held out of training; `world:instruct` is the experiment's world.
 
     Weights are shares of rows. With `cap` they are multiplied by a source's number of training examples, or by the cap where it has more:
     examples-proportional mixing (Raffel et al. 2020, section 3.5.2; Wei et al. 2021, arXiv:2109.01652, section 2.4, where K is 3,000).
+    With `temperature` these numbers are taken to the power of 1 / temperature first: above 1 small sources count more.
     """
 
     sources: tuple[tuple[str, float], ...]
     held_out: float = 0.05
     cap: int | None = None
+    temperature: float | None = None
 
     def __post_init__(self):
         require(bool(self.sources), "a mixture needs at least one source")
         for name, weight in self.sources:
             require(weight > 0, f"weight {weight} of source {name!r} must be above 0")
         fraction(self, "held_out")
-        positive(self, "cap")
+        positive(self, "cap", "temperature")
         require(self.held_out < 1, f"held_out={self.held_out} leaves nothing to train on; it must be below 1")

@@ -67,10 +67,14 @@ class SFT:
     data: Mixture
     optim: Optim
     pack_length: int | None = None  # rows of so many tokens hold several examples; None: one example to a row
+    packing: Literal["first_fit", "best_fit"] = (
+        "first_fit"  # best_fit: fuller rows, which hold long examples with short ones
+    )
     eval_every: int | None = None
 
     def __post_init__(self):
         positive(self, "pack_length", "eval_every")
+        one_of(self, "packing")
 
 
 @dataclasses.dataclass(frozen=True)

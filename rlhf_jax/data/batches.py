@@ -1,16 +1,17 @@
 """Batches by step: which examples a step sees is a pure function of (seed, step): the step is the data position.
 
-All examples are padded once into arrays of N rows; a batch is a choice of rows. Memory is 13 bytes per padded token.
+A batch is made from its examples when it is asked for: memory is 4 bytes per token of all texts.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import itertools
 import math
 import operator
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -18,7 +19,10 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from rlhf_jax.data.encode import Encoded, EncodedLabel, EncodedPair, EncodedReward
-from rlhf_jax.data.padding import Cut, count_cut, cut, cut_pair, pack_right, pad_left, pad_right
+from rlhf_jax.data.order import ALONE, Host, Order
+from rlhf_jax.data.packing import Packing, pack, packed_rows
+from rlhf_jax.data.padding import Cut, count_cut, cut, cut_pair, pad_left, pad_right
+from rlhf_jax.data.table import Chosen, Joined, TokenTable
 from rlhf_jax.types import LabelBatch, LabelledReplies, PreferenceBatch, RewardedBatch, TokenBatch, pytree
 
 Example = TypeVar("Example", Encoded, EncodedPair, EncodedLabel, EncodedReward)
@@ -53,119 +57,202 @@ class Mixture(Generic[Example]):
 
 
 class Batches(Generic[Data]):
-    """`batches[step]` is the batch of that step, on any machine and after any restart; steps have no end.
+    """`batches[step]` is the batch of that step, on any machine and after any restart; steps have no end. Leaves are numpy arrays.
 
-    Each part is shuffled anew in every epoch of its own and repeated; a batch may hold the end of one epoch and the
-    start of the next, so there may be more rows than examples. Leaves are numpy arrays.
+    Batches are made when they are asked for; `rows(step)` are the numbers of their examples, through the parts one after the other.
     """
 
-    def __init__(
-        self, data: Data, sizes: Sequence[int], weights: Sequence[float], rows: int, seed: int, cut: Cut
-    ) -> None:
-        import grain
-
-        _check_rows(rows)
-        if seed < 0:
-            raise ValueError(f"seed is {seed}; expected 0 or more")
-        self.cut = cut
-        self._data = data
-        starts = np.cumsum([0, *sizes]).tolist()
-        orders: Any = [
-            # Parts of one size must not be shuffled alike, so each has its own key.
-            grain.MapDataset.source(_Epochs(start, size, key=(seed, part)))
-            for part, (start, size) in enumerate(zip(starts, sizes, strict=False))
-        ]
-        self._order: Any = grain.MapDataset.mix(orders, weights=list(weights)).batch(rows)
+    def __init__(self, make: Callable[[np.ndarray], Data], order: Order, cut: Cut) -> None:
+        self._make, self._order, self.cut = make, order, cut
 
     def __getitem__(self, step: int) -> Data:
-        return take_rows(self._data, self.rows(step))
+        return self._make(self.rows(step))
 
     def rows(self, step: int) -> np.ndarray:
         """Which examples the rows of a step are, counted through the parts one after the other."""
-        step = operator.index(step)
-        if step < 0:
-            raise IndexError(f"step is {step}; expected 0 or more")
-        return np.asarray(self._order[step])
+        return self._order[step]
 
 
-class _Epochs:
-    """Examples start .. start + size without end, in a new random order every epoch.
+class BucketBatches(Batches[Data]):
+    """Batches of several lengths: each holds examples of one bucket alone and is as long as that, so that less of it is padding.
 
-    grain's own shuffle searches a fixed domain for each element, which takes milliseconds a row in sets under a
-    hundred.
+    Over many steps every part has its share of the rows, and every example its turn once an epoch of its bucket. `buckets` are the batches
+    of each, the numbers of its examples, and its share of the steps.
     """
 
-    def __init__(self, start: int, size: int, key: tuple[int, int]) -> None:
-        self._start, self._size, self._key = start, size, key
-        self._order = functools.lru_cache(maxsize=2)(self._permute)
+    def __init__(self, buckets: Sequence[tuple[Batches[Data], np.ndarray, float]], cut: Cut) -> None:
+        import grain
+
+        self._buckets, self.cut = [batches for batches, _, _ in buckets], cut
+        self._numbers = [numbers for _, numbers, _ in buckets]
+        counted: Any = [grain.MapDataset.source(_Numbers(bucket)) for bucket in range(len(buckets))]
+        self._which: Any = grain.MapDataset.mix(counted, weights=[share for _, _, share in buckets])
+
+    def __getitem__(self, step: int) -> Data:
+        bucket, number = self._which[operator.index(step)]
+        return self._buckets[bucket][number]
+
+    def rows(self, step: int) -> np.ndarray:
+        bucket, number = self._which[operator.index(step)]
+        return self._numbers[bucket][self._buckets[bucket].rows(number)]
+
+
+class _Numbers:
+    """(bucket, 0), (bucket, 1), ... without end."""
+
+    def __init__(self, bucket: int) -> None:
+        self._bucket = bucket
 
     def __len__(self) -> int:
-        return sys.maxsize // 2  # a mixture adds up the lengths of its parts and ends with the first exhausted one
+        return sys.maxsize // 2
 
-    def __getitem__(self, index: int) -> int:
-        epoch, place = divmod(index, self._size)
-        return self._start + int(self._order(epoch)[place])
-
-    def _permute(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([*self._key, epoch]).permutation(self._size)
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self._bucket, index
 
 
 def token_batches(
-    examples: Sequence[Encoded] | Mixture[Encoded], rows: int, length: int, pad: int, seed: int
+    examples: Sequence[Encoded] | Mixture[Encoded],
+    rows: int,
+    length: int,
+    pad: int,
+    seed: int,
+    *,
+    buckets: Sequence[int] = (),
+    host: Host = ALONE,
 ) -> Batches[TokenBatch]:
-    """Right-padded prompts with their replies, one to a row."""
-    flat, sizes, weights = _flatten(examples)
-    return Batches(pad_right(flat, length, pad), sizes, weights, rows, seed, count_cut(flat, length))
+    """Right-padded prompts with their replies, one to a row; with `buckets`, batches may have these lengths too."""
+    parts = [(TokenTable(part), weight) for part, weight in _parts(examples)]
+    sizes = [table.sizes for table, _ in parts]
+    counted = count_cut((example for table, _ in parts for example in table), length)
+    return _stream(parts, sizes, partial(pad_right, pad=pad), rows, length, seed, buckets, host, counted)
 
 
 def packed_batches(
-    examples: Sequence[Encoded] | Mixture[Encoded], rows: int, length: int, pad: int, seed: int, longest: int
+    examples: Sequence[Encoded] | Mixture[Encoded],
+    rows: int,
+    length: int,
+    pad: int,
+    seed: int,
+    longest: int,
+    *,
+    how: Packing = "first_fit",
+    host: Host = ALONE,
 ) -> Batches[TokenBatch]:
     """Prompts with their replies, several to a row of `length` tokens; which ones share a row is the same in every epoch.
 
     An example of more than `longest` tokens is `cut`. Parts of a mixture are packed apart, so that their weights stay shares of rows.
     """
-    parts = examples.parts if isinstance(examples, Mixture) else ((examples, 1.0),)
-    records = [pack_right([cut(example, longest) for example in part], length, pad) for part, _ in parts]
-    together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *records)
-    sizes, weights = [len(record.tokens) for record in records], [weight for _, weight in parts]
-    flat = [example for part, _ in parts for example in part]
-    return Batches(together, sizes, weights, rows, seed, count_cut(flat, longest))
+    parts = _parts(examples)
+    counted = count_cut((example for part, _ in parts for example in part), longest)
+    tables = [TokenTable(cut(example, longest) for example in part) for part, _ in parts]
+    plans = [pack(table.sizes.tolist(), length, how) for table in tables]
+    order = Order([len(plan) for plan in plans], [weight for _, weight in parts], rows, seed, host)
+    flat, starts = Joined(tables), np.cumsum([0, *(len(table) for table in tables)])
+    together = [(np.array(row) + start).tolist() for plan, start in zip(plans, starts, strict=False) for row in plan]
+    return Batches(lambda numbers: packed_rows(flat, [together[int(n)] for n in numbers], length, pad), order, counted)
 
 
 def preference_batches(
-    pairs: Sequence[EncodedPair] | Mixture[EncodedPair], rows: int, length: int, pad: int, seed: int
+    pairs: Sequence[EncodedPair] | Mixture[EncodedPair],
+    rows: int,
+    length: int,
+    pad: int,
+    seed: int,
+    *,
+    buckets: Sequence[int] = (),
+    host: Host = ALONE,
 ) -> Batches[PreferenceBatch]:
     """Right-padded pairs; a row of `chosen` and the same row of `rejected` have the same prompt tokens."""
-    flat, sizes, weights = _flatten(pairs)
-    return Batches(pad_pairs(flat, length, pad), sizes, weights, rows, seed, count_cut(flat, length))
+    parts = _parts(pairs)
+    sizes = [np.array([max(pair.chosen.size, pair.rejected.size) for pair in part]) for part, _ in parts]
+    counted = count_cut((pair for part, _ in parts for pair in part), length)
+    return _stream(parts, sizes, partial(pad_pairs, pad=pad), rows, length, seed, buckets, host, counted)
 
 
 def label_batches(
-    texts: Sequence[EncodedLabel] | Mixture[EncodedLabel], rows: int, length: int, pad: int, seed: int
+    texts: Sequence[EncodedLabel] | Mixture[EncodedLabel],
+    rows: int,
+    length: int,
+    pad: int,
+    seed: int,
+    *,
+    host: Host = ALONE,
 ) -> Batches[LabelBatch]:
     """Right-padded texts with their labels."""
-    flat, sizes, weights = _flatten(texts)
-    cut = count_cut([example.text for example in flat], length)
-    return Batches(pad_labels(flat, length, pad), sizes, weights, rows, seed, cut)
+    return _texts(texts, partial(pad_labels, pad=pad), rows, length, seed, host)
 
 
 def rewarded_batches(
-    replies: Sequence[EncodedReward] | Mixture[EncodedReward], rows: int, length: int, pad: int, seed: int
+    replies: Sequence[EncodedReward] | Mixture[EncodedReward],
+    rows: int,
+    length: int,
+    pad: int,
+    seed: int,
+    *,
+    host: Host = ALONE,
 ) -> Batches[RewardedBatch]:
     """Right-padded prompts with their replies and rewards."""
-    flat, sizes, weights = _flatten(replies)
-    cut = count_cut([example.text for example in flat], length)
-    return Batches(pad_rewarded(flat, length, pad), sizes, weights, rows, seed, cut)
+    return _texts(replies, partial(pad_rewarded, pad=pad), rows, length, seed, host)
 
 
 def prompt_batches(
-    prompts: Sequence[Encoded] | Mixture[Encoded], rows: int, length: int, pad: int, seed: int
+    prompts: Sequence[Encoded] | Mixture[Encoded], rows: int, length: int, pad: int, seed: int, *, host: Host = ALONE
 ) -> Batches[PromptBatch]:
     """Left-padded prompts, without replies; `index` counts through the parts of a mixture one after the other."""
-    flat, sizes, weights = _flatten(prompts)
-    cut = count_cut([dataclasses.replace(prompt, reply=()) for prompt in flat], length)
-    return Batches(pad_prompts(flat, length, pad), sizes, weights, rows, seed, cut)
+    parts = _parts(prompts)
+    tables = [TokenTable(dataclasses.replace(prompt, reply=(), given=()) for prompt in part) for part, _ in parts]
+    flat = Joined(tables)
+
+    def make(numbers: np.ndarray) -> PromptBatch:
+        index: Any = numbers.astype(np.int32)
+        return PromptBatch(prompts=pad_left([flat[int(n)] for n in numbers], length, pad), index=index)
+
+    order = Order([len(table) for table in tables], [weight for _, weight in parts], rows, seed, host)
+    return Batches(make, order, count_cut(flat, length))
+
+
+def _texts(examples, make, rows: int, length: int, seed: int, host: Host) -> Batches:
+    """Batches of examples that each have a `text`."""
+    parts = _parts(examples)
+    sizes = [np.array([example.text.size for example in part]) for part, _ in parts]
+    counted = count_cut((example.text for part, _ in parts for example in part), length)
+    return _stream(parts, sizes, make, rows, length, seed, (), host, counted)
+
+
+def _stream(
+    parts: Sequence[tuple[Sequence, float]],
+    sizes: Sequence[np.ndarray],
+    make: Callable,
+    rows: int,
+    length: int,
+    seed: int,
+    buckets: Sequence[int],
+    host: Host,
+    counted: Cut,
+) -> Batches:
+    """Batches of the examples, whose sizes in tokens are given, as `make(examples, length)` pads them; in buckets, if there are any."""
+
+    def batches(of: Sequence[tuple[Sequence, float]], long: int) -> Batches:
+        flat = Joined([part for part, _ in of])
+        order = Order([len(part) for part, _ in of], [weight for _, weight in of], rows, seed, host)
+        return Batches(lambda numbers: make([flat[int(n)] for n in numbers], length=long), order, counted)
+
+    if not buckets:
+        return batches(parts, length)
+    limits, starts = sorted({*(limit for limit in buckets if limit < length), length}), np.cumsum([0, *map(len, sizes)])
+    found = []
+    for low, high in itertools.pairwise([0, *limits]):
+        of, numbers = [], []
+        for (part, weight), tokens, start in zip(parts, sizes, starts, strict=False):
+            short = np.minimum(tokens, length)
+            places = np.flatnonzero((short > low) & (short <= high))
+            if len(places):
+                # A part has its share of all rows: in this bucket, that of its examples which are here.
+                of.append((Chosen(part, places), weight * len(places) / len(part)))
+                numbers.append(start + places)
+        if of:
+            found.append((batches(of, high), np.concatenate(numbers), sum(share for _, share in of)))
+    return BucketBatches(found, counted)
 
 
 def pad_pairs(pairs: Sequence[EncodedPair], length: int, pad: int) -> PreferenceBatch:
@@ -228,11 +315,11 @@ def _only(data: Data, counts: np.ndarray) -> Data:
     return data.replace(weight=data.weight * counts)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _flatten(examples: Sequence[Example] | Mixture[Example]) -> tuple[list[Example], list[int], list[float]]:
-    """(all examples one part after the other, size of each part, weight of each part)."""
+def _parts(examples: Sequence[Example] | Mixture[Example]) -> Sequence[tuple[Sequence[Example], float]]:
     parts = examples.parts if isinstance(examples, Mixture) else ((examples, 1.0),)
-    flat = [example for part, _ in parts for example in part]
-    return flat, [len(part) for part, _ in parts], [weight for _, weight in parts]
+    if not any(len(part) for part, _ in parts):
+        raise ValueError("no examples to make a batch of; expected at least one")
+    return parts
 
 
 def _preferences(chosen: TokenBatch, rejected: TokenBatch, margin: Any, weight: Any) -> PreferenceBatch:

@@ -41,6 +41,11 @@ class Encoded:
     shortened: bool = False  # whether its text was too long and lost its end
     given: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Tokens of prompt and reply."""
+        return len(self.prompt) + len(self.reply)
+
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPair:

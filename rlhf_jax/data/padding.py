@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ def cut(example: Encoded, length: int) -> Encoded:
 
     At least one token of the prompt stays, for the reply to follow; of the reply, eos goes first.
     """
-    return _shorten(example, len(example.prompt) + len(example.reply) - length, length)
+    return example if example.size <= length else _shorten(example, example.size - length, length)
 
 
 def cut_pair(pair: EncodedPair, length: int) -> EncodedPair:
@@ -43,18 +43,22 @@ def cut_pair(pair: EncodedPair, length: int) -> EncodedPair:
     return dataclasses.replace(pair, chosen=chosen, rejected=rejected)
 
 
-def count_cut(examples: Sequence[Encoded | EncodedPair], length: int) -> Cut:
+def count_cut(examples: Iterable[Encoded | EncodedPair], length: int) -> Cut:
     """How many of the examples `length` tokens are too few for; a pair counts once, whichever side it is."""
-    prompts = replies = 0
+    count = prompts = replies = 0
     for example in examples:
+        count += 1
         if isinstance(example, EncodedPair):
             short = cut_pair(example, length)
             sides = [(example.chosen, short.chosen), (example.rejected, short.rejected)]
+        elif example.size <= length:
+            prompts += example.shortened
+            continue
         else:
             sides = [(example, cut(example, length))]
         prompts += any(before.shortened or len(after.prompt) < len(before.prompt) for before, after in sides)
         replies += any(len(after.reply) < len(before.reply) for before, after in sides)
-    return Cut(len(examples), prompts, replies)
+    return Cut(count, prompts, replies)
 
 
 def pad_right(examples: Sequence[Encoded], length: int, pad: int) -> TokenBatch:
@@ -69,45 +73,8 @@ def pad_right(examples: Sequence[Encoded], length: int, pad: int) -> TokenBatch:
     real = columns < ends
     learned = real & (columns >= starts)
     for row, example in enumerate(examples):
-        _leave_out(learned[row], example, int(starts[row, 0]))
+        leave_out(learned[row], example, int(starts[row, 0]))
     return _token_batch(tokens, real, learned)
-
-
-def pack(examples: Sequence[Encoded], length: int, open_rows: int = 64) -> list[list[int]]:
-    """Which examples share a row of `length` tokens: first fit, in the order given, over the `open_rows` newest unfinished rows."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for place, example in enumerate(examples):
-        size = min(len(example.prompt) + len(example.reply), length)
-        first = max(len(rows) - open_rows, 0)
-        row = next((n for n in range(first, len(rows)) if room[n] >= size), None)
-        if row is None:
-            row = len(rows)
-            rows.append([])
-            room.append(length)
-        rows[row].append(place)
-        room[row] -= size
-    return rows
-
-
-def pack_right(examples: Sequence[Encoded], length: int, pad: int) -> TokenBatch:
-    """Rows [N, length], each with several examples as segments 1, 2, ...; positions restart in each. Too long is `cut`."""
-    rows = pack(examples, length)
-    tokens = np.full((len(rows), length), pad, np.int32)
-    positions, segments = (np.zeros_like(tokens) for _ in range(2))
-    loss_mask = np.zeros(tokens.shape, bool)
-    for row, places in enumerate(rows):
-        column = 0
-        for segment, place in enumerate(places, start=1):
-            short = cut(examples[place], length)
-            ids = short.prompt + short.reply
-            here = slice(column, column + len(ids))
-            tokens[row, here], segments[row, here], positions[row, here] = ids, segment, np.arange(len(ids))
-            loss_mask[row, column + len(short.prompt) : column + len(ids)] = True
-            _leave_out(loss_mask[row, : column + len(ids)], short, column + len(short.prompt))
-            column += len(ids)
-    record: Any = (tokens, positions, segments, loss_mask)
-    return TokenBatch(*record)
 
 
 def pad_left(prompts: Sequence[Encoded], length: int, pad: int) -> TokenBatch:
@@ -130,7 +97,7 @@ def _shorten(example: Encoded, excess: int, length: int) -> Encoded:
     return dataclasses.replace(example, prompt=prompt, reply=example.reply[: length - len(prompt)])
 
 
-def _leave_out(learned: np.ndarray, example: Encoded, start: int) -> None:
+def leave_out(learned: np.ndarray, example: Encoded, start: int) -> None:
     """Takes out of a row's mask what others said in the reply that starts at column `start`."""
     for first, last in example.given:
         learned[start + first : start + last] = False

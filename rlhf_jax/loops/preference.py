@@ -62,8 +62,11 @@ def run_preference(
     experiment, config = run.experiment, run.experiment.preference
     assert config is not None, "called for experiments with a preference stage"
     length, pad = experiment.text.length, texts.tokenizer.pad
-    make_batches = reply_batches if config.objective == "kto" else preference_batches
-    batches = make_batches(parts, config.optim.rows, length, pad, experiment.seed)
+    if config.objective == "kto":
+        batches = reply_batches(parts, config.optim.rows, length, pad, experiment.seed)
+    else:
+        buckets = experiment.text.buckets
+        batches = preference_batches(parts, config.optim.rows, length, pad, experiment.seed, buckets=buckets)
     run.note_cut("preference", batches.cut)
     begun = trainee(run, "preference", model, reference)
     model = begun.model

@@ -43,9 +43,12 @@ def run_reward(
     config = experiment.reward
     assert config is not None, "called for experiments with a reward stage"
     labelled = kind is Labelled
-    make_batches, pad_all = (label_batches, pad_labels) if labelled else (preference_batches, pad_pairs)
-    length, pad = experiment.text.length, texts.tokenizer.pad
-    batches = make_batches(parts, config.optim.rows, length, pad, experiment.seed)
+    pad_all = pad_labels if labelled else pad_pairs
+    length, pad, rows = experiment.text.length, texts.tokenizer.pad, config.optim.rows
+    if labelled:
+        batches = label_batches(parts, rows, length, pad, experiment.seed)
+    else:
+        batches = preference_batches(parts, rows, length, pad, experiment.seed, buckets=experiment.text.buckets)
     run.note_cut("reward", batches.cut)
     begun = trainee(run, "reward", model, params, adapters=config.init == "policy")
     loss, update = make_reward_step(begun.model, config.optim, labelled=labelled)

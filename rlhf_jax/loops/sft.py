@@ -75,9 +75,11 @@ def run_sft(
     examples = load_examples(run, config.data, IMITATED, together=True)
     encoded, length, pad = examples.encoded(texts), experiment.text.length, texts.tokenizer.pad
     if config.pack_length is None:
-        batches = token_batches(encoded, config.optim.rows, length, pad, experiment.seed)
+        buckets = experiment.text.buckets
+        batches = token_batches(encoded, config.optim.rows, length, pad, experiment.seed, buckets=buckets)
     else:
-        batches = packed_batches(encoded, config.optim.rows, config.pack_length, pad, experiment.seed, longest=length)
+        how = config.packing
+        batches = packed_batches(encoded, config.optim.rows, config.pack_length, pad, experiment.seed, length, how=how)
     run.note_cut("sft", batches.cut)
     run.noted["sft/rejected_rows"] = float(examples.rejected)
     begun = trainee(run, "sft", model, params)

@@ -180,12 +180,19 @@ def load_examples(
             raise ValueError(
                 f"source {source!r} gave {found}; this stage reads {' or '.join(k.__name__ for k in kinds)}"
             )
-        # Without a cap the weights are shares of rows; with one, of examples (FLAN's r_m = min(e_m, K) / sum).
-        parts.append((train, weight if mixture.cap is None else weight * min(len(train), mixture.cap)))
+        parts.append((train, weight * rate(len(train), mixture)))
         held_out += aside
     if not together and len({type(records[0]) for records, _ in parts}) > 1:
         raise ValueError(f"the sources {[name for name, _ in mixture.sources]} give records of different kinds")
     return Examples(tuple(parts), tuple(held_out), rejected)
+
+
+def rate(examples: int, mixture: MixtureConfig) -> float:
+    """What the weight of a source with so many examples is multiplied by: 1, or min(e, cap) ** (1 / temperature)."""
+    if mixture.cap is None and mixture.temperature is None:
+        return 1.0
+    capped = examples if mixture.cap is None else min(examples, mixture.cap)
+    return capped ** (1 / (mixture.temperature or 1.0))
 
 
 def _as_comparisons(records: Sequence[Record]) -> tuple[Record, ...]:
@@ -221,9 +228,7 @@ def policy_prompts(run: Run) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
         if found is None:
             return [], []
         name, mixture = found
-    examples = load_examples(
-        run, mixture, (Prompt, Demonstration, Conversation, Comparison, LabelledReply), together=True
-    )
+    examples = load_examples(run, mixture, (Prompt, *IMITATED, Comparison, LabelledReply), together=True)
     train = _distinct(record for records, _ in examples.parts for record in records)
     held_out = _distinct(examples.held_out)
     if len(held_out) < count:

@@ -1,6 +1,7 @@
 import time
 from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from rlhf_jax.data.batches import (
     Mixture,
     evaluation_batches,
     label_batches,
+    packed_batches,
     pad_labels,
     pad_pairs,
     pad_prompts,
@@ -18,7 +20,10 @@ from rlhf_jax.data.batches import (
     token_batches,
 )
 from rlhf_jax.data.encode import Encoded, EncodedLabel, EncodedPair, EncodedReward
+from rlhf_jax.data.order import Host
+from rlhf_jax.data.packing import pack
 from rlhf_jax.data.padding import Cut, pad_right
+from rlhf_jax.data.table import Chosen, Joined, TokenTable
 
 
 def examples(count, start=10):
@@ -26,9 +31,10 @@ def examples(count, start=10):
     return [Encoded((1, start + i), (2,) * (1 + i % 3), head=1) for i in range(count)]
 
 
-def seen(batches, steps):
-    """Which examples the rows of these steps are."""
-    return np.concatenate([batches[step].tokens[:, 1] for step in steps]).tolist()
+def seen(batches, steps, turning=False):
+    """Which examples the rows of these steps are; those of a mixture in its order, whose first place moves on by a row a step."""
+    rows = [batches[step].tokens[:, 1] for step in steps]
+    return np.concatenate([np.roll(names, turning * step) for step, names in zip(steps, rows, strict=True)]).tolist()
 
 
 def test_every_epoch_holds_every_example_once_in_an_order_of_its_own():
@@ -78,12 +84,118 @@ def test_more_rows_than_examples_go_into_the_next_epochs():
 def test_a_mixture_has_the_shares_asked_for_and_each_part_its_own_epochs():
     mixture = Mixture(((examples(40, start=100), 3.0), (examples(5, start=500), 1.0)))
     batches = token_batches(mixture, rows=16, length=6, pad=0, seed=0)
-    names = seen(batches, range(20))
+    names = seen(batches, range(20), turning=True)
     big, small = [name for name in names if name < 500], [name for name in names if name >= 500]
     assert len(small) == len(names) // 4
     assert sorted(big[:40]) == list(range(100, 140))
     for epoch in range(16):
         assert sorted(small[5 * epoch : 5 * epoch + 5]) == list(range(500, 505))
+
+
+def test_shares_are_exact_over_a_hundred_thousand_draws():
+    parts, weights = (
+        [examples(count, start=start) for count, start in ((700, 0), (20, 10_000), (3000, 20_000))],
+        (5.0, 1.0, 3.5),
+    )
+    mixture = Mixture(tuple(zip(parts, weights, strict=True)))
+    batches = token_batches(mixture, rows=500, length=6, pad=0, seed=0)
+    rows = np.concatenate([batches.rows(step) for step in range(200)])
+    for low, high, weight in zip((0, 700, 720), (700, 720, 3720), weights, strict=True):
+        drawn = ((rows >= low) & (rows < high)).mean()
+        assert abs(drawn - weight / sum(weights)) < 1e-4
+        counts = np.bincount(rows[(rows >= low) & (rows < high)], minlength=high)[low:high]
+        assert counts.max() - counts.min() <= 1  # each part goes through its epochs evenly
+
+
+MIXED = Mixture(((examples(40, start=100), 4.0), (examples(7, start=500), 1.0)))
+PAIRS = [EncodedPair(Encoded((1, i), (2,) * (1 + i % 7)), Encoded((1, i), (3,))) for i in range(10, 60)]
+STREAMS = {
+    "sft": lambda **how: token_batches(MIXED, rows=20, length=6, pad=0, seed=2, **how),
+    "packed": lambda **how: packed_batches(MIXED, rows=20, length=12, pad=0, seed=2, longest=6, **how),
+    "packed, best fit": lambda **how: packed_batches(
+        MIXED, rows=20, length=12, pad=0, seed=2, longest=6, how="best_fit", **how
+    ),
+    "buckets": lambda **how: token_batches(MIXED, rows=20, length=6, pad=0, seed=2, buckets=(3, 4), **how),
+    "preferences": lambda **how: preference_batches(PAIRS, rows=20, length=10, pad=0, seed=2, buckets=(5,), **how),
+    "prompts": lambda **how: prompt_batches(MIXED, rows=20, length=6, pad=0, seed=2, **how),
+}
+
+
+@pytest.mark.parametrize("make", STREAMS.values(), ids=STREAMS)
+def test_any_number_of_hosts_sees_the_same_stream_and_goes_on_where_others_stopped(make):
+    alone = make()
+    for steps, count in (
+        (range(0, 7), 2),
+        (range(7, 16), 4),
+        (range(16, 21), 1),
+        (range(21, 25), 5),
+        (range(25, 30), 20),
+    ):
+        hosts = [make(host=Host(number, count)) for number in range(count)]  # a restart: nothing is kept but the step
+        for step in steps:
+            together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(host[step] for host in hosts))
+            jax.tree.map(np.testing.assert_array_equal, together, alone[step])
+            rows = [host.rows(step) for host in hosts]
+            np.testing.assert_array_equal(np.concatenate(rows), alone.rows(step))
+
+
+def test_no_host_sees_one_part_alone():
+    # Slicing a mixture of 4 to 1 over five hosts by places gives one of them nothing but the second part.
+    shares = []
+    for number in range(5):
+        host = token_batches(MIXED, rows=5, length=6, pad=0, seed=0, host=Host(number, 5))
+        shares.append(np.mean([host.rows(step) >= 40 for step in range(100)]))
+    np.testing.assert_allclose(shares, 0.2, atol=0.011)
+
+
+def test_hosts_that_do_not_share_a_batch_are_refused():
+    with pytest.raises(ValueError, match="20 rows do not split over 3 hosts"):
+        STREAMS["sft"](host=Host(0, 3))
+    with pytest.raises(ValueError, match="host 4 of 4; expected a number from 0"):
+        Host(4, 4)
+
+
+def test_batches_of_a_bucket_are_as_long_as_it_and_keep_the_shares():
+    batches = STREAMS["buckets"]()
+    lengths, rows = Counter(), []
+    for step in range(300):
+        batch = batches[step]
+        lengths[batch.tokens.shape[1]] += 1
+        sizes = (batch.segments != 0).sum(1)
+        assert sizes.max() <= batch.tokens.shape[1]
+        assert sizes.min() > {3: 0, 4: 3, 6: 4}[batch.tokens.shape[1]]
+        np.testing.assert_array_equal(
+            batch.tokens[:, 1] % 100, np.where(batches.rows(step) < 40, batches.rows(step), batches.rows(step) - 40)
+        )
+        rows.append(batches.rows(step))
+    rows = np.concatenate(rows)
+    assert set(lengths) == {3, 4, 6}
+    np.testing.assert_allclose((rows >= 40).mean(), 0.2, atol=0.005)
+    assert sorted(set(rows.tolist())) == list(range(47))
+    short = token_batches(examples(9), rows=4, length=6, pad=0, seed=0, buckets=(5, 9))[0]
+    assert short.tokens.shape == (4, 5)  # no example is longer, and no bucket than the length
+
+
+def test_best_fit_leaves_less_room_than_first_fit():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(3, 300, 2000).tolist()
+    rows = {how: len(pack(sizes, 512, how)) for how in ("first_fit", "best_fit")}
+    least = -(-sum(sizes) // 512)
+    assert rows["best_fit"] <= least + 1
+    assert rows["first_fit"] > rows["best_fit"]
+    assert pack([9, 600, 511], 512, "best_fit") == [[1], [2], [0]]
+
+
+def test_a_table_gives_back_the_examples_it_was_made_of():
+    given = [Encoded((1, 70_000), (3, 4, 5), head=1, shortened=True, given=((1, 2),)), Encoded((9,)), *examples(3)]
+    table = TokenTable(given)
+    assert list(table) == given
+    assert table[-1] == given[-1]
+    assert table[1:3] == given[1:3]
+    assert table.sizes.tolist() == [example.size for example in given]
+    assert list(Joined([table, given])) == given * 2
+    assert list(Chosen(given, np.array([3, 0]))) == [given[3], given[0]]
+    assert len(TokenTable([])) == 0
 
 
 def test_parts_of_one_size_are_shuffled_apart():

@@ -15,7 +15,8 @@ from rlhf_jax.data.encode import (
     encode_document,
     encode_prompt,
 )
-from rlhf_jax.data.padding import cut, pack_right, pad_right
+from rlhf_jax.data.packing import pack_right
+from rlhf_jax.data.padding import cut, pad_right
 from rlhf_jax.data.schema import Comparison, Conversation, Demonstration, Document, Prompt, Provenance, Turn
 from rlhf_jax.data.templates import TEMPLATES
 from rlhf_jax.data.tokenizer import ending_with, load_tokenizer

@@ -14,7 +14,8 @@ from rlhf_jax.data.encode import (
     encode_prompt,
     longest_prefix,
 )
-from rlhf_jax.data.padding import Cut, count_cut, cut, cut_pair, pack, pack_right, pad_left, pad_right
+from rlhf_jax.data.packing import pack, pack_right
+from rlhf_jax.data.padding import Cut, count_cut, cut, cut_pair, pad_left, pad_right
 from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt, Provenance, Turn, user_prompt
 from rlhf_jax.data.templates import TEMPLATES
 from rlhf_jax.data.tokenizer import load_tokenizer
@@ -227,10 +228,11 @@ def test_packed_rows_hold_every_example_whole_with_its_own_segment_and_positions
     assert packed.loss_mask.tolist()[1] == [False, False, True, True, True, False, True, False]
 
 
-def test_packing_loses_no_example_and_never_overfills_a_row():
+@pytest.mark.parametrize("how", ["first_fit", "best_fit"])
+def test_packing_loses_no_example_and_never_overfills_a_row(how):
     rng = np.random.default_rng(0)
     examples = [Encoded(tuple(range(rng.integers(1, 9))), tuple(range(rng.integers(1, 30)))) for _ in range(200)]
-    rows = pack(examples, 24)
+    rows = pack([e.size for e in examples], 24, how)
     assert sorted(place for row in rows for place in row) == list(range(200))
     sizes = [min(len(e.prompt) + len(e.reply), 24) for e in examples]
     assert max(sum(sizes[place] for place in row) for row in rows) <= 24

@@ -22,11 +22,11 @@ from rlhf_jax.config import (
     Text,
     World,
 )
-from rlhf_jax.data.schema import Demonstration, Provenance, user_prompt
+from rlhf_jax.data.schema import Comparison, Conversation, Demonstration, Provenance, user_prompt
 from rlhf_jax.data.splits import split_by_prompt
 from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.run import open_run
-from rlhf_jax.loops.sources import load_examples
+from rlhf_jax.loops.sources import IMITATED, load_examples, open_texts, rate
 from rlhf_jax.report.metrics import read_metrics
 
 OPTIM = Optim(lr=1e-3, rows=16, steps=2)
@@ -166,3 +166,58 @@ def test_a_cap_mixes_sources_by_their_sizes_up_to_it(tmp_path):
 def test_a_cap_of_nothing_is_refused():
     with pytest.raises(ValueError, match=r"Mixture.cap is 0; it must be above 0"):
         Mixture((("alpaca:x.json", 1.0),), cap=0)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> Path:
+    """Dialogues, documents, and rankings."""
+    root = tmp_path_factory.mktemp("told")
+    rows = {
+        "talks.jsonl": [
+            {
+                "messages": [{"role": "user", "content": f"Is {n} good?"}, {"role": "assistant", "content": "Yes."}]
+                * (1 + n % 3)
+            }
+            for n in range(40)
+        ],
+        "pages.jsonl": [{"text": f"Number {n} was good. " * (1 + n % 9)} for n in range(30)],
+        "ranked.jsonl": [{"prompt": f"Is {n} good?", "replies": ["Yes.", "No.", "Well."]} for n in range(40)],
+    }
+    for name, lines in rows.items():
+        (root / name).write_text("".join(json.dumps(row) + "\n" for row in lines))
+    return root
+
+
+@pytest.mark.parametrize(("template", "each"), [("zephyr", 1), ("plain", 2)])
+def test_dialogues_and_documents_are_imitated_together(tmp_path, told, template, each):
+    text = Text(tokenizer="train:768", template=template, length=48, prompt_length=40, buckets=(24,))
+    data = mixture("messages:talks.jsonl", "documents:pages.jsonl")
+    config = experiment(text=text, sft=SFT(data=data, optim=OPTIM))
+    figures = run(config, tmp_path / "a", told)
+    run_ = open_run(config, tmp_path / "b", data_root=told)
+    examples = load_examples(run_, data, IMITATED, together=True)
+    talks, pages = (records for records, _ in examples.parts)
+    texts = open_texts(run_)
+    windows = sum(len(texts.encode([page])) for page in pages)
+    replies = sum(len(talk.demonstrations()) for talk in talks if isinstance(talk, Conversation))
+    # Where a token ends each reply a dialogue is one example, else each of its replies is.
+    assert figures["sft/examples"] == windows + (len(talks) if each == 1 else replies)
+    assert np.isfinite(figures["sft/held_out_nll_after"])
+
+
+def test_a_ranking_counts_as_the_comparisons_of_one_prompt(tmp_path, told):
+    config = experiment(reward=Reward(data=mixture("rankings:ranked.jsonl"), optim=OPTIM))
+    examples = load_examples(open_run(config, tmp_path, data_root=told), mixture("rankings:ranked.jsonl"), Comparison)
+    pairs = [*examples.parts[0][0], *examples.held_out]
+    assert len(pairs) == 40 * 3
+    assert sum(pair.weight for pair in pairs if isinstance(pair, Comparison)) == pytest.approx(40)
+    held = {record.prompt.key for record in examples.held_out if isinstance(record, Comparison)}
+    assert not held & {pair.prompt.key for pair in examples.parts[0][0] if isinstance(pair, Comparison)}
+
+
+def test_temperature_evens_out_the_sizes():
+    mixed = dataclasses.replace(mixture("documents:a"), temperature=2.0)
+    assert [rate(count, mixed) for count in (100, 400)] == [10.0, 20.0]
+    assert rate(400, dataclasses.replace(mixed, cap=100)) == 10.0
+    assert rate(400, dataclasses.replace(mixed, cap=100, temperature=None)) == 100.0
+    assert rate(400, mixture("documents:a")) == 1.0
