@@ -7,7 +7,7 @@ whoever loads it.
 
 from __future__ import annotations
 
-from rlhf_jax.data.adapters import comparisons, dialogues, instructions, judgements, label_studio, labels, texts
+from rlhf_jax.data.adapters import comparisons, dialogues, instructions, judgements, label_studio, labels, stored, texts
 from rlhf_jax.data.adapters.registry import (
     ADAPTERS,
     Adapter,
@@ -18,7 +18,7 @@ from rlhf_jax.data.adapters.registry import (
     recognise,
 )
 
-LAYOUTS = (instructions, dialogues, comparisons, judgements, label_studio, labels, texts)
+LAYOUTS = (instructions, dialogues, comparisons, judgements, label_studio, labels, texts, stored)
 """The modules of adapters."""
 
 __all__ = ["ADAPTERS", "LAYOUTS", "Adapter", "Rejected", "Unusable", "adapter", "get_adapter", "recognise"]

@@ -8,11 +8,13 @@ from typing import Any
 
 from rlhf_jax.data.readers.rows import Row
 
+INFO = "dataset_info.json"
+
 
 def read_tfds(name: str, split: str, folder: Path, prepared: Path) -> Iterator[tuple[str, Row]]:
     """("NAME:SPLIT[N]", field -> value) for every example of a prepared data set, by random access; TensorFlow is not needed.
 
-    `name` is a folder with a dataset_info.json, below `folder` or by itself; else a name, or NAME/CONFIG, of a set below `prepared`.
+    `name` is a folder with a dataset_info.json, below `folder` or by itself; else a set below `prepared`, by its name or NAME/CONFIG.
     Texts are str, and a sequence of records is a list of them.
     Raises: FileNotFoundError where there is no such set; ValueError for an unknown split or files of another format than ArrayRecord.
     """
@@ -25,16 +27,13 @@ def tfds_source(name: str, split: str, folder: Path, prepared: Path) -> Sequence
     import tensorflow_datasets as tfds
 
     builders: Any = tfds
-    place = next((path for path in (folder / name, Path(name)) if (path / "dataset_info.json").is_file()), None)
-    if place is not None:
-        builder = builders.builder_from_directory(str(place))
-    else:
-        try:
-            builder = builders.builder(name, data_dir=str(prepared), try_gcs=False)
-        except builders.core.DatasetNotFoundError as error:
-            raise FileNotFoundError(
-                f"no data set {name!r}: neither a folder with dataset_info.json below {folder}, nor prepared below {prepared}"
-            ) from error
+    named = sorted((prepared / name).glob("*"), key=lambda path: [int(n) for n in path.name.split(".") if n.isdigit()])
+    places = [path for path in (folder / name, Path(name), *reversed(named)) if (path / INFO).is_file()]
+    if not places:
+        raise FileNotFoundError(
+            f"no data set {name!r}: neither a folder with {INFO} below {folder}, nor one of a version below {prepared}"
+        )
+    builder = builders.builder_from_directory(str(places[0]))
     if split not in builder.info.splits:
         raise ValueError(f"{name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
     try:
