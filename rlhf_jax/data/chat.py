@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from rlhf_jax.data.schema import Prompt, Turn
-from rlhf_jax.data.templates import Piece
+from rlhf_jax.data.templates import OWN, Frames, Piece, get_template
 
 MARK = "\ue000{}\ue001"  # characters of the private use area, which no template looks for
 MARKS = re.compile("\ue000(\\d+)\ue001")
@@ -93,6 +93,11 @@ def own_template(tokenizer: Any) -> ChatTemplate:
     names = sorted(tokenizer.specials, key=len, reverse=True)
     end = re.match("|".join(map(re.escape, names)) or r"(?!)", after)
     return ChatTemplate(render, asked.removeprefix(said), before.removeprefix(asked), end[0] if end else "")
+
+
+def find_template(name: str, tokenizer: Any) -> Frames | ChatTemplate:
+    """The template of that name; "tokenizer" is the tokenizer's own. Raises: as `get_template` and `own_template`."""
+    return own_template(tokenizer) if name == OWN else get_template(name)
 
 
 def _messages(turns: Sequence[Turn], *, marked: bool = False) -> list[dict[str, str]]:

@@ -12,11 +12,12 @@ import numpy as np
 from rlhf_jax.config import ModelConfig, Optim
 from rlhf_jax.data.batches import evaluation_batches, label_batches, pad_labels
 from rlhf_jax.data.schema import Classified
+from rlhf_jax.data.texts import Texts
 from rlhf_jax.eval.classification import class_figures
 from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
-from rlhf_jax.loops.sources import Texts, load_examples
+from rlhf_jax.loops.sources import load_examples
 from rlhf_jax.losses.classification import class_loss
 from rlhf_jax.models import Model, build_model
 from rlhf_jax.models.params import carry_over, count_parameters

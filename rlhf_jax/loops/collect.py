@@ -12,11 +12,12 @@ import numpy as np
 
 from rlhf_jax.config import Preference, Reward
 from rlhf_jax.data.schema import Comparison, Prompt, Rated
+from rlhf_jax.data.texts import Texts
 from rlhf_jax.feedback.simulated import SimulatedAnnotator
 from rlhf_jax.files import write_atomic
 from rlhf_jax.loops.rlhf import ending_of
 from rlhf_jax.loops.run import Run
-from rlhf_jax.loops.sources import Texts, world_of
+from rlhf_jax.loops.sources import world_of
 from rlhf_jax.models import Model
 from rlhf_jax.rollout.replies import Sampler, make_sampler
 from rlhf_jax.types import Params

@@ -11,6 +11,7 @@ import numpy as np
 
 from rlhf_jax.config import Experiment
 from rlhf_jax.data.schema import Comparison, Prompt
+from rlhf_jax.data.texts import Texts
 from rlhf_jax.eval.best_of_n import best_of_n_from_pool, best_of_n_kl
 from rlhf_jax.eval.preference import (
     accuracy,
@@ -22,7 +23,7 @@ from rlhf_jax.eval.preference import (
 from rlhf_jax.eval.sentiment_words import sentiment_balance
 from rlhf_jax.loops.rlhf import Scorer, ending_of
 from rlhf_jax.loops.run import Run
-from rlhf_jax.loops.sources import Texts, world_of
+from rlhf_jax.loops.sources import world_of
 from rlhf_jax.models import Model
 from rlhf_jax.report.metrics import MetricsWriter
 from rlhf_jax.report.progress import progress

@@ -16,6 +16,7 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.batches import Mixture, pad_labels, pad_pairs, token_batches
 from rlhf_jax.data.encode import EncodedLabel, EncodedPair
 from rlhf_jax.data.schema import Comparison, Labelled, Prompt
+from rlhf_jax.data.texts import Texts
 from rlhf_jax.eval.preference import mean_and_error
 from rlhf_jax.feedback.simulated import bayes_agreement
 from rlhf_jax.files import write_atomic
@@ -39,7 +40,6 @@ from rlhf_jax.loops.sft import run_sft
 from rlhf_jax.loops.sources import (
     IMITATED,
     Examples,
-    Texts,
     load_examples,
     open_texts,
     policy_prompts,

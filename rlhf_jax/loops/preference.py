@@ -7,11 +7,11 @@ from functools import partial
 
 from rlhf_jax.config import Preference
 from rlhf_jax.data.batches import Mixture, pad_pairs, preference_batches
+from rlhf_jax.data.texts import Texts
 from rlhf_jax.data.unpaired import pad_replies, reply_batches
 from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
-from rlhf_jax.loops.sources import Texts
 from rlhf_jax.losses.preference import (
     kto_baseline,
     kto_loss,

@@ -17,10 +17,10 @@ from rlhf_jax.data.batches import (
     preference_batches,
 )
 from rlhf_jax.data.schema import Labelled
+from rlhf_jax.data.texts import Texts
 from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
-from rlhf_jax.loops.sources import Texts
 from rlhf_jax.losses.reward import comparison_loss, label_loss
 from rlhf_jax.models import Model
 from rlhf_jax.sharding import compile_function, compile_step, place_batch

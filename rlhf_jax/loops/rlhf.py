@@ -14,10 +14,10 @@ import numpy as np
 from rlhf_jax.config import PPO
 from rlhf_jax.data.batches import Batches, prompt_batches, take_rows
 from rlhf_jax.data.encode import Encoded
+from rlhf_jax.data.texts import Texts
 from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import fresh_state
-from rlhf_jax.loops.sources import Texts
 from rlhf_jax.losses.kl import adapt_kl_coef
 from rlhf_jax.losses.policy import policy_loss
 from rlhf_jax.losses.ppo import ppo_value_loss

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rlhf_jax.config import Experiment
 from rlhf_jax.config import Mixture as MixtureConfig
 from rlhf_jax.data.batches import Mixture
-from rlhf_jax.data.chat import ChatTemplate, own_template
-from rlhf_jax.data.encode import (
-    encode_classified,
-    encode_comparison,
-    encode_conversation,
-    encode_demonstration,
-    encode_document,
-    encode_labelled,
-    encode_labelled_reply,
-    encode_prompt,
-    encode_rated,
-)
+from rlhf_jax.data.chat import ChatTemplate, find_template
 from rlhf_jax.data.schema import (
     Classified,
     Comparison,
@@ -33,13 +21,13 @@ from rlhf_jax.data.schema import (
     LabelledReply,
     Prompt,
     Ranking,
-    Rated,
     Record,
 )
 from rlhf_jax.data.sources import load_source
 from rlhf_jax.data.splits import split_by_prompt
-from rlhf_jax.data.templates import OWN, Frames, Template, get_template
-from rlhf_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, ending_with, train_sentencepiece
+from rlhf_jax.data.templates import Frames
+from rlhf_jax.data.texts import Texts
+from rlhf_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
 from rlhf_jax.files import cache_directory, check_seal, read_sealed, write_sealed
 from rlhf_jax.loops.pretrained import check_vocabulary, read_tokenizer
 from rlhf_jax.loops.run import Run
@@ -56,40 +44,6 @@ def world_of(experiment: Experiment) -> InstructWorld:
     """The instruction world of this experiment: its seed, its families."""
     families = experiment.world.families if experiment.world is not None else ()
     return InstructWorld(seed=experiment.seed, families=families)
-
-
-@dataclasses.dataclass(frozen=True)
-class Texts:
-    """How this run turns records into tokens."""
-
-    tokenizer: Tokenizer
-    template: Template
-    length: int
-    prompt_length: int
-    labels: tuple[str, ...] = ()  # of classes
-
-    def encode(self, records: Sequence[Record]) -> list[Any]:
-        """Records as encoded examples: one of each, but of documents and conversations as many as these need."""
-        encoders: dict[type, Callable] = {
-            Prompt: encode_prompt,
-            Demonstration: encode_demonstration,
-            Comparison: encode_comparison,
-            Rated: encode_rated,
-            LabelledReply: encode_labelled_reply,
-        }
-
-        def encoded(record: Record) -> list[Any]:
-            if isinstance(record, Conversation):
-                return encode_conversation(record, self.tokenizer, self.template, self.prompt_length)
-            if isinstance(record, Document):
-                return encode_document(record, self.tokenizer, self.length)
-            if isinstance(record, Labelled):
-                return [encode_labelled(record, self.tokenizer)]
-            if isinstance(record, Classified):
-                return [encode_classified(record, self.tokenizer, self.labels)]
-            return [encoders[type(record)](record, self.tokenizer, self.template, self.prompt_length)]
-
-        return [example for record in records for example in encoded(record)]
 
 
 def open_texts(run: Run) -> Texts:
@@ -113,19 +67,13 @@ def open_texts(run: Run) -> Texts:
         tokenizer = read_tokenizer(experiment, run.data)
     check_vocabulary(experiment, tokenizer)
     labels = () if experiment.classify is None else experiment.classify.labels
-    template = template_of(experiment, tokenizer)
-    # What ends a turn of a chat ends a reply too: it is what the model learns to write there, and what sampling waits for.
-    tokenizer = ending_with(tokenizer, template.end)
-    return Texts(tokenizer, template, experiment.text.length, experiment.text.prompt_length, labels)
+    text = experiment.text
+    return Texts.of(tokenizer, template_of(experiment, tokenizer), text.length, text.prompt_length, labels)
 
 
 def template_of(experiment: Experiment, tokenizer: Tokenizer) -> Frames | ChatTemplate:
-    """The template of an experiment, which closes what an encoder reads with eos, as T5 and BERT had it.
-
-    Raises: ValueError where it is the tokenizer's own and there is none.
-    """
-    name = experiment.text.template
-    template = own_template(tokenizer) if name == OWN else get_template(name)
+    """The template of an experiment, which closes what an encoder reads with eos, as T5 and BERT had it. Raises: as `find_template`."""
+    template = find_template(experiment.text.template, tokenizer)
     return dataclasses.replace(template, closed=template.closed or experiment.policy.kind != "decoder")
 
 

@@ -13,12 +13,13 @@ from builders import LLAMA, VALUE, assert_trees_close, built, lively, played
 from experiments.smoke import smoke_reward, smoke_sft
 from rlhf_jax.config import PPO, Optim
 from rlhf_jax.data.templates import get_template
+from rlhf_jax.data.texts import Texts
 from rlhf_jax.data.tokenizer import SentencePieceTokenizer
 from rlhf_jax.doctor.subjects import largest_difference
 from rlhf_jax.loops import collect, evaluate
 from rlhf_jax.loops.rlhf import ending_of, make_update
 from rlhf_jax.loops.run import open_run, run_stage
-from rlhf_jax.loops.sources import Texts, open_texts, policy_prompts
+from rlhf_jax.loops.sources import open_texts, policy_prompts
 from rlhf_jax.models import build_model
 from rlhf_jax.rollout.generate import Ending
 from rlhf_jax.train import init_state
