@@ -33,7 +33,21 @@ LAYERS = (
 )
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}
 # These take seconds to import, or start threads; only the function that needs one imports it.
-HEAVY = ("matplotlib", "transformers", "grain", "tensorboardX", "torch", "tensorflow", "pandas", "pyarrow", "datasets", "openpyxl")
+HEAVY = (
+    "matplotlib",
+    "transformers",
+    "grain",
+    "tensorboardX",
+    "torch",
+    "tensorflow",
+    "pandas",
+    "pyarrow",
+    "datasets",
+    "openpyxl",
+    "datasketch",
+    "ftfy",
+    "py3langid",
+)
 
 IMPORT_EVERYTHING = """
 import contextlib, importlib, json, pkgutil, socket, sys
