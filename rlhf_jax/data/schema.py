@@ -7,7 +7,8 @@ token ids. Each knows where it came from and under which licence it may be used.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar
 
 Role = Literal["system", "user", "assistant"]
 Method = Literal["human", "crowd", "generated", "unknown"]
@@ -160,6 +161,7 @@ Record = (
     | Classified
     | LabelledReply
 )
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def provenance_of(record: Record) -> Provenance:
@@ -175,3 +177,53 @@ def dialogue_key(turns: tuple[Turn, ...]) -> str:
 def user_prompt(text: str, provenance: Provenance, key: str = "") -> Prompt:
     """A prompt of one user turn."""
     return Prompt(turns=(Turn("user", text),), provenance=provenance, key=key or text)
+
+
+Part = Literal["prompt", "reply", "judged", "text"]
+"""What a text of a record is: asked or said before; a reply to imitate; a reply that somebody judged; a text without a prompt."""
+
+
+class Piece(NamedTuple):
+    """One text of a record, and what it is there."""
+
+    part: Part
+    text: str
+
+
+def texts_of(record: Record) -> tuple[Piece, ...]:
+    """Every text of any record, in order."""
+    if isinstance(record, Prompt):
+        return tuple(Piece("prompt", turn.text) for turn in record.turns)
+    if isinstance(record, Conversation):
+        return tuple(Piece("reply" if turn.role == "assistant" else "prompt", turn.text) for turn in record.turns)
+    if isinstance(record, Document | Labelled | Classified):
+        return (Piece("text", record.text),)
+    if isinstance(record, Demonstration):
+        return (*texts_of(record.prompt), Piece("reply", record.reply))
+    if isinstance(record, Comparison):
+        judged = (record.chosen, record.rejected)
+    else:
+        judged = record.replies if isinstance(record, Ranking) else (record.reply,)
+    return (*texts_of(record.prompt), *(Piece("judged", text) for text in judged))
+
+
+def with_texts(record: AnyRecord, change: Callable[[str], str]) -> AnyRecord:
+    """The record with each of its texts changed; itself where that changes nothing.
+
+    A key that was made of the texts of a prompt is made of the new ones; a key of its own stays.
+    """
+    new: dict[str, Any] = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if field.name == "prompt":
+            new["prompt"] = with_texts(value, change)
+        elif field.name == "turns":
+            new["turns"] = tuple(dataclasses.replace(turn, text=change(turn.text)) for turn in value)
+        elif field.name == "replies":
+            new["replies"] = tuple(map(change, value))
+        elif field.name in ("text", "reply", "chosen", "rejected"):
+            new[field.name] = change(value)
+    if isinstance(record, Prompt) and record.key == dialogue_key(record.turns):
+        new["key"] = dialogue_key(new["turns"])
+    changed = dataclasses.replace(record, **new)
+    return record if changed == record else changed
