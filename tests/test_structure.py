@@ -34,10 +34,8 @@ LAYERS = (
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}
 # These take seconds to import, or start threads; only the function that needs one imports it.
 HEAVY = (
-HEAVY = (
     *("matplotlib", "transformers", "grain", "tensorboardX", "torch", "tensorflow"),
     *("pandas", "pyarrow", "datasets", "openpyxl", "phonenumbers", "datasketch", "ftfy", "py3langid"),
-)
 )
 
 IMPORT_EVERYTHING = """
