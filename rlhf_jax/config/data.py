@@ -76,3 +76,26 @@ class Mixture:
         fraction(self, "held_out")
         positive(self, "cap", "temperature")
         require(self.held_out < 1, f"held_out={self.held_out} leaves nothing to train on; it must be below 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Curation:
+    """What the records of every mixture go through before anything is split or trained; each field but the first names none by default."""
+
+    licences: tuple[str, ...] | None = (
+        None  # those allowed, as SPDX names them (data/provenance.py); None: any, and unknown ones
+    )
+    clean: tuple[str, ...] = ()  # rules of data/clean, such as exact_duplicates
+    languages: tuple[str, ...] = ()  # to keep, by the rule `language`
+    unseen: tuple[str, ...] = ()  # sources for evaluation, whose texts the rule `contaminated` keeps out
+    mask: tuple[str, ...] = ()  # kinds of personal data that are masked (data/privacy)
+
+    def __post_init__(self):
+        for option, rule in (("languages", "language"), ("unseen", "contaminated")):
+            require(
+                not getattr(self, option) or rule in self.clean,
+                f"data.{option} is set, but data.clean does not name {rule!r}, the rule that reads it",
+            )
+
+
+AS_IT_IS = Curation()

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from rlhf_jax.checks import positive, require
-from rlhf_jax.config.data import Mixture, Text, World
+from rlhf_jax.config.data import AS_IT_IS, Curation, Mixture, Text, World
 from rlhf_jax.config.model import ONE_DEVICE, MeshConfig, ModelConfig
 from rlhf_jax.config.ppo import PPO
 from rlhf_jax.config.stages import ILQL, SFT, Classify, LoRA, Preference, Reward
@@ -39,6 +39,7 @@ class Experiment:
     policy: ModelConfig
     text: Text
     evaluation: Evaluation
+    data: Curation = AS_IT_IS
     world: World | None = None
     checkpoint: str | None = (
         None  # a pretrained model that the policy starts from: hf:ORG/NAME, or a path below the data root
@@ -177,9 +178,14 @@ class Experiment:
 
     def mixtures(self) -> list[Mixture]:
         """Every mixture that the experiment reads."""
-        stages = (self.sft, self.reward, self.preference, self.ilql, self.classify, self.ppo)
-        found = [getattr(stage, name, None) for stage in stages for name in ("data", "ptx_data")]
-        return [mixture for mixture in (*found, self.prompts) if mixture is not None]
+        return [mixture for _, mixture in self.named_mixtures()]
+
+    def named_mixtures(self) -> list[tuple[str, Mixture]]:
+        """(what it is for, mixture) of every mixture that the experiment reads."""
+        names = ("sft", "reward", "preference", "ilql", "classify", "ppo")
+        found = {name: getattr(getattr(self, name), "data", None) for name in names}
+        found |= {"ptx": getattr(self.ppo, "ptx_data", None), "prompts": self.prompts}
+        return [(name, mixture) for name, mixture in found.items() if mixture is not None]
 
     @property
     def reward_shape(self) -> ModelConfig:

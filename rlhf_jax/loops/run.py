@@ -12,7 +12,8 @@ import jax
 from jax.sharding import Mesh
 
 from rlhf_jax.checkpoint import Checkpoints
-from rlhf_jax.config import Experiment
+from rlhf_jax.config import Experiment, Mixture
+from rlhf_jax.data.mixtures import Gathered
 from rlhf_jax.data.padding import Cut
 from rlhf_jax.data.sources import find_data_root
 from rlhf_jax.report.metrics import MetricsWriter
@@ -46,6 +47,7 @@ class Run:
     step_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     noted: dict[str, float] = dataclasses.field(default_factory=dict)  # figures of the data: examples, cut, rejected
     resumed: dict[str, int] = dataclasses.field(default_factory=dict)  # the step that each stage went on from
+    gathered: dict[Mixture, Gathered] = dataclasses.field(default_factory=dict)  # the records of each mixture
 
     def key(self, stage: str) -> jax.Array:
         """The random key of a stage: a function of the experiment's seed and the stage alone."""

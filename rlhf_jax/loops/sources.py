@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 from rlhf_jax.config import Experiment
 from rlhf_jax.config import Mixture as MixtureConfig
 from rlhf_jax.data.batches import Mixture
+from rlhf_jax.data.card import card, markdown
 from rlhf_jax.data.chat import ChatTemplate, find_template
+from rlhf_jax.data.mixtures import Gathered, gather
 from rlhf_jax.data.schema import (
     Classified,
     Comparison,
@@ -23,12 +26,11 @@ from rlhf_jax.data.schema import (
     Ranking,
     Record,
 )
-from rlhf_jax.data.sources import load_source
 from rlhf_jax.data.splits import split_by_prompt
 from rlhf_jax.data.templates import Frames
 from rlhf_jax.data.texts import Texts
 from rlhf_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
-from rlhf_jax.files import cache_directory, check_seal, read_sealed, write_sealed
+from rlhf_jax.files import cache_directory, check_seal, read_sealed, write_atomic, write_sealed
 from rlhf_jax.loops.pretrained import check_vocabulary, read_tokenizer
 from rlhf_jax.loops.run import Run
 from rlhf_jax.worlds.instruct import InstructWorld
@@ -37,6 +39,7 @@ WORLD = "world:instruct"
 IMITATED = (Demonstration, Conversation, Document)
 """What a policy learns to write."""
 TOKENIZER = "tokenizer.model"
+CARDS = "data"  # the folder of data cards in a run's
 CORPUS = 6000  # texts of the world that its tokenizer is trained on
 
 
@@ -114,13 +117,14 @@ def load_examples(
     """
     parts, held_out, rejected = [], [], 0
     kinds = kind if isinstance(kind, tuple) else (kind,)
+    gathered = gathered_of(run, mixture)
+    files = dict(zip(gathered.sources, gathered.records, strict=True))
+    rejected = sum(map(len, gathered.rejected)) + sum(map(len, gathered.damage)) + gathered.report.dropped
     for source, weight in mixture.sources:
         if source == WORLD:
             train, aside = _world_demonstrations(run.experiment)
         else:
-            loaded = load_source(source, run.data())
-            rejected += len(loaded.rejected) + len(loaded.damage)
-            sides = split_by_prompt(loaded.records, mixture.held_out, run.experiment.seed)
+            sides = split_by_prompt(files[source], mixture.held_out, run.experiment.seed)
             train, aside = (_as_comparisons(side) if Comparison in kinds else side for side in sides)
         wrong = next((r for r in train if not isinstance(r, kind)), None)
         if not train or wrong is not None:
@@ -133,6 +137,22 @@ def load_examples(
     if not together and len({type(records[0]) for records, _ in parts}) > 1:
         raise ValueError(f"the sources {[name for name, _ in mixture.sources]} give records of different kinds")
     return Examples(tuple(parts), tuple(held_out), rejected)
+
+
+def gathered_of(run: Run, mixture: MixtureConfig) -> Gathered:
+    """The records of a mixture's files, read and cleaned once a run; the first time its data card is written beside the run's figures."""
+    if mixture not in run.gathered:
+        files = [source for source, _ in mixture.sources if source != WORLD]
+        gathered = gather(files, run.data(), run.experiment.data) if files else gather((), Path(), run.experiment.data)
+        run.gathered[mixture] = gathered
+        if files:
+            name = next(name for name, other in run.experiment.named_mixtures() if other == mixture)
+            described = card(f"{run.experiment.name}, {name}", gathered)
+            write_atomic(
+                run.directory / CARDS / f"{name}.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n"
+            )
+            write_atomic(run.directory / CARDS / f"{name}.md", markdown(described))
+    return run.gathered[mixture]
 
 
 def rate(examples: int, mixture: MixtureConfig) -> float:

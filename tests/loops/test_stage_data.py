@@ -12,6 +12,7 @@ import pytest
 from rlhf_jax.config import (
     ILQL,
     SFT,
+    Curation,
     Evaluation,
     Experiment,
     Mixture,
@@ -221,3 +222,22 @@ def test_temperature_evens_out_the_sizes():
     assert rate(400, dataclasses.replace(mixed, cap=100)) == 10.0
     assert rate(400, dataclasses.replace(mixed, cap=100, temperature=None)) == 100.0
     assert rate(400, mixture("documents:a")) == 1.0
+
+
+def test_a_run_leaves_the_card_of_its_data_and_trains_on_what_cleaning_left(tmp_path, told):
+    rows = [{"instruction": f"Is {n % 20} good?", "output": "Mail ann@example.org."} for n in range(40)]
+    (told / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = Curation(licences=("MIT",), clean=("exact_duplicates",), mask=("email",))
+    config = experiment(
+        data=data,
+        sft=SFT(data=mixture("alpaca:twice.jsonl?licence=MIT", held_out=0.0), optim=OPTIM),
+        prompts=mixture("messages:talks.jsonl?licence=MIT"),
+    )
+    figures = run(config, tmp_path, told)
+    assert (figures["sft/examples"], figures["sft/rejected_rows"]) == (20, 20)
+    card = json.loads((tmp_path / "data" / "sft.json").read_text())
+    assert (card["records"], card["masked"]) == (20, {"email": 40})
+    assert "| exact_duplicates | 40 | 0 | 20 |" in (tmp_path / "data" / "sft.md").read_text()
+    assert (tmp_path / "data" / "prompts.md").is_file()
+    with pytest.raises(ValueError, match=r"data\.licences allows Apache-2\.0"):
+        run(dataclasses.replace(config, data=Curation(licences=("Apache-2.0",))), tmp_path / "b", told)

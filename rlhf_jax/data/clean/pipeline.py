@@ -31,6 +31,7 @@ class Cleaned:
 
     records: tuple[Record, ...]
     report: Report
+    numbers: tuple[int, ...]  # of these records among those given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,8 @@ def clean(records: Iterable[Record], rules: Iterable[str] = DEFAULT, options: Cl
     for rule in chosen_rules(rules):
         left, report = _applied(rule, left, options)
         reports.append(report)
-    return Cleaned(tuple(numbered.record for numbered in left), Report(count, tuple(reports)))
+    numbers = tuple(numbered.number for numbered in left)
+    return Cleaned(tuple(numbered.record for numbered in left), Report(count, tuple(reports)), numbers)
 
 
 def _applied(rule: Rule, given: list[Numbered], options: CleanOptions) -> tuple[list[Numbered], RuleReport]:
