@@ -5,6 +5,7 @@
     python -m rlhf_jax.data show    SOURCE[=WEIGHT] ... --tokenizer PATH --template chatml
     python -m rlhf_jax.data prepare SOURCE --name my_set
     python -m rlhf_jax.data export  SOURCE --form openai --out chat.jsonl
+    python -m rlhf_jax.data forget  --record ID --annotator NAME --runs runs
 
 A source is a string such as alpaca:FILES, csv:FILE?as=ratings or tfds:NAME:SPLIT (docs/data.md).
 """
@@ -21,11 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.data.adapters import ADAPTERS, LAYOUTS
+from rlhf_jax.data.adapters.stored import record_id
 from rlhf_jax.data.chat import find_template
 from rlhf_jax.data.exports import FORMS, export
+from rlhf_jax.data.forget import forget
+from rlhf_jax.data.forgotten import LIST
 from rlhf_jax.data.prepare import prepare
 from rlhf_jax.data.readers import FORMATS
 from rlhf_jax.data.schema import provenance_of
+from rlhf_jax.data.seen import checkpoints_that_saw
 from rlhf_jax.data.shown import learned, shown, sides
 from rlhf_jax.data.sources import find_data_root, load_source, prepared_directory
 from rlhf_jax.data.texts import Texts
@@ -59,6 +64,10 @@ def read_command(options: argparse.Namespace) -> None:
     loaded = load_source(options.source, find_data_root(options.data_root))
     kinds = Counter(type(record).__name__ for record in loaded.records)
     licences = Counter(provenance_of(record).licence for record in loaded.records)
+    if options.ids:
+        for record in loaded.records:
+            print(f"{record_id(record)}  {provenance_of(record).annotator or '-'}  {provenance_of(record).place}")
+        return
     print(f"{loaded.rows:,} rows, {len(loaded.records):,} records")
     for title, counted in (
         ("kinds", kinds),
@@ -135,6 +144,21 @@ def export_command(options: argparse.Namespace) -> None:
         print(f"  left out: {count:,} of kind {kind}, for which the form {options.form} has no row")
 
 
+def forget_command(options: argparse.Namespace) -> None:
+    """Takes records out of prepared sets and out of all that is read from now on, and lists the checkpoints that have seen them."""
+    if not options.record and not options.annotator:
+        raise ValueError("say what to forget: --record ID or --annotator NAME, as `read --ids` prints them")
+    sets = options.sets or prepared_directory()
+    for folder, count in forget(options.record, options.annotator, sets).items():
+        print(f"{count:,} records taken out of {folder}")
+    print(f"left out from now on, by {sets / LIST}")
+    found = [each for runs in options.runs for each in checkpoints_that_saw(runs, options.record, options.annotator)]
+    for checkpoint, why in found:
+        print(f"{checkpoint}: {why}")
+    if not found:
+        print(f"no checkpoint below {', '.join(map(str, options.runs))} has seen them")
+
+
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m rlhf_jax.data", description=__doc__, formatter_class=raw)
@@ -170,6 +194,13 @@ def _parser() -> argparse.ArgumentParser:
     out = command("export", export_command)
     out.add_argument("--form", required=True, choices=FORMS)
     out.add_argument("--out", required=True, type=Path, metavar="FILE", help="FILE.jsonl or FILE.parquet")
+    forgotten = command("forget", forget_command)
+    forgotten.add_argument("--record", action="append", default=[], metavar="ID", help="may be repeated")
+    forgotten.add_argument("--annotator", action="append", default=[], metavar="NAME", help="may be repeated")
+    forgotten.add_argument("--sets", type=Path, metavar="DIR", help="prepared sets; default: the cache")
+    runs = "directories of runs to look for checkpoints in; default: runs"
+    forgotten.add_argument("--runs", type=Path, nargs="+", default=[Path("runs")], metavar="DIR", help=runs)
+    read.add_argument("--ids", action="store_true", help="print the id, the annotator and the place of every record")
     for each in (read, prepared, out):
         each.add_argument("source", metavar="SOURCE")
     return parser

@@ -62,15 +62,27 @@ class Batches(Generic[Data]):
     Batches are made when they are asked for; `rows(step)` are the numbers of their examples, through the parts one after the other.
     """
 
-    def __init__(self, make: Callable[[np.ndarray], Data], order: Order, cut: Cut) -> None:
+    def __init__(
+        self,
+        make: Callable[[np.ndarray], Data],
+        order: Order,
+        cut: Cut,
+        packed: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self._make, self._order, self.cut = make, order, cut
+        self._packed = packed  # the examples of each row
 
     def __getitem__(self, step: int) -> Data:
         return self._make(self.rows(step))
 
     def rows(self, step: int) -> np.ndarray:
-        """Which examples the rows of a step are, counted through the parts one after the other."""
+        """Which examples, or packed rows of them, the rows of a step are, counted through the parts one after the other."""
         return self._order[step]
+
+    def examples(self, step: int) -> np.ndarray:
+        """Which examples a step sees, counted through the parts one after the other."""
+        rows = self.rows(step)
+        return rows if self._packed is None else np.concatenate([self._packed[int(row)] for row in rows])
 
 
 class BucketBatches(Batches[Data]):
@@ -84,7 +96,7 @@ class BucketBatches(Batches[Data]):
         import grain
 
         self._buckets, self.cut = [batches for batches, _, _ in buckets], cut
-        self._numbers = [numbers for _, numbers, _ in buckets]
+        self._numbers, self._packed = [numbers for _, numbers, _ in buckets], None
         counted: Any = [grain.MapDataset.source(_Numbers(bucket)) for bucket in range(len(buckets))]
         self._which: Any = grain.MapDataset.mix(counted, weights=[share for _, _, share in buckets])
 
@@ -149,7 +161,8 @@ def packed_batches(
     order = Order([len(plan) for plan in plans], [weight for _, weight in parts], rows, seed, host)
     flat, starts = Joined(tables), np.cumsum([0, *(len(table) for table in tables)])
     together = [(np.array(row) + start).tolist() for plan, start in zip(plans, starts, strict=False) for row in plan]
-    return Batches(lambda numbers: packed_rows(flat, [together[int(n)] for n in numbers], length, pad), order, counted)
+    make = partial(_packed, examples=flat, together=together, length=length, pad=pad)
+    return Batches(make, order, counted, together)
 
 
 def preference_batches(
@@ -313,6 +326,10 @@ def _only(data: Data, counts: np.ndarray) -> Data:
     if isinstance(data, LabelledReplies):
         return data.replace(labels=_only(data.labels, counts))  # pyright: ignore[reportAttributeAccessIssue]
     return data.replace(weight=data.weight * counts)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _packed(numbers: np.ndarray, *, examples: Sequence[Encoded], together: list, length: int, pad: int) -> TokenBatch:
+    return packed_rows(examples, [together[int(number)] for number in numbers], length, pad)
 
 
 def _parts(examples: Sequence[Example] | Mixture[Example]) -> Sequence[tuple[Sequence[Example], float]]:

@@ -11,11 +11,12 @@ from pathlib import Path
 from rlhf_jax.config import Curation
 from rlhf_jax.data.adapters import Rejected
 from rlhf_jax.data.clean import CleanOptions, Report, clean
+from rlhf_jax.data.forgotten import Forgotten, read_forgotten
 from rlhf_jax.data.privacy import mask
 from rlhf_jax.data.provenance import check_licences
 from rlhf_jax.data.readers import DataError
 from rlhf_jax.data.schema import Record, provenance_of, texts_of, with_texts
-from rlhf_jax.data.sources import Loaded, load_source
+from rlhf_jax.data.sources import Loaded, load_source, prepared_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,8 @@ def gather(sources: Sequence[str], data_root: Path, curation: Curation) -> Gathe
     Duplicates are told across sources: the first one that has a record keeps it. Raises: what reading a source raises; ValueError for a
     licence that is not allowed; KeyError for an unknown rule or kind of personal data.
     """
-    loaded = [load_source(source, data_root) for source in sources]
+    gone = read_forgotten(prepared_directory())
+    loaded = [_without(load_source(source, data_root), gone) for source in sources]
     if curation.licences is not None:
         stated = {
             (s, provenance_of(record).licence)
@@ -65,6 +67,16 @@ def gather(sources: Sequence[str], data_root: Path, curation: Curation) -> Gathe
         tuple(part.damage for part in loaded),
         cleaned.report,
         masked,
+    )
+
+
+def _without(loaded: Loaded, gone: Forgotten) -> Loaded:
+    if not gone.ids and not gone.annotators:
+        return loaded
+    left = tuple(record for record in loaded.records if not gone.has(record))
+    places = (provenance_of(record).place for record in loaded.records if gone.has(record))
+    return dataclasses.replace(
+        loaded, records=left, rejected=(*loaded.rejected, *(Rejected(place, "forgotten") for place in places))
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from rlhf_jax.data.adapters import Rejected
 from rlhf_jax.data.adapters.stored import from_row, to_row
+from rlhf_jax.data.forgotten import read_forgotten
 from rlhf_jax.data.readers import DataError, Row
 from rlhf_jax.data.readers.rows import refuse
 from rlhf_jax.data.schema import Provenance, Record
@@ -84,21 +85,23 @@ def prepare(
         pieces = _read_pieces(spec, data_root, work, tell)
         records = [from_row(row, NOWHERE) for piece in pieces for row in piece["records"]]
         left_out = Counter(reason for piece in pieces for _, reason in piece["rejected"])
+        gone = read_forgotten(into)
+        if any(map(gone.has, records)):
+            left_out["forgotten"] = sum(map(gone.has, records))
+            records = [record for record in records if not gone.has(record)]
         if clean is not None:
             tell("clean", len(records))
             kept, dropped = clean(records)
             records, left_out = list(kept), left_out + Counter(dropped)
         if not records:
             raise ValueError(f"source {spec!r} leaves no record to prepare: {dict(left_out)}")
-        digest = hashlib.sha256("".join(json.dumps(to_row(r), sort_keys=True) for r in records).encode()).hexdigest()
         for half_written in (into / name).glob("*"):
             shutil.rmtree(half_written)
         _write_set(records, name, into, tell)
         about = {
             **plan,
-            "records": len(records),
+            **_counted(records),
             "rows": sum(piece["rows"] for piece in pieces),
-            "digest": digest,
             "left_out": dict(left_out),
             "damage": [said for piece in pieces for said in piece["damage"]],
         }
@@ -191,6 +194,24 @@ def _write_set(records: Sequence[Record], name: str, into: Path, tell: Callable[
     builder = made(data_dir=str(into), file_format="array_record")
     with contextlib.redirect_stdout(sys.stderr):  # TFDS tells what it does
         builder.download_and_prepare(file_format="array_record")
+
+
+def _counted(records: Sequence[Record]) -> dict[str, Any]:
+    told = "".join(json.dumps(to_row(record), sort_keys=True) for record in records)
+    return {"records": len(records), "digest": hashlib.sha256(told.encode()).hexdigest()}
+
+
+def rewrite(folder: Path, records: Sequence[Record]) -> None:
+    """Puts these records in the place of those of a prepared set; without any the set is removed.
+
+    The old files go before the new ones come: a process that is killed between leaves no set, which `prepare` makes again.
+    """
+    name, into, about = folder.parent.name, folder.parents[1], _read_json(folder / ABOUT)
+    with exclusive(folder.parent):
+        shutil.rmtree(folder)
+        if records:
+            _write_set(records, name, into, lambda stage, done: None)
+            _seal(folder, {**about, **_counted(records)})
 
 
 def _seal(folder: Path, about: dict[str, Any]) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 from rlhf_jax.config import ModelConfig, Optim
 from rlhf_jax.data.batches import evaluation_batches, label_batches, pad_labels
 from rlhf_jax.data.schema import Classified
+from rlhf_jax.data.seen import seen_from_the_start
 from rlhf_jax.data.texts import Texts
 from rlhf_jax.eval.classification import class_figures
 from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
-from rlhf_jax.loops.sources import load_examples
+from rlhf_jax.loops.sources import load_examples, note_seen
 from rlhf_jax.losses.classification import class_loss
 from rlhf_jax.models import Model, build_model
 from rlhf_jax.models.params import carry_over, count_parameters
@@ -53,6 +54,7 @@ def run_classify(run: Run, trunk: Params, texts: Texts) -> Classification:
     config, shape = experiment.classify, experiment.classifier_shape
     assert config is not None and shape is not None, "called for experiments with a classify stage"
     examples = load_examples(run, config.data, Classified)
+    note_seen(run, "classify", seen_from_the_start(examples.records))
     parts, length, pad = examples.encoded(texts), experiment.text.length, texts.tokenizer.pad
     batches = label_batches(parts, config.optim.rows, length, pad, experiment.seed)
     run.note_cut("classify", batches.cut)

@@ -16,6 +16,7 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.batches import Mixture, pad_labels, pad_pairs, token_batches
 from rlhf_jax.data.encode import EncodedLabel, EncodedPair
 from rlhf_jax.data.schema import Comparison, Labelled, Prompt
+from rlhf_jax.data.seen import seen_from_the_start
 from rlhf_jax.data.texts import Texts
 from rlhf_jax.eval.preference import mean_and_error
 from rlhf_jax.feedback.simulated import bayes_agreement
@@ -40,7 +41,10 @@ from rlhf_jax.loops.sft import run_sft
 from rlhf_jax.loops.sources import (
     IMITATED,
     Examples,
+    first_mixture,
+    gathered_records,
     load_examples,
+    note_seen,
     open_texts,
     policy_prompts,
     stage_examples,
@@ -337,6 +341,8 @@ def ppo_stage(
         source = reward.params if config.value_init == "reward" and reward else tuned
         value_params = carry_over(source, initialise(value.init, run.key("value"), run.mesh))
 
+    asked = experiment.prompts or (first_mixture(experiment) or ("", None))[1]
+    note_seen(run, "ppo", seen_from_the_start(gathered_records(run, asked, config.ptx_data)))
     demonstrations = None
     if config.ptx_coef:
         mixture = config.ptx_data or (experiment.sft.data if experiment.sft else None)

@@ -11,11 +11,12 @@ import numpy as np
 
 from rlhf_jax.config import Optim
 from rlhf_jax.data.batches import evaluation_batches, packed_batches, pad_right, token_batches
+from rlhf_jax.data.seen import seen_by
 from rlhf_jax.data.texts import Texts
 from rlhf_jax.frozen import join_frozen, split_frozen
 from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage
-from rlhf_jax.loops.sources import IMITATED, load_examples
+from rlhf_jax.loops.sources import IMITATED, load_examples, note_seen
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import Model
 from rlhf_jax.sharding import compile_function, compile_step, place_batch, tree_shardings
@@ -81,6 +82,7 @@ def run_sft(
     else:
         how = config.packing
         batches = packed_batches(encoded, config.optim.rows, config.pack_length, pad, experiment.seed, length, how=how)
+    note_seen(run, "sft", seen_by(examples.records, examples.counts(texts), batches, config.optim.total))
     run.note_cut("sft", batches.cut)
     run.noted["sft/rejected_rows"] = float(examples.rejected)
     begun = trainee(run, "sft", model, params)

@@ -26,6 +26,8 @@ from rlhf_jax.data.schema import (
     Ranking,
     Record,
 )
+from rlhf_jax.data.seen import FILES as CARDS
+from rlhf_jax.data.seen import Seen, seen_from_the_start
 from rlhf_jax.data.splits import split_by_prompt
 from rlhf_jax.data.templates import Frames
 from rlhf_jax.data.texts import Texts
@@ -39,7 +41,6 @@ WORLD = "world:instruct"
 IMITATED = (Demonstration, Conversation, Document)
 """What a policy learns to write."""
 TOKENIZER = "tokenizer.model"
-CARDS = "data"  # the folder of data cards in a run's
 CORPUS = 6000  # texts of the world that its tokenizer is trained on
 
 
@@ -102,6 +103,16 @@ class Examples:
     def kind(self) -> type:
         return type(self.parts[0][0][0])
 
+    @property
+    def records(self) -> list[Record]:
+        """Those of all training parts, one after the other."""
+        return [record for part, _ in self.parts for record in part]
+
+    def counts(self, texts: Texts) -> list[int]:
+        """How many examples each of these records gives."""
+        several = (Conversation, Document)
+        return [len(texts.encode([record])) if isinstance(record, several) else 1 for record in self.records]
+
     def encoded(self, texts: Texts) -> Mixture:
         """The training parts as a mixture of encoded examples."""
         return Mixture(tuple((texts.encode(records), weight) for records, weight in self.parts))
@@ -153,6 +164,17 @@ def gathered_of(run: Run, mixture: MixtureConfig) -> Gathered:
             )
             write_atomic(run.directory / CARDS / f"{name}.md", markdown(described))
     return run.gathered[mixture]
+
+
+def gathered_records(run: Run, *mixtures: MixtureConfig | None) -> list[Record]:
+    """All records of these mixtures that the run has read."""
+    found = [run.gathered[mixture] for mixture in mixtures if mixture is not None and mixture in run.gathered]
+    return [record for gathered in found for part in gathered.records for record in part]
+
+
+def note_seen(run: Run, stage: str, seen: Seen) -> None:
+    """Keeps with the run which records a stage learns from, for those who have to know which checkpoints saw one."""
+    seen.save(run.directory / CARDS / f"seen_{stage}.npz")
 
 
 def rate(examples: int, mixture: MixtureConfig) -> float:
@@ -231,6 +253,7 @@ def stage_examples(run: Run) -> dict[str, Examples]:
         mixture = getattr(getattr(experiment, name), "data", None)
         if mixture is not None:
             found[name] = load_examples(run, mixture, kind, together=kind == replies)
+            note_seen(run, name, seen_from_the_start(found[name].records))
     if by_kto and "preference" in found and len(_distinct(found["preference"].held_out)) == 1:
         raise ValueError(
             "preference.data.held_out leaves one prompt, and KTO measures from replies to other prompts: raise it, or set it to 0"

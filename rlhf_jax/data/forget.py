@@ -1,0 +1,42 @@
+"""The right to erasure: records taken out of prepared sets, kept out of everything that is read later, and looked for in checkpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf_jax.data.forgotten import LIST, Forgotten, read_forgotten
+from rlhf_jax.data.prepare import ABOUT, rewrite
+from rlhf_jax.data.sources import load_source
+from rlhf_jax.files import write_atomic
+
+ID = re.compile("[0-9a-f]{16}")
+
+
+def forget(ids: Sequence[str], annotators: Sequence[str], sets: Path) -> dict[Path, int]:
+    """How many records were taken out of each prepared set below `sets`; from now on they are left out wherever they are read.
+
+    The list is written first: what is killed in between has not kept a record in use, and asking again goes on.
+    Raises: ValueError for what is no id of a record.
+    """
+    for name in ids:
+        if not ID.fullmatch(name):
+            raise ValueError(
+                f"{name!r} is no id of a record; expected 16 hexadecimal digits, as `read --ids` prints them"
+            )
+    before = read_forgotten(sets)
+    now = Forgotten(before.ids | set(ids), before.annotators | set(annotators))
+    write_atomic(
+        sets / LIST, json.dumps({"ids": sorted(now.ids), "annotators": sorted(now.annotators)}, indent=1) + "\n"
+    )
+    taken: dict[Path, int] = {}
+    for about in sorted(sets.glob(f"*/*/{ABOUT}")):
+        folder = about.parent
+        records = load_source(f"tfds:{folder}:train", sets).records
+        left = [record for record in records if not now.has(record)]
+        if len(left) < len(records):
+            rewrite(folder, left)
+            taken[folder] = len(records) - len(left)
+    return taken

@@ -1,0 +1,126 @@
+"""The right to erasure: out of prepared sets, out of what is read later, and which checkpoints have seen it."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from rlhf_jax.config import Curation
+from rlhf_jax.data.__main__ import main
+from rlhf_jax.data.adapters.stored import record_id
+from rlhf_jax.data.batches import packed_batches, token_batches
+from rlhf_jax.data.encode import Encoded
+from rlhf_jax.data.forget import forget
+from rlhf_jax.data.mixtures import gather
+from rlhf_jax.data.prepare import prepare, verify
+from rlhf_jax.data.schema import Demonstration, Provenance, user_prompt
+from rlhf_jax.data.seen import NEVER, checkpoints_that_saw, seen_by, seen_from_the_start
+from rlhf_jax.data.sources import load_source
+
+SPEC = "labelstudio:answers.json"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Four tasks, each answered by two people."""
+    monkeypatch.setenv("RLHF_JAX_DATA", str(tmp_path))
+    monkeypatch.setenv("RLHF_JAX_CACHE", str(tmp_path / "cache"))
+    answer = [{"type": "pairwise", "value": {"selected": "left"}}]
+    tasks = [
+        {
+            "id": n,
+            "data": {"prompt": f"Q{n}", "response_a": "a", "response_b": "b"},
+            "annotations": [{"id": 10 * n + who, "completed_by": who, "result": answer} for who in (1, 2)],
+        }
+        for n in range(4)
+    ]
+    (tmp_path / "answers.json").write_text(json.dumps(tasks))
+    return tmp_path
+
+
+def test_a_record_and_all_of_an_annotator_are_taken_out_and_stay_out(root):
+    sets = root / "cache" / "datasets"
+    made = prepare(SPEC, "answers", root, sets)
+    records = load_source(SPEC, root).records
+    who = records[0].prompt.provenance.annotator
+    other = next(record for record in records if record.prompt.provenance.annotator != who)
+    assert forget([record_id(other)], [who], sets) == {made.folder: 5}
+    verify(made.folder)
+    left = load_source("tfds:answers:train", root).records
+    assert len(left) == 3 and other not in left
+    assert {record.prompt.provenance.annotator for record in left} == {other.prompt.provenance.annotator}
+    # Whatever is read from the files, or prepared anew, is without them.
+    assert gather([SPEC], root, Curation()).records == (left,)
+    assert prepare(SPEC, "again", root, sets).left_out == {"forgotten": 5}
+    assert forget([record_id(other)], [], sets) == {}
+    assert forget([], [left[0].prompt.provenance.annotator], sets) == {made.folder: 3, sets / "again" / "1.0.0": 3}
+    assert not made.folder.exists()
+    with pytest.raises(ValueError, match="'Q1' is no id of a record; expected 16 hexadecimal digits"):
+        forget(["Q1"], [], sets)
+
+
+def records_of(count):
+    return [
+        Demonstration(user_prompt(f"Q{n}", Provenance("s", "MIT", annotator=f"a{n % 3}")), "A") for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_first_step_of_each_record_is_the_first_batch_it_is_in(packed):
+    examples = [Encoded((1, 10 + n), (2,) * (1 + n % 4)) for n in range(30)]
+    counts = [1 + (n % 5 == 0) for n in range(25)]  # five records give two examples each
+    if packed:
+        batches = packed_batches(examples, rows=2, length=12, pad=0, seed=1, longest=12)
+    else:
+        batches = token_batches(examples, rows=4, length=8, pad=0, seed=1)
+    seen = seen_by(records_of(25), counts, batches, steps=4)
+    owner = np.repeat(np.arange(25), counts)
+    for record in range(25):
+        inside = [
+            step
+            for step in range(4)
+            if set(batches[step].tokens.ravel()) & {10 + n for n in range(30) if owner[n] == record}
+        ]
+        assert seen.first[record] == (inside[0] if inside else NEVER)
+    assert (seen.first == NEVER).any()
+
+
+def test_checkpoints_are_listed_from_the_step_that_had_the_record(root, capsys):
+    records = records_of(6)
+    run = root / "runs" / "x" / "seed_0"
+    seen = seen_from_the_start(records)
+    seen.first[:] = [NEVER, 0, 3, 5, 9, 9]
+    seen.save(run / "data" / "seen_sft.npz")
+    for age, (stage, steps) in enumerate({"init": (0,), "sft": (2, 4, 10), "ppo": (1,)}.items()):
+        for step in steps:
+            (run / "checkpoints" / stage / str(step)).mkdir(parents=True)
+        os.utime(run / "checkpoints" / stage, (age, age))
+
+    def listed(*numbers, annotators=()):
+        found = checkpoints_that_saw(root / "runs", [record_id(records[n]) for n in numbers], annotators)
+        return ["/".join(path.parts[-2:]) for path, _ in found]
+
+    assert listed(0) == []
+    assert listed(1) == ["ppo/1", "sft/2", "sft/4", "sft/10"]
+    assert listed(2) == ["ppo/1", "sft/4", "sft/10"]
+    assert listed(4) == ["ppo/1", "sft/10"]
+    assert listed(annotators=["a2"]) == ["ppo/1", "sft/4", "sft/10"]
+    assert main(["forget", "--record", record_id(records[2]), "--runs", str(root / "runs")]) == 0
+    out = capsys.readouterr().out
+    assert f"{run / 'checkpoints/sft/4'}: trained on it from step 4 on" in out
+    assert f"{run / 'checkpoints/ppo/1'}: of a run whose stage sft was trained on it" in out
+    assert main(["forget"]) == 2
+    assert "say what to forget" in capsys.readouterr().err
+
+
+def test_ids_are_printed_with_who_and_where(root, capsys):
+    assert main(["read", SPEC, "--ids"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    first = load_source(SPEC, root).records[0]
+    assert lines[0].split() == [
+        record_id(first),
+        first.prompt.provenance.annotator,
+        *first.prompt.provenance.place.split(),
+    ]
