@@ -45,10 +45,12 @@ DATA = [
 
 EXTRAS = {
     "data": DATA,  # spreadsheets and the hub, cleaning, personal data, generation; reading files and training need none of it
+    "judge": ["openai>=3.54"],  # a language model behind an address
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "test": [
         *DATA,
+        "openai>=3.54",
         "pytest>=9.2",
         "pytest-xdist>=3.8",
         "beartype>=0.23.1",

@@ -5,6 +5,7 @@
     python -m rlhf_jax.data show    SOURCE[=WEIGHT] ... --tokenizer PATH --template chatml
     python -m rlhf_jax.data prepare SOURCE --name my_set
     python -m rlhf_jax.data export  SOURCE --form openai --out chat.jsonl
+    python -m rlhf_jax.data generate SOURCE --url http://127.0.0.1:8000/v1 --model NAME --count 100 --out new.jsonl
     python -m rlhf_jax.data forget  --record ID --annotator NAME --runs runs
 
 A source is a string such as alpaca:FILES, csv:FILE?as=ratings or tfds:NAME:SPLIT (docs/data.md).
@@ -27,14 +28,16 @@ from rlhf_jax.data.chat import find_template
 from rlhf_jax.data.exports import FORMS, export
 from rlhf_jax.data.forget import forget
 from rlhf_jax.data.forgotten import LIST
+from rlhf_jax.data.generate import Bootstrap, generate
 from rlhf_jax.data.prepare import prepare
 from rlhf_jax.data.readers import FORMATS
-from rlhf_jax.data.schema import provenance_of
+from rlhf_jax.data.schema import Prompt, provenance_of
 from rlhf_jax.data.seen import checkpoints_that_saw
 from rlhf_jax.data.shown import learned, shown, sides
 from rlhf_jax.data.sources import find_data_root, load_source, prepared_directory
 from rlhf_jax.data.texts import Texts
 from rlhf_jax.data.tokenizer import find_tokenizer, load_tokenizer
+from rlhf_jax.endpoint import Endpoint
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -144,6 +147,22 @@ def export_command(options: argparse.Namespace) -> None:
         print(f"  left out: {count:,} of kind {kind}, for which the form {options.form} has no row")
 
 
+def generate_command(options: argparse.Namespace) -> None:
+    """Instructions that a language model behind an address writes from those of a source, kept where they are new (Self-Instruct)."""
+    if options.out.exists():
+        raise ValueError(f"{options.out} is there already; choose another name")
+    loaded = load_source(options.source, find_data_root(options.data_root))
+    prompts = [getattr(record, "prompt", record) for record in loaded.records]
+    seeds = [prompt.turns[-1].text for prompt in prompts if isinstance(prompt, Prompt)]
+    settings = Bootstrap(options.count, similarity=options.similarity, seed=options.seed)
+    endpoint = Endpoint(options.url, options.model)
+    source = f"self-instruct, by {options.model}, from {options.source}"
+    made = generate(seeds, endpoint, settings, lambda kept, wanted: _tell(f"{kept:,} of", wanted), source)
+    if made.records:
+        export(made.records, "records", options.out)
+    print(made.markdown())
+
+
 def forget_command(options: argparse.Namespace) -> None:
     """Takes records out of prepared sets and out of all that is read from now on, and lists the checkpoints that have seen them."""
     if not options.record and not options.annotator:
@@ -194,6 +213,13 @@ def _parser() -> argparse.ArgumentParser:
     out = command("export", export_command)
     out.add_argument("--form", required=True, choices=FORMS)
     out.add_argument("--out", required=True, type=Path, metavar="FILE", help="FILE.jsonl or FILE.parquet")
+    made = command("generate", generate_command)
+    made.add_argument("--url", required=True, help="of a server of OpenAI's protocol, such as http://127.0.0.1:8000/v1")
+    made.add_argument("--model", required=True, metavar="NAME", help="as the server calls it")
+    made.add_argument("--count", required=True, type=int, metavar="N", help="how many records")
+    made.add_argument("--similarity", type=float, default=0.7, help="ROUGE-L above which one is not new; default 0.7")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of what is shown; default 0")
+    made.add_argument("--out", required=True, type=Path, metavar="FILE", help="FILE.jsonl, read as records:FILE.jsonl")
     forgotten = command("forget", forget_command)
     forgotten.add_argument("--record", action="append", default=[], metavar="ID", help="may be repeated")
     forgotten.add_argument("--annotator", action="append", default=[], metavar="NAME", help="may be repeated")
@@ -201,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     runs = "directories of runs to look for checkpoints in; default: runs"
     forgotten.add_argument("--runs", type=Path, nargs="+", default=[Path("runs")], metavar="DIR", help=runs)
     read.add_argument("--ids", action="store_true", help="print the id, the annotator and the place of every record")
-    for each in (read, prepared, out):
+    for each in (read, prepared, out, made):
         each.add_argument("source", metavar="SOURCE")
     return parser
 
