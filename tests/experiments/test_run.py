@@ -149,7 +149,7 @@ def test_a_directory_with_other_things_in_it_is_refused(tmp_path, capsys):
         ({"text__tokenizer": "train:lots"}, "text.tokenizer='train:lots' must be train:VOCAB"),
         ({"text__tokenizer": "nowhere.model"}, "nowhere.model; the experiment needs it"),
         ({"checkpoint": "nowhere.bin"}, "nowhere.bin; the experiment needs it"),
-        ({"sft__data__sources": '[["alpaka:x.json", 1.0]]'}, "no adapter 'alpaka'; did you mean alpaca"),
+        ({"sft__data__sources": '[["alpaka:x.json", 1.0]]'}, "no source 'alpaka'; did you mean alpaca"),
         ({"sft__data__sources": '[["alpaca:x.json", 1.0]]'}, "no file matches 'x.json'"),
     ],
 )
@@ -178,7 +178,7 @@ def test_a_missing_data_root_is_named_before_anything_is_written(tmp_path, capsy
 def test_a_malformed_data_line_is_named_with_file_and_line(tmp_path, capsys):
     (tmp_path / "rows.json").write_text('{"instruction": "a", "input": "", "output": "b"}\n{"instruction": "a"}\n')
     arguments = command(tmp_path / "run", "--data-root", str(tmp_path), sft__data__sources='[["alpaca:*.json", 1.0]]')
-    assert "rows.json:2: no field 'input'" in error_of(capsys, arguments)
+    assert "rows.json:2: no field 'output'; the row has 'instruction'" in error_of(capsys, arguments)
 
 
 def test_a_scale_for_accelerators_is_refused_on_a_machine_without_one(tmp_path, capsys, monkeypatch):
