@@ -3,7 +3,8 @@
     python -m rlhf_jax.data layouts
     python -m rlhf_jax.data read    alpaca:instructions/alpaca-en/*.json.gz
     python -m rlhf_jax.data show    SOURCE[=WEIGHT] ... --tokenizer PATH --template chatml
-    python -m rlhf_jax.data prepare SOURCE --name my_set
+    python -m rlhf_jax.data card    SOURCE ... --clean all --report
+    python -m rlhf_jax.data prepare SOURCE --name my_set --clean repair exact_duplicates --mask email phone
     python -m rlhf_jax.data export  SOURCE --form openai --out chat.jsonl
     python -m rlhf_jax.data generate SOURCE --url http://127.0.0.1:8000/v1 --model NAME --count 100 --out new.jsonl
     python -m rlhf_jax.data forget  --record ID --annotator NAME --runs runs
@@ -18,20 +19,25 @@ import inspect
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.config import Curation
 from rlhf_jax.data.adapters import ADAPTERS, LAYOUTS
 from rlhf_jax.data.adapters.stored import record_id
+from rlhf_jax.data.card import card, markdown
 from rlhf_jax.data.chat import find_template
+from rlhf_jax.data.clean import RULES
 from rlhf_jax.data.exports import FORMS, export
 from rlhf_jax.data.forget import forget
 from rlhf_jax.data.forgotten import LIST
 from rlhf_jax.data.generate import Bootstrap, generate
+from rlhf_jax.data.mixtures import curate, gather
 from rlhf_jax.data.prepare import prepare
+from rlhf_jax.data.privacy import KINDS
 from rlhf_jax.data.readers import FORMATS
-from rlhf_jax.data.schema import Prompt, provenance_of
+from rlhf_jax.data.schema import Prompt, Record, provenance_of
 from rlhf_jax.data.seen import checkpoints_that_saw
 from rlhf_jax.data.shown import learned, shown, sides
 from rlhf_jax.data.sources import find_data_root, load_source, prepared_directory
@@ -115,15 +121,32 @@ def _weighted(given: str) -> tuple[str, float]:
         return given, 1.0
 
 
-def prepare_command(options: argparse.Namespace) -> None:
-    """Reads a source once and writes it as a TFDS data set; what was interrupted goes on."""
-    made = prepare(
-        options.source,
-        options.name,
-        find_data_root(options.data_root),
-        options.into or prepared_directory(),
-        tell=_tell,
+def card_command(options: argparse.Namespace) -> None:
+    """The data card of a mixture: what is in it, and what cleaning and masking would do to it; with --report, examples of all they drop."""
+    gathered = gather(options.sources, find_data_root(options.data_root), _curation(options))
+    print(markdown(card(", ".join(options.sources), gathered)))
+    if options.report:
+        print(gathered.report.markdown())
+
+
+def _curation(options: argparse.Namespace) -> Curation:
+    rules = tuple(RULES) if options.clean == ["all"] else tuple(options.clean)
+    return Curation(
+        clean=rules, languages=tuple(options.languages), unseen=tuple(options.unseen), mask=tuple(options.mask)
     )
+
+
+def prepare_command(options: argparse.Namespace) -> None:
+    """Reads a source once and writes it as a TFDS data set, cleaned and masked as asked for; what was interrupted goes on."""
+    curation, root = _curation(options), find_data_root(options.data_root)
+
+    def curated(records: Sequence[Record]) -> tuple[Sequence[Record], dict[str, int]]:
+        cleaned, _ = curate(records, curation, root)
+        rules = cleaned.report.rules
+        return cleaned.records, {f"{rule.name}: {why}": count for rule in rules for why, count in rule.reasons}
+
+    into, settings = options.into or prepared_directory(), repr(curation)
+    made = prepare(options.source, options.name, root, into, clean=curated, settings=settings, tell=_tell)
     print(f"{made.records:,} records of {made.rows:,} rows in {made.folder}")
     for reason, count in made.left_out.items():
         print(f"  left out: {count:,} {reason}")
@@ -207,7 +230,18 @@ def _parser() -> argparse.ArgumentParser:
         "--prompt-length", type=int, default=256, metavar="N", help="tokens of a prompt that is cut; default 256"
     )
     show.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice; default 0")
+    described = command("card", card_command)
+    described.add_argument("sources", nargs="+", metavar="SOURCE")
+    described.add_argument("--report", action="store_true", help="examples of what was dropped and changed")
     prepared = command("prepare", prepare_command)
+    for each in (described, prepared):
+        rules = f"rules of cleaning, or all: {', '.join(RULES)}"
+        each.add_argument("--clean", nargs="+", default=[], metavar="RULE", help=rules)
+        each.add_argument("--languages", nargs="+", default=[], metavar="CODE", help="to keep, by the rule language")
+        each.add_argument(
+            "--unseen", nargs="+", default=[], metavar="SOURCE", help="to keep out, by the rule contaminated"
+        )
+        each.add_argument("--mask", nargs="+", default=[], metavar="KIND", help=f"personal data: {', '.join(KINDS)}")
     prepared.add_argument("--name", required=True, help="of the set: small letters, digits, underscores")
     prepared.add_argument("--into", type=Path, metavar="DIR", help="default: the cache, where tfds:NAME:train finds it")
     out = command("export", export_command)

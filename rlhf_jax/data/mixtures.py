@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rlhf_jax.config import Curation
 from rlhf_jax.data.adapters import Rejected
-from rlhf_jax.data.clean import CleanOptions, Report, clean
+from rlhf_jax.data.clean import Cleaned, CleanOptions, Report, clean
 from rlhf_jax.data.forgotten import Forgotten, read_forgotten
 from rlhf_jax.data.privacy import mask
 from rlhf_jax.data.provenance import check_licences
@@ -47,14 +47,8 @@ def gather(sources: Sequence[str], data_root: Path, curation: Curation) -> Gathe
             for record in part.records
         }
         check_licences(sorted(stated), curation.licences)
-    masked: Counter[str] = Counter()
     everything = [record for part in loaded for record in part.records]
-    if curation.mask:
-        everything = [
-            with_texts(record, partial(_masked, kinds=curation.mask, counted=masked)) for record in everything
-        ]
-    unseen = tuple((source, _texts(load_source(source, data_root))) for source in curation.unseen)
-    cleaned = clean(everything, curation.clean, CleanOptions(languages=curation.languages, evaluation=unseen))
+    cleaned, masked = curate(everything, curation, data_root)
     owner = [number for number, part in enumerate(loaded) for _ in part.records]
     parts: list[list[Record]] = [[] for _ in sources]
     for record, number in zip(cleaned.records, cleaned.numbers, strict=True):
@@ -68,6 +62,15 @@ def gather(sources: Sequence[str], data_root: Path, curation: Curation) -> Gathe
         cleaned.report,
         masked,
     )
+
+
+def curate(records: Sequence[Record], curation: Curation, data_root: Path) -> tuple[Cleaned, Counter[str]]:
+    """The records masked and cleaned, and how many spans of personal data were masked, by kind. Raises: as `gather`."""
+    masked: Counter[str] = Counter()
+    if curation.mask:
+        records = [with_texts(record, partial(_masked, kinds=curation.mask, counted=masked)) for record in records]
+    unseen = tuple((source, _texts(load_source(source, data_root))) for source in curation.unseen)
+    return clean(records, curation.clean, CleanOptions(languages=curation.languages, evaluation=unseen)), masked
 
 
 def _without(loaded: Loaded, gone: Forgotten) -> Loaded:

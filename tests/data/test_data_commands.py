@@ -83,6 +83,24 @@ def test_a_prepared_set_is_read_by_its_name_and_taken_out_again(root, capsys):
     assert first == {"messages": [{"role": "user", "content": "Is 0 good?"}, {"role": "assistant", "content": "Yes."}]}
 
 
+def test_a_card_and_a_prepared_set_are_cleaned_as_asked_for(root, capsys):
+    rows = [{"instruction": "Write to me.", "output": "Mail ann@example.org."}] * 2 + [
+        {"instruction": "Q", "output": "N/A"}
+    ]
+    (root / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    how = ("--clean", "placeholder", "exact_duplicates", "--mask", "email")
+    code, out, _ = run(capsys, "card", "alpaca:twice.jsonl", *how, "--report")
+    assert code == 0
+    assert "1 records of 3 rows" in out and "Masked: 2 email." in out
+    assert "- e.g. twice.jsonl:2 (record 1): the same texts as an earlier record, kept: twice.jsonl:1 (record 0)" in out
+    code, out, _ = run(capsys, "prepare", "alpaca:twice.jsonl", "--name", "once", *how)
+    assert "1 records of 3 rows" in out
+    assert "left out: 1 exact_duplicates: the same texts as an earlier record" in out
+    assert load_source("tfds:once:train", root).records[0].reply == "Mail <EMAIL>."
+    assert run(capsys, "prepare", "alpaca:twice.jsonl", "--name", "once")[0] == 2
+    assert "no rule of cleaning 'exact'" in run(capsys, "card", "alpaca:twice.jsonl", "--clean", "exact")[2]
+
+
 def test_layouts_are_listed_with_their_fields(capsys):
     _, out, _ = run(capsys, "layouts")
     assert "alpaca             instruction, output" in out

@@ -344,3 +344,14 @@ def test_a_layout_of_ones_own_is_one_decorated_function(monkeypatch):
     assert registry.get_adapter("mine").records({"frage": ""}, HERE) == [Rejected("file.json:7", "nothing asked")]
     with pytest.raises(ValueError, match="there is an adapter 'prompts' already"):
         adapter("prompts", "x")(parse_mine)
+
+
+def test_translations_go_both_ways():
+    found = records("translations", translation={"en": "Hi", "zh": "你好"})
+    assert found == [
+        Demonstration(user("Translate to Chinese:\n\nHi"), "你好"),
+        Demonstration(user("Translate to English:\n\n你好"), "Hi"),
+    ]
+    assert only("translations", translation={"en": "Hi", "zh": " "}).reason == "a side of the translation is empty"
+    with pytest.raises(DataError, match="'translation' has 1 languages; expected two or more"):
+        records("translations", translation={"en": "Hi"})

@@ -104,6 +104,34 @@ def parse_problem(row: Row, provenance: Provenance) -> Demonstration:
     return Demonstration(user_prompt(problem, provenance), filled(_answer(row, "target", provenance), "target"))
 
 
+LANGUAGES = {
+    **{"en": "English", "zh": "Chinese", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian"},
+    **{"pt": "Portuguese", "ru": "Russian", "ja": "Japanese", "ko": "Korean", "ar": "Arabic", "hi": "Hindi"},
+}
+
+
+@adapter("translations", "translation")
+def parse_translation(row: Row, provenance: Provenance) -> list[Record | Rejected]:
+    """translation: the same text by the codes of its languages -> "Translate to Chinese:" and so on, from each language to each other.
+
+    Source: the files of WMT on the Hugging Face hub, {"translation": {"en": ..., "zh": ...}}.
+    """
+    texts = field(row, "translation", dict, "an object of texts by language", provenance)
+    if len(texts) < 2:
+        raise DataError(provenance.place, f"field 'translation' has {len(texts)} languages", "expected two or more")
+    said = {code: text(texts, code, provenance) for code in texts}
+    if not all(one.strip() for one in said.values()):
+        raise Unusable("a side of the translation is empty")
+    return [
+        Demonstration(
+            user_prompt(f"Translate to {LANGUAGES.get(there, there)}:\n\n{said[here]}", provenance), said[there]
+        )
+        for here in said
+        for there in said
+        if here != there
+    ]
+
+
 FINAL = re.compile(r"####\s*(\S.*?)\s*$")
 CALCULATION = re.compile(r"<<[^<>]*>>")
 
