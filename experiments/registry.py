@@ -21,6 +21,7 @@ MODULES = (
     "smoke",
     "real",
     "huang2024",
+    "longpre2023",
     "instructgpt2022",
     "snell2022",
     "stiennon2020",

@@ -3,7 +3,7 @@
 A config says what to do, never how; the functions that use it take plain arguments. Unset is `None`, so that 0.0 stays a setting.
 """
 
-from rlhf_jax.config.data import Curation, Mixture, Text, World
+from rlhf_jax.config.data import Curation, Flan, Mixture, Text, World
 from rlhf_jax.config.experiment import Evaluation, Experiment
 from rlhf_jax.config.model import ONE_DEVICE, MeshConfig, ModelConfig, RopeScaling
 from rlhf_jax.config.ppo import PPO, PolicyGradient
@@ -18,6 +18,7 @@ __all__ = [
     "Curation",
     "Evaluation",
     "Experiment",
+    "Flan",
     "LoRA",
     "MeshConfig",
     "Mixture",

@@ -56,6 +56,21 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
+class Flan:
+    """The formats of FLAN in which demonstrations are put (Wei et al. 2021; Longpre et al. 2023); the held-out ones are only worded."""
+
+    wordings: int = 10  # of each kind of task that are used, from 1 to 10
+    few_shot: float = 0.5  # share of the records behind worked examples
+    shots: int = 2  # worked examples
+    inverted: float = 0.3  # share of the records whose input is to be written from their output
+
+    def __post_init__(self):
+        positive(self, "shots")
+        fraction(self, "few_shot", "inverted")
+        require(1 <= self.wordings <= 10, f"wordings={self.wordings} must lie between 1 and 10")
+
+
+@dataclasses.dataclass(frozen=True)
 class Mixture:
     """Sources (docs/data.md) and their weights, and the share of prompts held out of training; `world:instruct` is the experiment's world.
 
@@ -68,6 +83,7 @@ class Mixture:
     held_out: float = 0.05
     cap: int | None = None
     temperature: float | None = None
+    flan: Flan | None = None  # None: as the records have it
 
     def __post_init__(self):
         require(bool(self.sources), "a mixture needs at least one source")

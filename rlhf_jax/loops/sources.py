@@ -13,6 +13,7 @@ from rlhf_jax.config import Mixture as MixtureConfig
 from rlhf_jax.data.batches import Mixture
 from rlhf_jax.data.card import card, markdown
 from rlhf_jax.data.chat import ChatTemplate, find_template
+from rlhf_jax.data.flan import in_formats
 from rlhf_jax.data.mixtures import Gathered, gather
 from rlhf_jax.data.schema import (
     Classified,
@@ -137,6 +138,10 @@ def load_examples(
         else:
             sides = split_by_prompt(files[source], mixture.held_out, run.experiment.seed)
             train, aside = (_as_comparisons(side) if Comparison in kinds else side for side in sides)
+            if mixture.flan is not None:
+                worded = dataclasses.replace(mixture.flan, few_shot=0.0, inverted=0.0)
+                train = tuple(in_formats(train, mixture.flan, run.experiment.seed))
+                aside = tuple(in_formats(aside, worded, run.experiment.seed))
         wrong = next((r for r in train if not isinstance(r, kind)), None)
         if not train or wrong is not None:
             found = "no records" if wrong is None else f"records of kind {type(wrong).__name__}"
