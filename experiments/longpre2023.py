@@ -16,8 +16,8 @@ def formats(scale: str) -> Experiment:
     """A small decoder trained from scratch on four sets in FLAN's formats, mixed by size up to 3,000 examples each; Mistral's tokenizer.
 
     Two tasks of the collection's chain-of-thought part, GSM8K, and 1,100 instructions. `--set sft.data.flan.inverted=0` and
-    `sft.data.flan.few_shot=0` leave a format out (section 3.2 there: without few-shot templates the held-in few-shot accuracy of T5-XL falls
-    from 74.8 to 62.2, without inversion its MMLU from 50.3 to 41.7), `sft.data.flan.wordings=1` words each task in one way. Expect a
+    `sft.data.flan.few_shot=0` leave a format out (section 3.2 there: without few-shot templates the held-in few-shot accuracy of T5-XL
+    falls from 74.8 to 62.2, without inversion its MMLU from 50.3 to 41.7), `sft.data.flan.wordings=1` words each task in one way. Expect a
     held-out loss well below the first one (ln 32000 = 10.4 nats per token); a model of this size learns the forms, not the tasks.
     """
     sources = (
