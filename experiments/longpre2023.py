@@ -10,7 +10,7 @@ from rlhf_jax.config import SFT, Evaluation, Experiment, Flan, Mixture, ModelCon
     "longpre2023/formats",
     paper="Longpre et al. 2023",
     claim="SFT on chains of thought, questions and instructions, worded in ten ways, half behind examples, three in ten turned round",
-    costs={"cpu": "2 min a seed on 2 cores"},
+    costs={"cpu": "3 min a seed on 2 busy cores"},
 )
 def formats(scale: str) -> Experiment:
     """A small decoder trained from scratch on four sets in FLAN's formats, mixed by size up to 3,000 examples each; Mistral's tokenizer.

@@ -16,6 +16,31 @@ def cache_directory() -> Path:
     return Path(os.environ.get("RLHF_JAX_CACHE") or Path.home() / ".cache" / "rlhf_jax")
 
 
+def prepared_directory() -> Path:
+    """Where prepared data sets are kept, and the list of records that may not be used any more: `datasets` in the cache."""
+    return cache_directory() / "datasets"
+
+
+SUMS = "SHA256SUMS"
+
+
+def write_sums(folder: Path) -> None:
+    """Writes the digests of all files of a folder, as `sha256sum` does."""
+    files = sorted(path for path in folder.iterdir() if path.name != SUMS)
+    write_atomic(folder / SUMS, "".join(f"{sha256(path)}  {path.name}\n" for path in files))
+
+
+def check_sums(folder: Path) -> None:
+    """Raises: ValueError where a file of a folder with digests is damaged or missing."""
+    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file() or sha256(path) != digest:
+            raise ValueError(
+                f"{path} is damaged or missing: its digest is not the one in {SUMS}; prepare the set again"
+            )
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write into that takes the place of `path` at the end: a reader, or a crash at any moment, sees the old or the new one."""

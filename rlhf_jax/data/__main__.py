@@ -31,7 +31,7 @@ from rlhf_jax.data.chat import find_template
 from rlhf_jax.data.clean import RULES
 from rlhf_jax.data.exports import FORMS, export
 from rlhf_jax.data.forget import forget
-from rlhf_jax.data.forgotten import LIST
+from rlhf_jax.data.forgotten import forgotten_path
 from rlhf_jax.data.generate import Bootstrap, generate
 from rlhf_jax.data.mixtures import curate, gather
 from rlhf_jax.data.prepare import prepare
@@ -40,10 +40,11 @@ from rlhf_jax.data.readers import FORMATS
 from rlhf_jax.data.schema import Prompt, Record, provenance_of
 from rlhf_jax.data.seen import checkpoints_that_saw
 from rlhf_jax.data.shown import learned, shown, sides
-from rlhf_jax.data.sources import find_data_root, load_source, prepared_directory
+from rlhf_jax.data.sources import find_data_root, load_source
 from rlhf_jax.data.texts import Texts
 from rlhf_jax.data.tokenizer import find_tokenizer, load_tokenizer
 from rlhf_jax.endpoint import Endpoint
+from rlhf_jax.files import prepared_directory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -193,7 +194,7 @@ def forget_command(options: argparse.Namespace) -> None:
     sets = options.sets or prepared_directory()
     for folder, count in forget(options.record, options.annotator, sets).items():
         print(f"{count:,} records taken out of {folder}")
-    print(f"left out from now on, by {sets / LIST}")
+    print(f"left out from now on, by {forgotten_path()}")
     found = [each for runs in options.runs for each in checkpoints_that_saw(runs, options.record, options.annotator)]
     for checkpoint, why in found:
         print(f"{checkpoint}: {why}")

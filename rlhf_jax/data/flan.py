@@ -14,7 +14,7 @@ import random
 from collections.abc import Sequence
 
 from rlhf_jax.config import Flan
-from rlhf_jax.data.adapters.stored import record_id
+from rlhf_jax.data.adapters.stored import record_id, traced
 from rlhf_jax.data.schema import Demonstration, Record, provenance_of, user_prompt
 
 
@@ -125,7 +125,8 @@ def in_formats(records: Sequence[Record], settings: Flan, seed: int) -> list[Rec
             texts = [*(_worded(one, settings, place, inverted=inverted) for one in examples), *texts]
         *before, (asked, reply) = texts
         prompt = "\n\n".join([*(f"{question}\n{answer}" for question, answer in before), asked])
-        found[number] = Demonstration(user_prompt(prompt, provenance_of(record), record.prompt.key), reply)
+        worded = Demonstration(user_prompt(prompt, provenance_of(record), record.prompt.key), reply)
+        found[number] = traced(worded, record)
     return found
 
 

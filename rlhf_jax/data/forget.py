@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_jax.data.forgotten import LIST, Forgotten, read_forgotten
+from rlhf_jax.data.forgotten import Forgotten, forgotten_path, read_forgotten
 from rlhf_jax.data.prepare import ABOUT, rewrite
 from rlhf_jax.data.sources import load_source
 from rlhf_jax.files import write_atomic
@@ -26,17 +26,16 @@ def forget(ids: Sequence[str], annotators: Sequence[str], sets: Path) -> dict[Pa
             raise ValueError(
                 f"{name!r} is no id of a record; expected 16 hexadecimal digits, as `read --ids` prints them"
             )
-    before = read_forgotten(sets)
+    before = read_forgotten()
     now = Forgotten(before.ids | set(ids), before.annotators | set(annotators))
     write_atomic(
-        sets / LIST, json.dumps({"ids": sorted(now.ids), "annotators": sorted(now.annotators)}, indent=1) + "\n"
+        forgotten_path(), json.dumps({"ids": sorted(now.ids), "annotators": sorted(now.annotators)}, indent=1) + "\n"
     )
     taken: dict[Path, int] = {}
     for about in sorted(sets.glob(f"*/*/{ABOUT}")):
         folder = about.parent
-        records = load_source(f"tfds:{folder}:train", sets).records
-        left = [record for record in records if not now.has(record)]
-        if len(left) < len(records):
-            rewrite(folder, left)
-            taken[folder] = len(records) - len(left)
+        loaded = load_source(f"tfds:{folder}:train", sets)  # which leaves out what is on the list
+        if loaded.rejected:
+            rewrite(folder, loaded.records)
+            taken[folder] = len(loaded.rejected)
     return taken

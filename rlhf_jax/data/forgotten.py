@@ -6,8 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+from rlhf_jax.data.adapters.registry import Rejected
 from rlhf_jax.data.adapters.stored import record_id
 from rlhf_jax.data.schema import Record, provenance_of
+from rlhf_jax.files import prepared_directory
 
 LIST = "forgotten.json"
 
@@ -19,16 +21,23 @@ class Forgotten:
     ids: frozenset[str] = frozenset()
     annotators: frozenset[str] = frozenset()
 
-    def has(self, record: Record) -> bool:
-        """Whether this record is one of them."""
+    def has(self, record: Record | Rejected) -> bool:
+        """Whether this record is one of them; a row that was left out is none."""
+        if isinstance(record, Rejected):
+            return False
         if provenance_of(record).annotator in self.annotators:
             return True
         return bool(self.ids) and record_id(record) in self.ids
 
 
-def read_forgotten(sets: Path) -> Forgotten:
+def forgotten_path() -> Path:
+    """Where the list is: beside the prepared sets of the cache."""
+    return prepared_directory() / LIST
+
+
+def read_forgotten() -> Forgotten:
     """What was forgotten so far. Raises: ValueError for a list that is damaged."""
-    path = sets / LIST
+    path = forgotten_path()
     if not path.is_file():
         return Forgotten()
     try:

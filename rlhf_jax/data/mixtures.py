@@ -10,13 +10,13 @@ from pathlib import Path
 
 from rlhf_jax.config import Curation
 from rlhf_jax.data.adapters import Rejected
+from rlhf_jax.data.adapters.stored import traced
 from rlhf_jax.data.clean import Cleaned, CleanOptions, Report, clean
-from rlhf_jax.data.forgotten import Forgotten, read_forgotten
 from rlhf_jax.data.privacy import mask
 from rlhf_jax.data.provenance import check_licences
 from rlhf_jax.data.readers import DataError
 from rlhf_jax.data.schema import Record, provenance_of, texts_of, with_texts
-from rlhf_jax.data.sources import Loaded, load_source, prepared_directory
+from rlhf_jax.data.sources import Loaded, load_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,7 @@ def gather(sources: Sequence[str], data_root: Path, curation: Curation) -> Gathe
     Duplicates are told across sources: the first one that has a record keeps it. Raises: what reading a source raises; ValueError for a
     licence that is not allowed; KeyError for an unknown rule or kind of personal data.
     """
-    gone = read_forgotten(prepared_directory())
-    loaded = [_without(load_source(source, data_root), gone) for source in sources]
+    loaded = [load_source(source, data_root) for source in sources]
     if curation.licences is not None:
         stated = {
             (s, provenance_of(record).licence)
@@ -67,20 +66,15 @@ def gather(sources: Sequence[str], data_root: Path, curation: Curation) -> Gathe
 def curate(records: Sequence[Record], curation: Curation, data_root: Path) -> tuple[Cleaned, Counter[str]]:
     """The records masked and cleaned, and how many spans of personal data were masked, by kind. Raises: as `gather`."""
     masked: Counter[str] = Counter()
+    given = records
     if curation.mask:
         records = [with_texts(record, partial(_masked, kinds=curation.mask, counted=masked)) for record in records]
     unseen = tuple((source, _texts(load_source(source, data_root))) for source in curation.unseen)
-    return clean(records, curation.clean, CleanOptions(languages=curation.languages, evaluation=unseen)), masked
-
-
-def _without(loaded: Loaded, gone: Forgotten) -> Loaded:
-    if not gone.ids and not gone.annotators:
-        return loaded
-    left = tuple(record for record in loaded.records if not gone.has(record))
-    places = (provenance_of(record).place for record in loaded.records if gone.has(record))
-    return dataclasses.replace(
-        loaded, records=left, rejected=(*loaded.rejected, *(Rejected(place, "forgotten") for place in places))
-    )
+    cleaned = clean(records, curation.clean, CleanOptions(languages=curation.languages, evaluation=unseen))
+    kept = zip(cleaned.records, (given[number] for number in cleaned.numbers), strict=True)
+    # A record that was changed is known by the id that its file gives it.
+    known = tuple(after if after is before else traced(after, before) for after, before in kept)
+    return dataclasses.replace(cleaned, records=known), masked
 
 
 def _masked(text: str, kinds: Sequence[str], counted: Counter[str]) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,10 +26,10 @@ from rlhf_jax.data.readers import DataError, Row
 from rlhf_jax.data.readers.rows import refuse
 from rlhf_jax.data.schema import Provenance, Record
 from rlhf_jax.data.sources import find_files, parse_source, read_rows
-from rlhf_jax.files import exclusive, read_sealed, sha256, write_atomic, write_sealed
+from rlhf_jax.files import SUMS, check_sums, exclusive, read_sealed, write_atomic, write_sealed, write_sums
 
 VERSION = "1.0.0"
-ABOUT, SUMS = "prepared.json", "SHA256SUMS"
+ABOUT = "prepared.json"
 PIECE = 10_000  # rows
 NOWHERE = Provenance("", "")
 
@@ -77,7 +78,9 @@ def prepare(
                 raise ValueError(
                     f"{folder} holds {found['source']!r} as it was then; prepare this under another name, or remove it"
                 )
-            return _prepared(folder, found)
+            with contextlib.suppress(ValueError):  # a damaged one is made again
+                check_sums(folder)
+                return _prepared(folder, found)
         if work.is_dir() and _read_json(work / "plan.json") != plan:
             shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
@@ -85,7 +88,7 @@ def prepare(
         pieces = _read_pieces(spec, data_root, work, tell)
         records = [from_row(row, NOWHERE) for piece in pieces for row in piece["records"]]
         left_out = Counter(reason for piece in pieces for _, reason in piece["rejected"])
-        gone = read_forgotten(into)
+        gone = read_forgotten()
         if any(map(gone.has, records)):
             left_out["forgotten"] = sum(map(gone.has, records))
             records = [record for record in records if not gone.has(record)]
@@ -202,40 +205,26 @@ def _counted(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def rewrite(folder: Path, records: Sequence[Record]) -> None:
-    """Puts these records in the place of those of a prepared set; without any the set is removed.
-
-    The old files go before the new ones come: a process that is killed between leaves no set, which `prepare` makes again.
-    """
+    """Puts these records in the place of those of a prepared set, which is there whole until they are; without any the set is removed."""
     name, into, about = folder.parent.name, folder.parents[1], _read_json(folder / ABOUT)
-    with exclusive(folder.parent):
-        shutil.rmtree(folder)
+    with exclusive(folder.parent), tempfile.TemporaryDirectory(dir=into, prefix=f".{name}.") as scratch:
+        written, old = Path(scratch), Path(scratch) / "old"
         if records:
-            _write_set(records, name, into, lambda stage, done: None)
-            _seal(folder, {**about, **_counted(records)})
+            _write_set(records, name, written, lambda stage, done: None)
+            _seal(written / name / folder.name, {**about, **_counted(records)})
+        folder.rename(old)
+        if records:
+            (written / name / folder.name).rename(folder)
 
 
 def _seal(folder: Path, about: dict[str, Any]) -> None:
     """Writes what was done and the digests of all files; a set without them was not finished."""
     write_atomic(folder / ABOUT, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-    files = sorted(path for path in folder.iterdir() if path.name != SUMS)
-    write_atomic(folder / SUMS, "".join(f"{sha256(path)}  {path.name}\n" for path in files))
+    write_sums(folder)
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
     return _read_json(folder / ABOUT) if (folder / SUMS).is_file() else None
-
-
-def verify(folder: Path) -> None:
-    """Raises: ValueError where a file of a prepared set is damaged or missing, or the set was not finished."""
-    if not (folder / SUMS).is_file():
-        raise ValueError(f"{folder} is no prepared set, or was not finished: it has no {SUMS}; prepare it again")
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
-        path = folder / name
-        if not path.is_file() or sha256(path) != digest:
-            raise ValueError(
-                f"{path} is damaged or missing: its digest is not the one in {SUMS}; prepare the set again"
-            )
 
 
 def _prepared(folder: Path, about: dict[str, Any]) -> Prepared:

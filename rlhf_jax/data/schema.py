@@ -24,6 +24,7 @@ class Provenance:
     place: str = ""
     method: Method = "unknown"
     annotator: str | None = None  # a pseudonym of who judged it
+    record: str = dataclasses.field(default="", compare=False)  # the id it was read under, where it was changed since
 
 
 @dataclasses.dataclass(frozen=True)

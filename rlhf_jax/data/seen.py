@@ -15,6 +15,8 @@ from rlhf_jax.files import replacing
 
 NEVER = -1
 CHECKPOINTS, FILES = "checkpoints", "data"
+STAGES = ("init", "classify", "sft", "reward", "value", "preference", "ilql", "ppo")
+"""Stages in their order: each may go on from those before it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Seen:
 
     def first_step(self, ids: Sequence[str], annotators: Sequence[str]) -> int | None:
         """The first step that has one of these records, or one by one of these annotators; None where no step has."""
-        wanted = np.isin(self.ids, [int(name, 16) for name in ids]) | np.isin(self.annotators, list(annotators))
+        wanted = np.isin(self.ids, np.array([int(name, 16) for name in ids], np.uint64)) | np.isin(
+            self.annotators, list(annotators)
+        )
         steps = self.first[wanted & (self.first != NEVER)]
         return int(steps.min()) if len(steps) else None
 
@@ -67,20 +71,19 @@ def seen_by(records: Sequence[Record], counts: Sequence[int], batches: Batches, 
 def checkpoints_that_saw(runs: Path, ids: Sequence[str], annotators: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """(checkpoint, why) of every checkpoint below `runs` that has learned from one of the records.
 
-    Those of a stage behind their first step, and all of the stages that began after that one in the same run, which go on from it.
+    Those of a stage behind their first step, and all of later stages of the same run, which go on from it.
     """
     for path in sorted(runs.rglob(f"{FILES}/seen_*.npz")):
         stage, run = path.stem.removeprefix("seen_"), path.parents[1]
         first = Seen.load(path).first_step(ids, annotators)
-        folders = [folder for folder in sorted((run / CHECKPOINTS).glob("*")) if folder.is_dir()]
         if first is None:
             continue
-        begun = (run / CHECKPOINTS / stage).stat().st_mtime if (run / CHECKPOINTS / stage).is_dir() else 0.0
-        for folder in folders:
+        later = STAGES[STAGES.index(stage) + 1 :]
+        for folder in sorted((run / CHECKPOINTS).glob("*")):
             for checkpoint in sorted(folder.glob("*"), key=lambda step: (len(step.name), step.name)):
                 if not checkpoint.name.isdecimal():
                     continue
                 if folder.name == stage and int(checkpoint.name) > first:
                     yield checkpoint, f"trained on it from step {first + 1} on"
-                elif folder.name != stage and folder.stat().st_mtime >= begun:
+                elif folder.name in later:
                     yield checkpoint, f"of a run whose stage {stage} was trained on it"

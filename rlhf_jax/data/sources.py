@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import get_args
 
 from rlhf_jax.data.adapters import ADAPTERS, Adapter, Rejected, get_adapter, recognise
+from rlhf_jax.data.forgotten import read_forgotten
 from rlhf_jax.data.provenance import UNKNOWN_LICENCE, find_licences
 from rlhf_jax.data.readers import FORMATS, DataError, Reading, Row, format_of
 from rlhf_jax.data.readers.named import read_hub, read_tfds
 from rlhf_jax.data.readers.rows import Unit, refuse
-from rlhf_jax.data.schema import Method, Provenance, Record
-from rlhf_jax.files import cache_directory
+from rlhf_jax.data.schema import Method, Provenance, Record, provenance_of
+from rlhf_jax.files import prepared_directory
 
 DATA_VARIABLE = "RLHF_JAX_DATA"
 NAMED = ("tfds", "hf")
@@ -168,7 +169,7 @@ def read_rows(
         yield from ([record] for record in _world_records(source))
         return
     method: Method = source.options.get("method", "unknown")  # pyright: ignore[reportAssignmentType]
-    licences = find_licences(data_root)
+    licences, gone = find_licences(data_root), read_forgotten()
     adapter = source.adapter
     for file, rows in _files(source, data_root, adapter, damaged):
         licence = source.options.get("licence", licences.get(file, UNKNOWN_LICENCE))
@@ -181,8 +182,12 @@ def read_rows(
             except DataError as error:
                 damaged(error)
             else:
-                yield found
+                yield [_forgotten(one) if gone.has(one) else one for one in found]
         adapter = source.adapter
+
+
+def _forgotten(record: Record | Rejected) -> Rejected:
+    return record if isinstance(record, Rejected) else Rejected(provenance_of(record).place, "forgotten")
 
 
 def _world_records(source: Source) -> Iterator[Record]:
@@ -260,8 +265,3 @@ def renamed(row: Row, source: Source, place: str) -> Row:
             )
     kept = {name: value for name, value in row.items() if name not in mapping.values()}
     return {**kept, **{ours: row[theirs] for ours, theirs in mapping.items()}}
-
-
-def prepared_directory() -> Path:
-    """Where prepared data sets are kept: RLHF_JAX_CACHE/datasets, else ~/.cache/rlhf_jax/datasets."""
-    return cache_directory() / "datasets"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlhf_jax.config import Experiment
 from rlhf_jax.config import Mixture as MixtureConfig
+from rlhf_jax.data.adapters.stored import traced
 from rlhf_jax.data.batches import Mixture
 from rlhf_jax.data.card import card, markdown
 from rlhf_jax.data.chat import ChatTemplate, find_template
@@ -192,8 +193,11 @@ def rate(examples: int, mixture: MixtureConfig) -> float:
 
 def _as_comparisons(records: Sequence[Record]) -> tuple[Record, ...]:
     """The records, with each ranking as its comparisons."""
-    parts = (record.comparisons() if isinstance(record, Ranking) else (record,) for record in records)
-    return tuple(part for found in parts for part in found)
+    return tuple(
+        traced(part, record) if isinstance(record, Ranking) else part
+        for record in records
+        for part in (record.comparisons() if isinstance(record, Ranking) else (record,))
+    )
 
 
 def _world_demonstrations(experiment: Experiment) -> tuple[tuple[Demonstration, ...], tuple[Demonstration, ...]]:

@@ -1,22 +1,23 @@
 """The right to erasure: out of prepared sets, out of what is read later, and which checkpoints have seen it."""
 
 import json
-import os
 
 import numpy as np
 import pytest
 
-from rlhf_jax.config import Curation
+from rlhf_jax.config import Curation, Flan
 from rlhf_jax.data.__main__ import main
-from rlhf_jax.data.adapters.stored import record_id
+from rlhf_jax.data.adapters.stored import from_row, record_id, to_row
 from rlhf_jax.data.batches import packed_batches, token_batches
 from rlhf_jax.data.encode import Encoded
+from rlhf_jax.data.flan import in_formats
 from rlhf_jax.data.forget import forget
 from rlhf_jax.data.mixtures import gather
-from rlhf_jax.data.prepare import prepare, verify
+from rlhf_jax.data.prepare import prepare
 from rlhf_jax.data.schema import Demonstration, Provenance, user_prompt
 from rlhf_jax.data.seen import NEVER, checkpoints_that_saw, seen_by, seen_from_the_start
 from rlhf_jax.data.sources import load_source
+from rlhf_jax.files import check_sums
 
 SPEC = "labelstudio:answers.json"
 
@@ -46,12 +47,13 @@ def test_a_record_and_all_of_an_annotator_are_taken_out_and_stay_out(root):
     who = records[0].prompt.provenance.annotator
     other = next(record for record in records if record.prompt.provenance.annotator != who)
     assert forget([record_id(other)], [who], sets) == {made.folder: 5}
-    verify(made.folder)
+    check_sums(made.folder)
     left = load_source("tfds:answers:train", root).records
     assert len(left) == 3 and other not in left
     assert {record.prompt.provenance.annotator for record in left} == {other.prompt.provenance.annotator}
     # Whatever is read from the files, or prepared anew, is without them.
     assert gather([SPEC], root, Curation()).records == (left,)
+    assert load_source(SPEC, root).records == left
     assert prepare(SPEC, "again", root, sets).left_out == {"forgotten": 5}
     assert forget([record_id(other)], [], sets) == {}
     assert forget([], [left[0].prompt.provenance.annotator], sets) == {made.folder: 3, sets / "again" / "1.0.0": 3}
@@ -92,10 +94,9 @@ def test_checkpoints_are_listed_from_the_step_that_had_the_record(root, capsys):
     seen = seen_from_the_start(records)
     seen.first[:] = [NEVER, 0, 3, 5, 9, 9]
     seen.save(run / "data" / "seen_sft.npz")
-    for age, (stage, steps) in enumerate({"init": (0,), "sft": (2, 4, 10), "ppo": (1,)}.items()):
+    for stage, steps in {"init": (0,), "sft": (2, 4, 10), "ppo": (1,)}.items():
         for step in steps:
             (run / "checkpoints" / stage / str(step)).mkdir(parents=True)
-        os.utime(run / "checkpoints" / stage, (age, age))
 
     def listed(*numbers, annotators=()):
         found = checkpoints_that_saw(root / "runs", [record_id(records[n]) for n in numbers], annotators)
@@ -124,3 +125,19 @@ def test_ids_are_printed_with_who_and_where(root, capsys):
         first.prompt.provenance.annotator,
         *first.prompt.provenance.place.split(),
     ]
+
+
+def test_what_was_masked_worded_or_ranked_keeps_the_id_it_was_read_under(root):
+    rows = [{"instruction": f"Mail ann{n}@example.org", "output": "Yes."} for n in range(4)]
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = [record_id(record) for record in load_source("alpaca:rows.jsonl", root).records]
+    (masked,) = gather(["alpaca:rows.jsonl"], root, Curation(mask=("email",))).records
+    assert [record_id(record) for record in masked] == before
+    worded = in_formats(masked, Flan(), seed=0)
+    assert [record_id(record) for record in worded] == before
+    assert worded[0] != masked[0] or worded[1] != masked[1]
+    assert all(from_row(to_row(record), Provenance("", "")) == record for record in worded)
+    assert [record_id(from_row(to_row(record), Provenance("", ""))) for record in worded] == before
+    assert seen_from_the_start(worded).first_step(before[2:3], []) == 0
+    assert forget(before[:1], [], root / "cache" / "datasets") == {}
+    assert len(load_source("alpaca:rows.jsonl", root).records) == 3

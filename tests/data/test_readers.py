@@ -340,7 +340,10 @@ def test_array_records_hold_examples_or_json(tmp_path):
 
 def test_tfrecords_are_framed_examples(tmp_path):
     path = tmp_path / "a.tfrecord"
-    frame = lambda message: struct.pack("<QI", len(message), 0) + message + struct.pack("<I", 0)  # noqa: E731
+
+    def frame(message):
+        return struct.pack("<QI", len(message), 0) + message + struct.pack("<I", 0)
+
     content = frame(example(text=[b"one"])) + frame(example(text=[b"two"]))
     path.write_bytes(content)
     assert rows_of(read_tfrecord(path)) == [{"text": "one"}, {"text": "two"}]

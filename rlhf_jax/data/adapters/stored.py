@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from rlhf_jax.data.adapters.registry import adapter
 from rlhf_jax.data.readers import DataError, Row
 from rlhf_jax.data.schema import (
+    AnyRecord,
     Classified,
     Comparison,
     Conversation,
@@ -38,11 +40,22 @@ KINDS: dict[str, type] = {
 def record_id(record: Record) -> str:
     """16 hexadecimal digits that a record has by its content, wherever it lies: what `forget` is told.
 
-    Two answers of one person to one question are one record; those of two people are two.
+    Two answers of one person to one question are one record; those of two people are two. What cleaning, masking or wording has made of a
+    record keeps its id.
     """
+    if kept := provenance_of(record).record:
+        return kept
     row = _content(record)
     told = json.dumps([row, provenance_of(record).annotator], ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def traced(record: AnyRecord, origin: Record) -> AnyRecord:
+    """The record, which was made of another one, under the id of that."""
+    where = dataclasses.replace(provenance_of(record), record=record_id(origin))
+    if hasattr(record, "provenance"):
+        return dataclasses.replace(record, provenance=where)
+    return dataclasses.replace(record, prompt=dataclasses.replace(record.prompt, provenance=where))  # pyright: ignore
 
 
 def to_row(record: Record) -> Row:
@@ -87,7 +100,9 @@ def _content(record: Record) -> Row:
 def from_row(row: Row, provenance: Provenance) -> Record:
     """What `to_row` wrote; a set that was prepared keeps the provenance that its records had."""
     try:
-        where = Provenance(row["source"], row["licence"], row["place"], row["method"], row["annotator"] or None)
+        where = Provenance(
+            row["source"], row["licence"], row["place"], row["method"], row["annotator"] or None, row["id"]
+        )
         turns = tuple(Turn(turn["role"], turn["text"]) for turn in row["turns"])
         prompt, replies, label = Prompt(turns, where, row["key"]), list(row["replies"]), row["label"]
         value, kind = float(row["value"]), row["kind"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.data.readers.rows import Row
+from rlhf_jax.files import SUMS, check_sums
 
 INFO = "dataset_info.json"
 
@@ -16,7 +17,8 @@ def read_tfds(name: str, split: str, folder: Path, prepared: Path) -> Iterator[t
 
     `name` is a folder with a dataset_info.json, below `folder` or by itself; else a set below `prepared`, by its name or NAME/CONFIG.
     Texts are str, and a sequence of records is a list of them.
-    Raises: FileNotFoundError where there is no such set; ValueError for an unknown split or files of another format than ArrayRecord.
+    Raises: FileNotFoundError where there is no such set; ValueError for an unknown split, files of another format than
+    ArrayRecord, and files of a prepared set that are not what was written.
     """
     for number, example in enumerate(tfds_source(name, split, folder, prepared)):
         yield f"{name}:{split}[{number}]", _plain(example)
@@ -33,6 +35,8 @@ def tfds_source(name: str, split: str, folder: Path, prepared: Path) -> Sequence
         raise FileNotFoundError(
             f"no data set {name!r}: neither a folder with {INFO} below {folder}, nor one of a version below {prepared}"
         )
+    if (places[0] / SUMS).is_file():
+        check_sums(places[0])
     builder = builders.builder_from_directory(str(places[0]))
     if split not in builder.info.splits:
         raise ValueError(f"{name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
