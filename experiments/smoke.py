@@ -139,9 +139,13 @@ def smoke_encoder_decoder(scale: str) -> Experiment:
     costs=COST,
 )
 def smoke_preference(scale: str) -> Experiment:
-    """SFT of a tiny decoder, then DPO on its own samples. Expect an accuracy of the implicit reward above one half in training."""
+    """SFT of a tiny decoder, then DPO on its own samples. Expect an accuracy of the implicit reward above one half in training.
+
+    Batches are of 32 tokens where their texts are no longer, else of 64.
+    """
     optim = Optim(lr=1e-3, steps=20, rows=16, microbatches=2)
-    return _smoke("smoke/preference", sft=_sft(30), preference=Preference(data=None, pairs=128, optim=optim))
+    made = _smoke("smoke/preference", sft=_sft(30), preference=Preference(data=None, pairs=128, optim=optim))
+    return dataclasses.replace(made, text=dataclasses.replace(made.text, buckets=(32,)))
 
 
 @register(
