@@ -19,14 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data.batches import packed_batches
-from rlhf_jax.data.encode import encode_demonstration
-from rlhf_jax.data.packing import Packing
+from rlhf_jax.data.batching.batches import packed_batches
+from rlhf_jax.data.batching.packing import Packing
+from rlhf_jax.data.batching.table import TokenTable
 from rlhf_jax.data.schema import Demonstration
 from rlhf_jax.data.sources import find_data_root, load_source
-from rlhf_jax.data.table import TokenTable
-from rlhf_jax.data.templates import get_template
-from rlhf_jax.data.tokenizer import Tokenizer, load_tokenizer
+from rlhf_jax.data.tokens.encode import encode_demonstration
+from rlhf_jax.data.tokens.templates import get_template
+from rlhf_jax.data.tokens.tokenizer import Tokenizer, load_tokenizer
 
 ALPACA = "alpaca:instructions/alpaca-en/*.json.gz"
 TOKENIZERS = ("tokenizers/mistral-v1/tokenizer.model", "tokenizers/gpt2")

@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
 from rlhf_jax.config import MeshConfig, ModelConfig, Optim
-from rlhf_jax.data.batches import packed_batches
-from rlhf_jax.data.encode import encode_demonstration
-from rlhf_jax.data.templates import get_template
-from rlhf_jax.data.tokenizer import train_sentencepiece
+from rlhf_jax.data.batching.batches import packed_batches
+from rlhf_jax.data.tokens.encode import encode_demonstration
+from rlhf_jax.data.tokens.templates import get_template
+from rlhf_jax.data.tokens.tokenizer import train_sentencepiece
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.masking import mask_weight, masked_mean
 from rlhf_jax.models import build_model

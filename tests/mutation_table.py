@@ -109,7 +109,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("ratio = logp - batch.ref", "ratio = batch.ref - logp"),
         ("ratio - jnp.maximum(batch.baseline, 0.0)", "ratio - batch.baseline"),
     ],
-    ("data/unpaired.py", "data/test_unpaired.py"): [
+    ("data/batching/unpaired.py", "data/test_unpaired.py"): [
         ("(last + noise.integers", "(first + noise.integers"),
         ("EncodedLabel(short.rejected, 0, example.weight)", "EncodedLabel(short.rejected, 1, example.weight)"),
         ("default_rng((STREAM, self.seed, step))", "default_rng((STREAM, self.seed))"),
@@ -273,11 +273,11 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("elif kept.get(stage) != found:", "elif False:"),
         ("jnp.sum(words * place[None]", "jnp.sum(words"),
     ],
-    ("data/encode.py", "data/test_encode.py"): [
+    ("data/tokens/encode.py", "data/test_encode.py"): [
         ("len(ending(end)) <= limit", "len(ending(end)) <= limit + 1"),
         ("if count and text[: places[count - 1]].strip():", "if count:"),
     ],
-    ("data/padding.py", "data/test_encode.py"): [
+    ("data/batching/padding.py", "data/test_encode.py"): [
         ("starts[row], ends[row] = len(short.prompt), ", "starts[row], ends[row] = len(short.prompt) + 1, "),
     ],
     ("loops/sources.py", "loops/test_stage_data.py"): [

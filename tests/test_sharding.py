@@ -11,8 +11,8 @@ from builders import GPT2, LLAMA, built, lively, right_padded
 from jax.sharding import PartitionSpec
 
 from rlhf_jax.config import MeshConfig, Optim
-from rlhf_jax.data.batches import prompt_batches
-from rlhf_jax.data.encode import Encoded
+from rlhf_jax.data.batching.batches import prompt_batches
+from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.sharding import (
     AXES,

@@ -27,22 +27,22 @@ from rlhf_jax.config import Curation
 from rlhf_jax.data.adapters import ADAPTERS, LAYOUTS
 from rlhf_jax.data.adapters.stored import record_id
 from rlhf_jax.data.card import card, markdown
-from rlhf_jax.data.chat import find_template
 from rlhf_jax.data.clean import RULES
-from rlhf_jax.data.exports import FORMS, export
-from rlhf_jax.data.forget import forget
-from rlhf_jax.data.forgotten import forgotten_path
+from rlhf_jax.data.erasure.forget import forget
+from rlhf_jax.data.erasure.forgotten import forgotten_path
+from rlhf_jax.data.erasure.seen import checkpoints_that_saw
 from rlhf_jax.data.generate import Bootstrap, generate
 from rlhf_jax.data.mixtures import curate, gather
-from rlhf_jax.data.prepare import prepare
+from rlhf_jax.data.prepared.exports import FORMS, export
+from rlhf_jax.data.prepared.prepare import prepare
 from rlhf_jax.data.privacy import KINDS
 from rlhf_jax.data.readers import FORMATS
 from rlhf_jax.data.schema import Prompt, Record, provenance_of
-from rlhf_jax.data.seen import checkpoints_that_saw
-from rlhf_jax.data.shown import learned, shown, sides
 from rlhf_jax.data.sources import find_data_root, load_source
-from rlhf_jax.data.texts import Texts
-from rlhf_jax.data.tokenizer import find_tokenizer, load_tokenizer
+from rlhf_jax.data.tokens.chat import find_template
+from rlhf_jax.data.tokens.shown import learned, shown, sides
+from rlhf_jax.data.tokens.texts import Texts
+from rlhf_jax.data.tokens.tokenizer import find_tokenizer, load_tokenizer
 from rlhf_jax.endpoint import Endpoint
 from rlhf_jax.files import prepared_directory
 

@@ -1,6 +1,6 @@
 """The records that data files, worlds and people turn into, before any token exists.
 
-Everything a training stage reads is one of the records below; a reader makes them, an encoder in `data/encode.py` turns them into
+Everything a training stage reads is one of the records below; a reader makes them, an encoder in `data/tokens/encode.py` turns them into
 token ids. Each knows where it came from and under which licence it may be used.
 """
 

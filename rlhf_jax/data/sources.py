@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import get_args
 
 from rlhf_jax.data.adapters import ADAPTERS, Adapter, Rejected, get_adapter, recognise
-from rlhf_jax.data.forgotten import read_forgotten
+from rlhf_jax.data.erasure.forgotten import read_forgotten
 from rlhf_jax.data.provenance import UNKNOWN_LICENCE, find_licences
 from rlhf_jax.data.readers import FORMATS, DataError, Reading, Row, format_of
 from rlhf_jax.data.readers.named import read_hub, read_tfds

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.data.tokenizer import find_tokenizer
+from rlhf_jax.data.tokens.tokenizer import find_tokenizer
 from rlhf_jax.doctor.report import Check, Examination, at_most, equal, reported
 from rlhf_jax.doctor.rollouts import ROWS, TEMPERATURES, against_itself, keys_of, prompts_of, sampler
 from rlhf_jax.doctor.subjects import largest_difference, moved_left, right_padded

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rlhf_jax.data.encode import Encoded, encode_demonstration, encode_prompt
-from rlhf_jax.data.padding import pad_right
+from rlhf_jax.data.batching.padding import pad_right
 from rlhf_jax.data.schema import Demonstration, Prompt, Provenance, Turn
-from rlhf_jax.data.templates import TEMPLATES
-from rlhf_jax.data.tokenizer import Tokenizer, train_sentencepiece
+from rlhf_jax.data.tokens.encode import Encoded, encode_demonstration, encode_prompt
+from rlhf_jax.data.tokens.templates import TEMPLATES
+from rlhf_jax.data.tokens.tokenizer import Tokenizer, train_sentencepiece
 from rlhf_jax.doctor.report import Check, equal, reported
 
 TEXTS = (

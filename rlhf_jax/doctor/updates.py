@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from rlhf_jax.checkpoint import Checkpoints
 from rlhf_jax.config import MeshConfig, Optim
 from rlhf_jax.config.model import ONE_DEVICE
-from rlhf_jax.data.encode import Encoded
-from rlhf_jax.data.packing import pack_right
-from rlhf_jax.data.padding import pad_right
+from rlhf_jax.data.batching.packing import pack_right
+from rlhf_jax.data.batching.padding import pad_right
+from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.doctor.report import Check, at_most, equal
 from rlhf_jax.doctor.rollouts import ROWS, keys_of, prompts_of, sampler
 from rlhf_jax.doctor.subjects import (

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.config import ModelConfig, Optim
-from rlhf_jax.data.batches import evaluation_batches, label_batches, pad_labels
+from rlhf_jax.data.batching.batches import evaluation_batches, label_batches, pad_labels
+from rlhf_jax.data.erasure.seen import seen_from_the_start
 from rlhf_jax.data.schema import Classified
-from rlhf_jax.data.seen import seen_from_the_start
-from rlhf_jax.data.texts import Texts
+from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.eval.classification import class_figures
 from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf_jax.config import Preference, Reward
 from rlhf_jax.data.schema import Comparison, Prompt, Rated
-from rlhf_jax.data.texts import Texts
+from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.feedback.simulated import SimulatedAnnotator
 from rlhf_jax.files import write_atomic
 from rlhf_jax.loops.rlhf import ending_of

@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_jax.config import Experiment
 from rlhf_jax.data.schema import Comparison, Prompt
-from rlhf_jax.data.texts import Texts
+from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.eval.best_of_n import best_of_n_from_pool, best_of_n_kl
 from rlhf_jax.eval.preference import (
     accuracy,

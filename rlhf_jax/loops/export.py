@@ -12,8 +12,8 @@ from rlhf_jax import __version__
 from rlhf_jax.checkpoint import in_words, load_part, newest_intact
 from rlhf_jax.config import ONE_DEVICE, Experiment, LoRA, ModelConfig
 from rlhf_jax.data.sources import find_data_root
-from rlhf_jax.data.templates import Frames
-from rlhf_jax.data.tokenizer import ending_with, save_tokenizer
+from rlhf_jax.data.tokens.templates import Frames
+from rlhf_jax.data.tokens.tokenizer import ending_with, save_tokenizer
 from rlhf_jax.files import whole_folder
 from rlhf_jax.frozen import Frozen
 from rlhf_jax.loops.adapters import check_base

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.config import ILQL
-from rlhf_jax.data.batches import Mixture, pad_rewarded, rewarded_batches
-from rlhf_jax.data.encode import EncodedReward
+from rlhf_jax.data.batching.batches import Mixture, pad_rewarded, rewarded_batches
 from rlhf_jax.data.schema import Comparison, LabelledReply, Rated, Record
-from rlhf_jax.data.texts import Texts
+from rlhf_jax.data.tokens.encode import EncodedReward
+from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import make_evaluation
 from rlhf_jax.losses.q_learning import ilql_loss, with_targets

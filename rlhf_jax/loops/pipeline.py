@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.data.batches import Mixture, pad_labels, pad_pairs, token_batches
-from rlhf_jax.data.encode import EncodedLabel, EncodedPair
+from rlhf_jax.data.batching.batches import Mixture, pad_labels, pad_pairs, token_batches
+from rlhf_jax.data.erasure.seen import seen_from_the_start
 from rlhf_jax.data.schema import Comparison, Labelled, Prompt
-from rlhf_jax.data.seen import seen_from_the_start
-from rlhf_jax.data.texts import Texts
+from rlhf_jax.data.tokens.encode import EncodedLabel, EncodedPair
+from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.eval.preference import mean_and_error
 from rlhf_jax.feedback.simulated import bayes_agreement
 from rlhf_jax.files import write_atomic

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from rlhf_jax.config import Preference
-from rlhf_jax.data.batches import Mixture, pad_pairs, preference_batches
-from rlhf_jax.data.texts import Texts
-from rlhf_jax.data.unpaired import pad_replies, reply_batches
+from rlhf_jax.data.batching.batches import Mixture, pad_pairs, preference_batches
+from rlhf_jax.data.batching.unpaired import pad_replies, reply_batches
+from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation

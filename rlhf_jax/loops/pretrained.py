@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rlhf_jax.config import Experiment, LoRA, ModelConfig
-from rlhf_jax.data.tokenizer import (
+from rlhf_jax.data.tokens.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,
     TransformersTokenizer,

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from rlhf_jax.config import Optim
-from rlhf_jax.data.batches import (
+from rlhf_jax.data.batching.batches import (
     Mixture,
     evaluation_batches,
     label_batches,
@@ -17,7 +17,7 @@ from rlhf_jax.data.batches import (
     preference_batches,
 )
 from rlhf_jax.data.schema import Labelled
-from rlhf_jax.data.texts import Texts
+from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation

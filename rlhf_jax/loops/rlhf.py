@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config import PPO
-from rlhf_jax.data.batches import Batches, prompt_batches, take_rows
-from rlhf_jax.data.encode import Encoded
-from rlhf_jax.data.texts import Texts
+from rlhf_jax.data.batching.batches import Batches, prompt_batches, take_rows
+from rlhf_jax.data.tokens.encode import Encoded
+from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage
 from rlhf_jax.loops.sft import fresh_state

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from rlhf_jax.checkpoint import Checkpoints
 from rlhf_jax.config import Experiment, Mixture
+from rlhf_jax.data.batching.padding import Cut
 from rlhf_jax.data.mixtures import Gathered
-from rlhf_jax.data.padding import Cut
 from rlhf_jax.data.sources import find_data_root
 from rlhf_jax.report.metrics import MetricsWriter
 from rlhf_jax.report.progress import progress

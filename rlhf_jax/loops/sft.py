@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from rlhf_jax.config import Optim
-from rlhf_jax.data.batches import evaluation_batches, packed_batches, pad_right, token_batches
-from rlhf_jax.data.seen import seen_by
-from rlhf_jax.data.texts import Texts
+from rlhf_jax.data.batching.batches import evaluation_batches, packed_batches, pad_right, token_batches
+from rlhf_jax.data.erasure.seen import seen_by
+from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.frozen import join_frozen, split_frozen
 from rlhf_jax.loops.adapters import trainee
 from rlhf_jax.loops.run import Run, run_stage

@@ -11,9 +11,10 @@ from pathlib import Path
 from rlhf_jax.config import Experiment
 from rlhf_jax.config import Mixture as MixtureConfig
 from rlhf_jax.data.adapters.stored import traced
-from rlhf_jax.data.batches import Mixture
+from rlhf_jax.data.batching.batches import Mixture
 from rlhf_jax.data.card import card, markdown
-from rlhf_jax.data.chat import ChatTemplate, find_template
+from rlhf_jax.data.erasure.seen import FILES as CARDS
+from rlhf_jax.data.erasure.seen import Seen, seen_from_the_start
 from rlhf_jax.data.flan import in_formats
 from rlhf_jax.data.mixtures import Gathered, gather
 from rlhf_jax.data.schema import (
@@ -28,12 +29,11 @@ from rlhf_jax.data.schema import (
     Ranking,
     Record,
 )
-from rlhf_jax.data.seen import FILES as CARDS
-from rlhf_jax.data.seen import Seen, seen_from_the_start
 from rlhf_jax.data.splits import split_by_prompt
-from rlhf_jax.data.templates import Frames
-from rlhf_jax.data.texts import Texts
-from rlhf_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
+from rlhf_jax.data.tokens.chat import ChatTemplate, find_template
+from rlhf_jax.data.tokens.templates import Frames
+from rlhf_jax.data.tokens.texts import Texts
+from rlhf_jax.data.tokens.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
 from rlhf_jax.files import cache_directory, check_seal, read_sealed, write_atomic, write_sealed
 from rlhf_jax.loops.pretrained import check_vocabulary, read_tokenizer
 from rlhf_jax.loops.run import Run

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhf_jax.data.batches import evaluation_batches, pad_prompts
-from rlhf_jax.data.encode import Encoded
-from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.data.batching.batches import evaluation_batches, pad_prompts
+from rlhf_jax.data.tokens.encode import Encoded
+from rlhf_jax.data.tokens.tokenizer import Tokenizer
 from rlhf_jax.models.api import Model
 from rlhf_jax.rollout.generate import Ending, responses
 from rlhf_jax.rollout.sampling import greedy_tokens, row_keys, sample_tokens

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from rlhf_jax.data.tokens.tokenizer import SentencePieceTokenizer, train_sentencepiece
 
 TEXT = "the cat sat on a mat and wrote 12 letters to its friend who lives in the red house by the river"
 

@@ -6,7 +6,7 @@ from rlhf_jax.data.readers import DataError
 from rlhf_jax.data.readers.lines import read_jsonl
 from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, LabelledReply, Provenance, Turn
 from rlhf_jax.data.sources import load_source
-from rlhf_jax.data.templates import TEMPLATES
+from rlhf_jax.data.tokens.templates import TEMPLATES
 
 HERE = Provenance("test", "MIT", "file.json:7")
 

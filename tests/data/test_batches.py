@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax.data.batches import (
+from rlhf_jax.data.batching.batches import (
     Mixture,
     evaluation_batches,
     label_batches,
@@ -19,11 +19,11 @@ from rlhf_jax.data.batches import (
     rewarded_batches,
     token_batches,
 )
-from rlhf_jax.data.encode import Encoded, EncodedLabel, EncodedPair, EncodedReward
-from rlhf_jax.data.order import Host
-from rlhf_jax.data.packing import pack
-from rlhf_jax.data.padding import Cut, pad_right
-from rlhf_jax.data.table import Chosen, Joined, TokenTable
+from rlhf_jax.data.batching.order import Host
+from rlhf_jax.data.batching.packing import pack
+from rlhf_jax.data.batching.padding import Cut, pad_right
+from rlhf_jax.data.batching.table import Chosen, Joined, TokenTable
+from rlhf_jax.data.tokens.encode import Encoded, EncodedLabel, EncodedPair, EncodedReward
 
 
 def examples(count, start=10):

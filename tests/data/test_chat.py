@@ -7,19 +7,19 @@ import shutil
 import numpy as np
 import pytest
 
-from rlhf_jax.data.chat import own_template
-from rlhf_jax.data.encode import (
+from rlhf_jax.data.batching.packing import pack_right
+from rlhf_jax.data.batching.padding import cut, pad_right
+from rlhf_jax.data.schema import Comparison, Conversation, Demonstration, Document, Prompt, Provenance, Turn
+from rlhf_jax.data.tokens.chat import own_template
+from rlhf_jax.data.tokens.encode import (
     encode_comparison,
     encode_conversation,
     encode_demonstration,
     encode_document,
     encode_prompt,
 )
-from rlhf_jax.data.packing import pack_right
-from rlhf_jax.data.padding import cut, pad_right
-from rlhf_jax.data.schema import Comparison, Conversation, Demonstration, Document, Prompt, Provenance, Turn
-from rlhf_jax.data.templates import TEMPLATES
-from rlhf_jax.data.tokenizer import ending_with, load_tokenizer
+from rlhf_jax.data.tokens.templates import TEMPLATES
+from rlhf_jax.data.tokens.tokenizer import ending_with, load_tokenizer
 
 HERE = Provenance("test", "MIT", "here:1")
 SAID = (

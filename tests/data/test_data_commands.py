@@ -5,9 +5,9 @@ import json
 import pytest
 
 from rlhf_jax.data.__main__ import main
-from rlhf_jax.data.encode import Encoded
-from rlhf_jax.data.shown import shown
 from rlhf_jax.data.sources import load_source
+from rlhf_jax.data.tokens.encode import Encoded
+from rlhf_jax.data.tokens.shown import shown
 
 
 @pytest.fixture

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.data.encode import (
+from rlhf_jax.data.batching.packing import pack, pack_right
+from rlhf_jax.data.batching.padding import Cut, count_cut, cut, cut_pair, pad_left, pad_right
+from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt, Provenance, Turn, user_prompt
+from rlhf_jax.data.tokens.encode import (
     Encoded,
     EncodedPair,
     encode_comparison,
@@ -14,11 +17,8 @@ from rlhf_jax.data.encode import (
     encode_prompt,
     longest_prefix,
 )
-from rlhf_jax.data.packing import pack, pack_right
-from rlhf_jax.data.padding import Cut, count_cut, cut, cut_pair, pad_left, pad_right
-from rlhf_jax.data.schema import Comparison, Demonstration, Labelled, Prompt, Provenance, Turn, user_prompt
-from rlhf_jax.data.templates import TEMPLATES
-from rlhf_jax.data.tokenizer import load_tokenizer
+from rlhf_jax.data.tokens.templates import TEMPLATES
+from rlhf_jax.data.tokens.tokenizer import load_tokenizer
 from rlhf_jax.masking import positions_of
 
 HERE = Provenance("test", "MIT", "here:1")

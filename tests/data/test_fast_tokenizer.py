@@ -8,11 +8,11 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
-from rlhf_jax.data.encode import encode_prompt
-from rlhf_jax.data.fast_tokenizer import PROBES, fast_tokenizer, save_fast
 from rlhf_jax.data.schema import Prompt, Provenance, Turn
-from rlhf_jax.data.templates import TEMPLATES, Frames
-from rlhf_jax.data.tokenizer import SentencePieceTokenizer, load_tokenizer, train_sentencepiece
+from rlhf_jax.data.tokens.encode import encode_prompt
+from rlhf_jax.data.tokens.fast_tokenizer import PROBES, fast_tokenizer, save_fast
+from rlhf_jax.data.tokens.templates import TEMPLATES, Frames
+from rlhf_jax.data.tokens.tokenizer import SentencePieceTokenizer, load_tokenizer, train_sentencepiece
 from rlhf_jax.worlds.instruct import InstructWorld
 
 MODELS = {
@@ -65,7 +65,7 @@ def test_a_tokenizer_with_cls_in_place_of_bos_opens_conversations_with_it(data_r
 
 
 def test_a_tokenizer_that_would_be_another_there_is_refused(sentencepiece, tmp_path, monkeypatch):
-    from rlhf_jax.data import fast_tokenizer as module
+    from rlhf_jax.data.tokens import fast_tokenizer as module
 
     other = train_sentencepiece(InstructWorld(seed=1).corpus(800), 720).model
     right = module.fast_tokenizer

@@ -8,15 +8,15 @@ import pytest
 from rlhf_jax.config import Curation, Flan
 from rlhf_jax.data.__main__ import main
 from rlhf_jax.data.adapters.stored import from_row, record_id, to_row
-from rlhf_jax.data.batches import packed_batches, token_batches
-from rlhf_jax.data.encode import Encoded
+from rlhf_jax.data.batching.batches import packed_batches, token_batches
+from rlhf_jax.data.erasure.forget import forget
+from rlhf_jax.data.erasure.seen import NEVER, checkpoints_that_saw, seen_by, seen_from_the_start
 from rlhf_jax.data.flan import in_formats
-from rlhf_jax.data.forget import forget
 from rlhf_jax.data.mixtures import gather
-from rlhf_jax.data.prepare import prepare
+from rlhf_jax.data.prepared.prepare import prepare
 from rlhf_jax.data.schema import Demonstration, Provenance, user_prompt
-from rlhf_jax.data.seen import NEVER, checkpoints_that_saw, seen_by, seen_from_the_start
 from rlhf_jax.data.sources import load_source
+from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.files import check_sums
 
 SPEC = "labelstudio:answers.json"

@@ -8,13 +8,13 @@ import pytest
 from builders import assert_trees_close
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.data.encode import encode_conversation, encode_demonstration, encode_document
-from rlhf_jax.data.packing import pack, packed_rows
-from rlhf_jax.data.padding import cut, pad_right
+from rlhf_jax.data.batching.packing import pack, packed_rows
+from rlhf_jax.data.batching.padding import cut, pad_right
 from rlhf_jax.data.schema import Conversation, Demonstration, Document, Provenance, Turn
 from rlhf_jax.data.sources import load_source
-from rlhf_jax.data.templates import TEMPLATES
-from rlhf_jax.data.tokenizer import ending_with, load_tokenizer
+from rlhf_jax.data.tokens.encode import encode_conversation, encode_demonstration, encode_document
+from rlhf_jax.data.tokens.templates import TEMPLATES
+from rlhf_jax.data.tokens.tokenizer import ending_with, load_tokenizer
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import build_model
 

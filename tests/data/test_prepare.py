@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from rlhf_jax.data import prepare as module
 from rlhf_jax.data.adapters.stored import from_row, record_id, to_row
-from rlhf_jax.data.exports import FORMS, export
-from rlhf_jax.data.prepare import prepare
+from rlhf_jax.data.prepared import prepare as module
+from rlhf_jax.data.prepared.exports import FORMS, export
+from rlhf_jax.data.prepared.prepare import prepare
 from rlhf_jax.data.readers import DataError
 from rlhf_jax.data.schema import (
     Classified,
@@ -132,7 +132,7 @@ SCRIPT = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
 import array_record.python.array_record_module, tensorflow_datasets
-from rlhf_jax.data import prepare as module
+from rlhf_jax.data.prepared import prepare as module
 
 module.PIECE = 200
 root, chance = Path(sys.argv[1]), random.Random(0)

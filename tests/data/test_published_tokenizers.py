@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_jax.data.tokenizer import (
+from rlhf_jax.data.tokens.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,
     TransformersTokenizer,

@@ -1,7 +1,7 @@
 import pytest
 
 from rlhf_jax.data.schema import Prompt, Provenance, Turn, user_prompt
-from rlhf_jax.data.templates import TEMPLATES, Frames, get_template
+from rlhf_jax.data.tokens.templates import TEMPLATES, Frames, get_template
 
 HERE = Provenance("test", "MIT", "here:1")
 ONE = user_prompt("Say {hi}.", HERE)

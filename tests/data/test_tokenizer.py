@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from rlhf_jax.data.tokenizer import (
+from rlhf_jax.data.tokens.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,
     TransformersTokenizer,

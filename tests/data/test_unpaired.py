@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlhf_jax.data.batches import Mixture, evaluation_batches
-from rlhf_jax.data.encode import Encoded, EncodedLabel, EncodedPair
-from rlhf_jax.data.unpaired import draw_others, pad_replies, reply_batches
+from rlhf_jax.data.batching.batches import Mixture, evaluation_batches
+from rlhf_jax.data.batching.unpaired import draw_others, pad_replies, reply_batches
+from rlhf_jax.data.tokens.encode import Encoded, EncodedLabel, EncodedPair
 
 PAD, LENGTH = 0, 6
 

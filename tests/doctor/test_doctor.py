@@ -96,7 +96,7 @@ def reference_left_out_of_k2(monkeypatch):
 
 
 def bos_twice(monkeypatch):
-    from rlhf_jax.data import encode
+    from rlhf_jax.data.tokens import encode
 
     right = encode.encode_prompt
 

@@ -15,8 +15,8 @@ import pytest
 
 from experiments import run
 from experiments.registry import find
-from rlhf_jax.data.encode import encode_prompt
-from rlhf_jax.data.tokenizer import find_tokenizer
+from rlhf_jax.data.tokens.encode import encode_prompt
+from rlhf_jax.data.tokens.tokenizer import find_tokenizer
 from rlhf_jax.doctor import __main__ as doctor
 from rlhf_jax.doctor.subjects import right_padded
 from rlhf_jax.loops import pipeline

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, GPT2Config
 from experiments import run
 from rlhf_jax.checkpoint import load_part, newest_intact
 from rlhf_jax.config import ONE_DEVICE
-from rlhf_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from rlhf_jax.data.tokens.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from rlhf_jax.doctor.subjects import right_padded
 from rlhf_jax.loops.pretrained import read_policy
 from rlhf_jax.models import build_model

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 from experiments import run
 from experiments.registry import find
 from rlhf_jax.checkpoint import load_part, newest_intact
-from rlhf_jax.data.tokenizer import train_sentencepiece
+from rlhf_jax.data.tokens.tokenizer import train_sentencepiece
 from rlhf_jax.loops.export import export_model, read_experiment
 from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.run import open_run

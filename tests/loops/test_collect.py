@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.smoke import smoke_reward
-from rlhf_jax.data.encode import encode_comparison
 from rlhf_jax.data.schema import Comparison, LabelledReply, Provenance, user_prompt
+from rlhf_jax.data.tokens.encode import encode_comparison
 from rlhf_jax.feedback.simulated import bayes_agreement
 from rlhf_jax.loops import collect
 from rlhf_jax.loops.collect import sampled_comparisons, sampler_of

@@ -13,9 +13,9 @@ from builders import LLAMA, assert_trees_close, built, lively, nearby
 
 from experiments.smoke import smoke_kto
 from rlhf_jax.config import MeshConfig, Mixture, Optim, Preference
-from rlhf_jax.data import batches
-from rlhf_jax.data.encode import Encoded, EncodedPair
-from rlhf_jax.data.unpaired import pad_replies, reply_batches
+from rlhf_jax.data.batching import batches
+from rlhf_jax.data.batching.unpaired import pad_replies, reply_batches
+from rlhf_jax.data.tokens.encode import Encoded, EncodedPair
 from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.preference import completed, held_out_measure, make_preference_step
 from rlhf_jax.loops.run import open_run

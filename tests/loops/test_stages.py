@@ -12,9 +12,9 @@ from builders import LLAMA, VALUE, assert_trees_close, built, lively, played
 
 from experiments.smoke import smoke_reward, smoke_sft
 from rlhf_jax.config import PPO, Optim
-from rlhf_jax.data.templates import get_template
-from rlhf_jax.data.texts import Texts
-from rlhf_jax.data.tokenizer import SentencePieceTokenizer
+from rlhf_jax.data.tokens.templates import get_template
+from rlhf_jax.data.tokens.texts import Texts
+from rlhf_jax.data.tokens.tokenizer import SentencePieceTokenizer
 from rlhf_jax.doctor.subjects import largest_difference
 from rlhf_jax.loops import collect, evaluate
 from rlhf_jax.loops.rlhf import ending_of, make_update

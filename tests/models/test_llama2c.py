@@ -11,7 +11,7 @@ import pytest
 from builders import lively
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.data.tokenizer import SentencePieceTokenizer
+from rlhf_jax.data.tokens.tokenizer import SentencePieceTokenizer
 from rlhf_jax.models import build_model
 from rlhf_jax.models.convert.llama2c import FREE, WRITTEN, load_llama2c, save_llama2c
 from rlhf_jax.rollout.generate import generate

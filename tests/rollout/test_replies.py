@@ -9,7 +9,7 @@ import pytest
 from builders import LLAMA, built, lively, sampled
 
 from rlhf_jax.config import MeshConfig
-from rlhf_jax.data.encode import Encoded
+from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.rollout.generate import Ending
 from rlhf_jax.rollout.replies import make_sampler, response_ids, response_texts
 from rlhf_jax.sharding import make_mesh

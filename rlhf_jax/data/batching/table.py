@@ -8,7 +8,7 @@ from typing import TypeVar, overload
 
 import numpy as np
 
-from rlhf_jax.data.encode import Encoded
+from rlhf_jax.data.tokens.encode import Encoded
 
 Item = TypeVar("Item")
 

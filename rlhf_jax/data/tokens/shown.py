@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rlhf_jax.data.encode import Encoded, EncodedLabel, EncodedPair, EncodedReward
-from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.data.tokens.encode import Encoded, EncodedLabel, EncodedPair, EncodedReward
+from rlhf_jax.data.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -21,7 +21,7 @@ from typing import Any
 
 from rlhf_jax.data.adapters import Rejected
 from rlhf_jax.data.adapters.stored import from_row, to_row
-from rlhf_jax.data.forgotten import read_forgotten
+from rlhf_jax.data.erasure.forgotten import read_forgotten
 from rlhf_jax.data.readers import DataError, Row
 from rlhf_jax.data.readers.rows import refuse
 from rlhf_jax.data.schema import Provenance, Record

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data.templates import Frames
+from rlhf_jax.data.tokens.templates import Frames
 
 BLANK = "\u2581"  # what sentencepiece writes for a blank
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, _, BYTE = range(1, 7)  # kinds of pieces, as sentencepiece numbers them

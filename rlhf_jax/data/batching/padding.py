@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.encode import Encoded, EncodedPair
+from rlhf_jax.data.tokens.encode import Encoded, EncodedPair
 from rlhf_jax.types import TokenBatch
 
 

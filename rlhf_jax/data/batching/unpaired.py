@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.batches import Batches, Mixture, label_batches, pad_labels
-from rlhf_jax.data.encode import EncodedLabel, EncodedPair
-from rlhf_jax.data.padding import Cut, count_cut, cut_pair, pad_right
+from rlhf_jax.data.batching.batches import Batches, Mixture, label_batches, pad_labels
+from rlhf_jax.data.batching.padding import Cut, count_cut, cut_pair, pad_right
+from rlhf_jax.data.tokens.encode import EncodedLabel, EncodedPair
 from rlhf_jax.types import LabelBatch, LabelledReplies
 
 STREAM = 0x4B54  # keeps these draws apart from those of the order of the examples

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
-from rlhf_jax.data.templates import Frames
+from rlhf_jax.data.tokens.templates import Frames
 from rlhf_jax.files import read_sealed, write_atomic, write_sealed
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -91,7 +91,7 @@ class SentencePieceTokenizer:
 
     def save_pretrained(self, folder: Path, template: Frames | None = None) -> None:
         """Writes the .model file and the folder that transformers reads; what `save_fast` raises."""
-        from rlhf_jax.data.fast_tokenizer import save_fast
+        from rlhf_jax.data.tokens.fast_tokenizer import save_fast
 
         self.save(folder / "tokenizer.model")
         save_fast(self.model, folder, template)
@@ -145,7 +145,7 @@ class TransformersTokenizer:
 
     def save_pretrained(self, folder: Path, template: Frames | None = None) -> None:
         """Writes the folder that transformers reads; its chat template is that of `template`, or else the one it came with."""
-        from rlhf_jax.data.fast_tokenizer import chat_template
+        from rlhf_jax.data.tokens.fast_tokenizer import chat_template
 
         kept = self._tokenizer.chat_template
         if template is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_jax.data.adapters.stored import record_id
-from rlhf_jax.data.batches import Batches
+from rlhf_jax.data.batching.batches import Batches
 from rlhf_jax.data.schema import Record, provenance_of
 from rlhf_jax.files import replacing
 

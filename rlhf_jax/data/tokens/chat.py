@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from rlhf_jax.data.schema import Prompt, Turn
-from rlhf_jax.data.templates import OWN, Frames, Piece, get_template
+from rlhf_jax.data.tokens.templates import OWN, Frames, Piece, get_template
 
 MARK = "\ue000{}\ue001"  # characters of the private use area, which no template looks for
 MARKS = re.compile("\ue000(\\d+)\ue001")

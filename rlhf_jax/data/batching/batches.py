@@ -18,11 +18,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from rlhf_jax.data.encode import Encoded, EncodedLabel, EncodedPair, EncodedReward
-from rlhf_jax.data.order import ALONE, Host, Order
-from rlhf_jax.data.packing import Packing, pack, packed_rows
-from rlhf_jax.data.padding import Cut, count_cut, cut, cut_pair, pad_left, pad_right
-from rlhf_jax.data.table import Chosen, Joined, TokenTable
+from rlhf_jax.data.batching.order import ALONE, Host, Order
+from rlhf_jax.data.batching.packing import Packing, pack, packed_rows
+from rlhf_jax.data.batching.padding import Cut, count_cut, cut, cut_pair, pad_left, pad_right
+from rlhf_jax.data.batching.table import Chosen, Joined, TokenTable
+from rlhf_jax.data.tokens.encode import Encoded, EncodedLabel, EncodedPair, EncodedReward
 from rlhf_jax.types import LabelBatch, LabelledReplies, PreferenceBatch, RewardedBatch, TokenBatch, pytree
 
 Example = TypeVar("Example", Encoded, EncodedPair, EncodedLabel, EncodedReward)

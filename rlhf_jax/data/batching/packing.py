@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlhf_jax.data.encode import Encoded
-from rlhf_jax.data.padding import cut, leave_out
+from rlhf_jax.data.batching.padding import cut, leave_out
+from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.types import TokenBatch
 
 Packing = Literal["first_fit", "best_fit"]

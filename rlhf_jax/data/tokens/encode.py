@@ -23,8 +23,8 @@ from rlhf_jax.data.schema import (
     Rated,
     Turn,
 )
-from rlhf_jax.data.templates import Piece, Template
-from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.data.tokens.templates import Piece, Template
+from rlhf_jax.data.tokens.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,17 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlhf_jax.data.encode import (
-    encode_classified,
-    encode_comparison,
-    encode_conversation,
-    encode_demonstration,
-    encode_document,
-    encode_labelled,
-    encode_labelled_reply,
-    encode_prompt,
-    encode_rated,
-)
 from rlhf_jax.data.schema import (
     Classified,
     Comparison,
@@ -29,8 +18,19 @@ from rlhf_jax.data.schema import (
     Rated,
     Record,
 )
-from rlhf_jax.data.templates import Template
-from rlhf_jax.data.tokenizer import Tokenizer, ending_with
+from rlhf_jax.data.tokens.encode import (
+    encode_classified,
+    encode_comparison,
+    encode_conversation,
+    encode_demonstration,
+    encode_document,
+    encode_labelled,
+    encode_labelled_reply,
+    encode_prompt,
+    encode_rated,
+)
+from rlhf_jax.data.tokens.templates import Template
+from rlhf_jax.data.tokens.tokenizer import Tokenizer, ending_with
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Token ids as batches: the order of examples, padding, packing, and where a stream of them is."""

@@ -1,0 +1,1 @@
+"""The right to erasure: what may not be used any more, taking it out, and which checkpoints have seen it."""
