@@ -19,12 +19,14 @@ stamp = $(VENV)/.installed-$(subst $(comma),-,$(or $(call extras,$(1)),base))
 
 BASE := $(call stamp)
 TEST := $(call stamp,test)
+# Apache Beam wants other versions of some packages, and has an environment of its own in this one.
+BEAM := $(VENV)/beam/.installed
 RUN := $(abspath $(VENV))/bin
 # glibc gives large blocks back to the system and takes them again at every step: 73,000 page faults a step for a million
 # parameters. One arena that keeps what it has costs a fifth less CPU. Read before Python starts; other systems ignore it.
 KEEP := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000
 
-.PHONY: help quickstart test lint format types bench install clean
+.PHONY: help quickstart test lint format types bench beam install clean
 .DELETE_ON_ERROR:
 
 help:  ## This list
@@ -33,7 +35,7 @@ help:  ## This list
 quickstart: $(BASE)  ## Fresh machine -> SFT -> reward model -> PPO on the CPU, with a report
 	$(KEEP) $(RUN)/python -m experiments.run run quickstart $(ARGS)
 
-test: $(TEST)  ## All tests
+test: $(TEST) $(BEAM)  ## All tests
 	$(RUN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(TEST)  ## Style: ruff check and format
@@ -50,6 +52,8 @@ types: $(TEST)  ## Types: pyright
 bench: $(BASE)  ## What is fast and what is not, on this machine
 	$(KEEP) $(RUN)/python -m benchmarks.run $(ARGS)
 
+beam: $(BEAM)  ## The environment of Apache Beam, VENV/beam
+
 install: $(BASE)  ## The environment alone, with EXTRAS
 
 clean:  ## Removes the environment and the caches, never runs/
@@ -61,6 +65,12 @@ $(VENV)/bin/pip:
 		echo "rlhf_jax needs Python >= 3.11 and $(PYTHON) is $$($(PYTHON) -V 2>&1 | head -n 1); say which to use: make PYTHON=python3.12 ..." >&2; \
 		exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+$(BEAM): setup.py constraints-beam.txt | $(VENV)/bin/pip
+	@echo "installing into $(VENV)/beam: Apache Beam"
+	@$(RUN)/python -m venv $(VENV)/beam
+	@$(VENV)/beam/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-beam.txt -e '.[beam]'
+	@touch $@
 
 $(VENV)/.installed-%: setup.py constraints.txt | $(VENV)/bin/pip
 	@echo "installing into $(VENV): rlhf_jax, $*; the first time this downloads a gigabyte or more"

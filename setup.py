@@ -45,6 +45,10 @@ DATA = [
 
 EXTRAS = {
     "data": DATA,  # spreadsheets and the hub, cleaning, personal data, generation; reading files and training need none of it
+    "beam": [
+        *DATA,
+        "apache-beam>=2.77,<3",
+    ],  # preparing on a cluster; wants an environment of its own, with constraints-beam.txt
     "judge": ["openai>=3.54"],  # a language model behind an address
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],

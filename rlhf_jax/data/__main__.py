@@ -19,7 +19,7 @@ import inspect
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,13 @@ from rlhf_jax.data.erasure.forget import forget
 from rlhf_jax.data.erasure.forgotten import forgotten_path
 from rlhf_jax.data.erasure.seen import checkpoints_that_saw
 from rlhf_jax.data.generate import Bootstrap, generate
-from rlhf_jax.data.mixtures import curate, gather
+from rlhf_jax.data.mixtures import gather
+from rlhf_jax.data.prepared.beam import prepare_with_beam
 from rlhf_jax.data.prepared.exports import FORMS, export
 from rlhf_jax.data.prepared.prepare import prepare
 from rlhf_jax.data.privacy import KINDS
 from rlhf_jax.data.readers import FORMATS
-from rlhf_jax.data.schema import Prompt, Record, provenance_of
+from rlhf_jax.data.schema import Prompt, provenance_of
 from rlhf_jax.data.sources import find_data_root, load_source
 from rlhf_jax.data.tokens.chat import find_template
 from rlhf_jax.data.tokens.shown import learned, shown, sides
@@ -140,14 +141,11 @@ def _curation(options: argparse.Namespace) -> Curation:
 def prepare_command(options: argparse.Namespace) -> None:
     """Reads a source once and writes it as a TFDS data set, cleaned and masked as asked for; what was interrupted goes on."""
     curation, root = _curation(options), find_data_root(options.data_root)
-
-    def curated(records: Sequence[Record]) -> tuple[Sequence[Record], dict[str, int]]:
-        cleaned, _ = curate(records, curation, root)
-        rules = cleaned.report.rules
-        return cleaned.records, {f"{rule.name}: {why}": count for rule in rules for why, count in rule.reasons}
-
-    into, settings = options.into or prepared_directory(), repr(curation)
-    made = prepare(options.source, options.name, root, into, clean=curated, settings=settings, tell=_tell)
+    into = options.into or prepared_directory()
+    if options.beam is None:
+        made = prepare(options.source, options.name, root, into, curation, tell=_tell)
+    else:
+        made = prepare_with_beam(options.source, options.name, root, into, curation, options.beam)
     print(f"{made.records:,} records of {made.rows:,} rows in {made.folder}")
     for reason, count in made.left_out.items():
         print(f"  left out: {count:,} {reason}")
@@ -245,6 +243,10 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--mask", nargs="+", default=[], metavar="KIND", help=f"personal data: {', '.join(KINDS)}")
     prepared.add_argument("--name", required=True, help="of the set: small letters, digits, underscores")
     prepared.add_argument("--into", type=Path, metavar="DIR", help="default: the cache, where tfds:NAME:train finds it")
+    beam = (
+        "by Apache Beam (extra `beam`), with these options of Beam's, such as runner=DirectRunner direct_num_workers=2"
+    )
+    prepared.add_argument("--beam", nargs="*", metavar="OPTION=VALUE", help=beam)
     out = command("export", export_command)
     out.add_argument("--form", required=True, choices=FORMS)
     out.add_argument("--out", required=True, type=Path, metavar="FILE", help="FILE.jsonl or FILE.parquet")

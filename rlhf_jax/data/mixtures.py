@@ -39,13 +39,6 @@ def gather(sources: Sequence[str], data_root: Path, curation: Curation) -> Gathe
     licence that is not allowed; KeyError for an unknown rule or kind of personal data.
     """
     loaded = [load_source(source, data_root) for source in sources]
-    if curation.licences is not None:
-        stated = {
-            (s, provenance_of(record).licence)
-            for s, part in zip(sources, loaded, strict=True)
-            for record in part.records
-        }
-        check_licences(sorted(stated), curation.licences)
     everything = [record for part in loaded for record in part.records]
     cleaned, masked = curate(everything, curation, data_root)
     owner = [number for number, part in enumerate(loaded) for _ in part.records]
@@ -65,16 +58,29 @@ def gather(sources: Sequence[str], data_root: Path, curation: Curation) -> Gathe
 
 def curate(records: Sequence[Record], curation: Curation, data_root: Path) -> tuple[Cleaned, Counter[str]]:
     """The records masked and cleaned, and how many spans of personal data were masked, by kind. Raises: as `gather`."""
-    masked: Counter[str] = Counter()
-    given = records
-    if curation.mask:
-        records = [with_texts(record, partial(_masked, kinds=curation.mask, counted=masked)) for record in records]
-    unseen = tuple((source, _texts(load_source(source, data_root))) for source in curation.unseen)
-    cleaned = clean(records, curation.clean, CleanOptions(languages=curation.languages, evaluation=unseen))
-    kept = zip(cleaned.records, (given[number] for number in cleaned.numbers), strict=True)
+    given, masked = allowed_and_masked(records, curation)
+    cleaned = clean(given, curation.clean, clean_options(curation, data_root))
+    kept = zip(cleaned.records, (records[number] for number in cleaned.numbers), strict=True)
     # A record that was changed is known by the id that its file gives it.
     known = tuple(after if after is before else traced(after, before) for after, before in kept)
     return dataclasses.replace(cleaned, records=known), masked
+
+
+def allowed_and_masked(records: Sequence[Record], curation: Curation) -> tuple[Sequence[Record], Counter[str]]:
+    """The records before they are cleaned, and how many spans of personal data were masked. Raises: ValueError for their licences."""
+    if curation.licences is not None:
+        origins = map(provenance_of, records)
+        check_licences(sorted({(origin.source, origin.licence) for origin in origins}), curation.licences)
+    masked: Counter[str] = Counter()
+    if curation.mask:
+        records = [with_texts(record, partial(_masked, kinds=curation.mask, counted=masked)) for record in records]
+    return records, masked
+
+
+def clean_options(curation: Curation, data_root: Path) -> CleanOptions:
+    """What the rules are told. Raises: what reading the sources of `unseen` raises."""
+    unseen = tuple((source, _texts(load_source(source, data_root))) for source in curation.unseen)
+    return CleanOptions(languages=curation.languages, evaluation=unseen)
 
 
 def _masked(text: str, kinds: Sequence[str], counted: Counter[str]) -> str:

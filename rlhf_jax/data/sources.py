@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import get_args
 
 from rlhf_jax.data.adapters import ADAPTERS, Adapter, Rejected, get_adapter, recognise
-from rlhf_jax.data.erasure.forgotten import read_forgotten
+from rlhf_jax.data.erasure.forgotten import Forgotten, read_forgotten
 from rlhf_jax.data.provenance import UNKNOWN_LICENCE, find_licences
 from rlhf_jax.data.readers import FORMATS, DataError, Reading, Row, format_of
 from rlhf_jax.data.readers.named import read_hub, read_tfds
@@ -165,25 +165,39 @@ def read_rows(
 
     Raises: as `load_source`, where `damaged` does.
     """
+    gone = read_forgotten()
+    for part in find_parts(source, data_root):
+        yield from read_part(part, source, data_root, gone, damaged)
+
+
+def find_parts(source: Source, data_root: Path) -> tuple[str, ...]:
+    """What a source has that can be read apart: its files, in order, or the one name that it goes by. Raises: as `find_files`."""
+    if source.name in (*NAMED, WORLD):
+        return (source.where,)
+    return tuple(map(str, find_files(source, data_root)))
+
+
+def read_part(
+    part: str, source: Source, data_root: Path, gone: Forgotten, damaged: Callable[[DataError], None] = refuse
+) -> Iterator[Sequence[Record | Rejected]]:
+    """What each row of one part gives (`find_parts`), without those that are `gone`; as `read_rows`."""
     if source.name == WORLD:
         yield from ([record] for record in _world_records(source))
         return
     method: Method = source.options.get("method", "unknown")  # pyright: ignore[reportAssignmentType]
-    licences, gone = find_licences(data_root), read_forgotten()
     adapter = source.adapter
-    for file, rows in _files(source, data_root, adapter, damaged):
-        licence = source.options.get("licence", licences.get(file, UNKNOWN_LICENCE))
-        for place, row in rows:
-            provenance = Provenance(source.spec, licence, place, method)
-            try:
-                row = renamed(row, source, place)
-                adapter = adapter or recognise(row, place)
-                found = adapter.records(row, provenance)
-            except DataError as error:
-                damaged(error)
-            else:
-                yield [_forgotten(one) if gone.has(one) else one for one in found]
-        adapter = source.adapter
+    file, rows = _opened(part, source, data_root, adapter, damaged)
+    licence = source.options.get("licence", find_licences(data_root).get(file, UNKNOWN_LICENCE))
+    for place, row in rows:
+        provenance = Provenance(source.spec, licence, place, method)
+        try:
+            row = renamed(row, source, place)
+            adapter = adapter or recognise(row, place)
+            found = adapter.records(row, provenance)
+        except DataError as error:
+            damaged(error)
+        else:
+            yield [_forgotten(one) if gone.has(one) else one for one in found]
 
 
 def _forgotten(record: Record | Rejected) -> Rejected:
@@ -206,24 +220,24 @@ def _world_records(source: Source) -> Iterator[Record]:
     yield from world.demonstrations(int(numbers["rows"]), split=source.options.get("split", "train"))  # pyright: ignore
 
 
-def _files(
-    source: Source, data_root: Path, adapter: Adapter | None, damaged: Callable[[DataError], None]
-) -> Iterator[tuple[str, Iterator[tuple[str, Row]]]]:
-    """(file or name of the set, its rows with their places) for each file of a source."""
+def _opened(
+    part: str, source: Source, data_root: Path, adapter: Adapter | None, damaged: Callable[[DataError], None]
+) -> tuple[str, Iterator[tuple[str, Row]]]:
+    """(file below the data root, or name of the set; its rows with their places)."""
     if source.name in NAMED:
         name, _, split = source.where.rpartition(":")
         if not name:
             raise ValueError(f"source {source.spec!r} names no split; expected {source.name}:NAME:SPLIT")
-        read = read_hub(name, split, data_root)
-        yield name, read if source.name == "hf" else read_tfds(name, split, data_root, prepared_directory())
-        return
-    for path in find_files(source, data_root):
-        file = path.relative_to(data_root).as_posix() if path.is_relative_to(data_root) else str(path)
+        if source.name == "hf":
+            return name, read_hub(name, split, data_root)
+        return name, read_tfds(name, split, data_root, prepared_directory())
+    path = Path(part)
+    file = path.relative_to(data_root).as_posix() if path.is_relative_to(data_root) else part
 
-        def here(error: DataError, path: Path = path, file: str = file) -> None:
-            damaged(DataError(error.place.replace(str(path), file, 1), error.reason, error.remedy))
+    def here(error: DataError) -> None:
+        damaged(DataError(error.place.replace(part, file, 1), error.reason, error.remedy))
 
-        yield file, _placed(_open(source, path, adapter, here), path, file)
+    return file, _placed(_open(source, path, adapter, here), path, file)
 
 
 def _placed(rows: Iterator[tuple[str, Row]], path: Path, file: str) -> Iterator[tuple[str, Row]]:

@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+from rlhf_jax.config import Curation
 from rlhf_jax.data.adapters.stored import from_row, record_id, to_row
 from rlhf_jax.data.prepared import prepare as module
 from rlhf_jax.data.prepared.exports import FORMS, export
 from rlhf_jax.data.prepared.prepare import prepare
+from rlhf_jax.data.prepared.sets import VERSION
 from rlhf_jax.data.readers import DataError
 from rlhf_jax.data.schema import (
     Classified,
@@ -112,12 +114,16 @@ def test_damage_of_a_prepared_set_is_found_where_it_is_read_and_mended_by_prepar
 
 
 def test_what_cleaning_leaves_out_is_counted_with_the_rest(root):
-    made = prepare(
-        SPEC, "tiny", root, root / "sets", clean=lambda records: (records[:5], {"too many": len(records) - 5})
-    )
-    assert (made.records, made.left_out) == (5, {"the output is empty": 4, "too many": 26})
-    with pytest.raises(ValueError, match="leaves no record to prepare"):
-        prepare(SPEC, "none", root, root / "sets", clean=lambda records: ([], {}))
+    again = "".join(json.dumps({"instruction": f"q{n}", "output": f"A{n} "}) + "\n" for n in range(3))
+    (root / "rows.jsonl").write_text((root / "rows.jsonl").read_text() + again)
+    made = prepare(SPEC, "tiny", root, root / "sets", Curation(clean=("exact_duplicates",)))
+    why = "exact_duplicates: the same texts as an earlier record"
+    assert (made.records, made.left_out) == (31, {"the output is empty": 4, why: 3})
+    (root / "none.jsonl").write_text('{"instruction": "Q", "output": "As an AI language model, I cannot do that."}\n')
+    with pytest.raises(ValueError, match=r"leaves no record to prepare: \{'refusal: refuses as models do': 1\}"):
+        prepare("alpaca:none.jsonl", "none", root, root / "sets", Curation(clean=("refusal",)))
+    with pytest.raises(ValueError, match=r"data\.licences allows CC0-1\.0; 'alpaca:rows.jsonl.*MIT is not allowed"):
+        prepare(SPEC, "bound", root, root / "sets", Curation(licences=("CC0-1.0",)))
 
 
 def test_strict_damage_ends_it_and_nothing_is_left_that_looks_finished(root):
@@ -132,7 +138,7 @@ SCRIPT = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
 import array_record.python.array_record_module, tensorflow_datasets
-from rlhf_jax.data.prepared import prepare as module
+from rlhf_jax.data.prepared import prepare as module, sets
 
 module.PIECE = 200
 root, chance = Path(sys.argv[1]), random.Random(0)
@@ -159,11 +165,11 @@ while killed < 20:
     status = os.waitpid(child, 0)[1]
     killed += os.WIFSIGNALED(status)
     work = root / "sets" / ".many.preparing"
-    stages |= {len(list(work.glob("*.json"))), *(p.name[:10] for p in (root / "sets" / "many").glob("*"))}
-    if (root / "sets" / "many" / module.VERSION / module.SUMS).is_file():  # it was done before: begin anew
+    stages |= {len(list(work.glob("*.json"))), *(p.name[:10] for p in (work / "written" / "many").glob("*"))}
+    if sets.finished(root / "sets" / "many" / sets.VERSION):  # it was done before: begin anew
         shutil.rmtree(root / "sets" / "many")
 assert os.waitpid(start("many"), 0)[1] == 0
-digests = [module._finished(root / "sets" / name / module.VERSION)["digest"] for name in ("whole", "many")]
+digests = [sets.finished(root / "sets" / name / sets.VERSION)["digest"] for name in ("whole", "many")]
 print(len(stages), *digests)
 """
 
@@ -176,8 +182,8 @@ def test_killed_twenty_times_it_ends_with_the_same_digest(tmp_path):
     places, whole, killed = done.stdout.split()[-3:]
     assert killed == whole
     assert int(places) > 3, "the kills fell into different stages of the work"
-    check_sums(tmp_path / "sets" / "many" / module.VERSION)
-    records = load_source(f"tfds:{tmp_path / 'sets' / 'many' / module.VERSION}:train", tmp_path).records
+    check_sums(tmp_path / "sets" / "many" / VERSION)
+    records = load_source(f"tfds:{tmp_path / 'sets' / 'many' / VERSION}:train", tmp_path).records
     assert records == load_source("alpaca:many.jsonl", tmp_path).records
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 
-from rlhf_jax.data.clean.options import CleanOptions
-from rlhf_jax.data.clean.registry import Dropped, Verdict, rule
+from rlhf_jax.data.clean.options import CleanOptions, Evaluation
+from rlhf_jax.data.clean.registry import Dropped, Verdict, alone, rule
 from rlhf_jax.data.clean.shingles import Tokens, is_unspaced, runs
 from rlhf_jax.data.schema import Record, texts_of
 
@@ -16,23 +17,31 @@ WORDS, LETTERS = 13, 21
 COMMON = 10  # texts of one set: a run that more of them have is what the set asks in every item, and tells of none
 
 
-@rule
+@partial(rule, keys=alone)
 def contaminated(records: Sequence[Record], options: CleanOptions) -> Iterator[Verdict]:
     """Drops a record with a run of 13 words (21 characters of Chinese) of a text in `evaluation`, or whose prompt is a shorter one."""
     if not options.evaluation:
         yield from records
         return
     tokens = Tokens()
-    known = {width: _runs_of_sets(options, tokens, width) for width in (WORDS, LETTERS)}
-    short = _short_texts(options, tokens)
+    known, short = _index(options.evaluation)
     for record in records:
         yield _leaked(record, tokens, known, short) or record
 
 
-def _runs_of_sets(options: CleanOptions, tokens: Tokens, width: int) -> dict[int, str]:
+@lru_cache(maxsize=1)
+def _index(evaluation: Evaluation) -> tuple[dict[int, dict[int, str]], dict[bytes, str]]:
+    """What to look for: the runs of long texts by their width, and the short texts; made once where records come in pieces."""
+    tokens = Tokens()
+    return {width: _runs_of_sets(evaluation, tokens, width) for width in (WORDS, LETTERS)}, _short_texts(
+        evaluation, tokens
+    )
+
+
+def _runs_of_sets(evaluation: Evaluation, tokens: Tokens, width: int) -> dict[int, str]:
     """The set that each run of so many tokens is of, for texts of the script that has runs of that width."""
     found: dict[int, str] = {}
-    for name, texts in options.evaluation:
+    for name, texts in evaluation:
         counted: Counter[int] = Counter()
         for text in set(texts):
             if _width(text) == width:
@@ -43,9 +52,9 @@ def _runs_of_sets(options: CleanOptions, tokens: Tokens, width: int) -> dict[int
     return found
 
 
-def _short_texts(options: CleanOptions, tokens: Tokens) -> dict[bytes, str]:
+def _short_texts(evaluation: Evaluation, tokens: Tokens) -> dict[bytes, str]:
     found: dict[bytes, str] = {}
-    for name, texts in options.evaluation:
+    for name, texts in evaluation:
         for text in texts:
             numbers = tokens.of(text)
             if len(numbers) and not _long(text, tokens):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 
 from rlhf_jax.data.clean.options import CleanOptions
 from rlhf_jax.data.clean.registry import Dropped, Noted, Verdict, rule
@@ -23,7 +25,7 @@ def judgement(record: Record) -> Hashable:
     """What a record says of its texts, and who says it: records that differ in it are no duplicates, whatever their texts are."""
     kind = type(record).__name__
     if isinstance(record, Rated):
-        said: Hashable = record.reward
+        said: Hashable = float(record.reward)
     elif isinstance(record, Ranking):
         said = record.places
     elif isinstance(record, Labelled | Classified):
@@ -45,10 +47,20 @@ def same(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-@rule
+def fingerprint(record: Record) -> bytes:
+    """32 bytes that exact duplicates have in common, and no other records."""
+    told = repr((judgement(record), tuple(map(same, parts(record)))))
+    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).digest()
+
+
+def _fingerprints(records: Sequence[Record], options: CleanOptions) -> Iterator[tuple[bytes, ...]]:
+    return ((fingerprint(record),) for record in records)
+
+
+@partial(rule, keys=_fingerprints)
 def exact_duplicates(records: Sequence[Record], options: CleanOptions) -> Iterator[Verdict]:
     """Drops a record whose texts are those of an earlier one but for case and blanks; the same prompt with another reply is kept."""
-    seen: dict[Hashable, int] = {}
+    seen: dict[bytes, int] = {}
     prompts: set[str] = set()
     texts: set[Hashable] = set()
     for place, record in enumerate(records):
@@ -57,8 +69,7 @@ def exact_duplicates(records: Sequence[Record], options: CleanOptions) -> Iterat
             yield Dropped("its replies do not differ", all_parts[-1])
             continue
         what = tuple(map(same, all_parts))
-        key = (judgement(record), what)
-        first = seen.setdefault(key, place)
+        first = seen.setdefault(fingerprint(record), place)
         if first != place:
             yield Dropped("the same texts as an earlier record", all_parts[1] or all_parts[-1], kept=first)
         elif (type(record), what) in texts:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from rlhf_jax.data.clean.language import UNKNOWN, language_of
 from rlhf_jax.data.clean.options import CleanOptions
-from rlhf_jax.data.clean.registry import Dropped, Verdict, rule
+from rlhf_jax.data.clean.registry import Dropped, Verdict, alone, rule
 from rlhf_jax.data.schema import Record, texts_of
 
 
-@rule
+@partial(rule, keys=alone)
 def language(records: Sequence[Record], options: CleanOptions) -> Iterator[Verdict]:
     """Drops a record with a text in a language that is not among `languages`; a text too short to tell, or code, counts for none."""
     for record in records:
@@ -25,7 +26,7 @@ def _other_language(record: Record, options: CleanOptions) -> Dropped | None:
     return None
 
 
-@rule
+@partial(rule, keys=alone)
 def length(records: Sequence[Record], options: CleanOptions) -> Iterator[Verdict]:
     """Drops a record whose prompt, or one of whose replies, has fewer or more characters than `prompt_characters`, `reply_characters`."""
     for record in records:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,23 @@ NUMBER = re.compile(r"\d+")
 CHUNK = 1 << 15  # shingles that are permuted at once
 
 
-@rule
-def near_duplicates(records: Sequence[Record], options: CleanOptions) -> Iterator[Verdict]:
-    """Drops a record whose prompt and replies are each nearly those of an earlier one that was kept; numbers must agree."""
-    datasketch = needed("datasketch", "near_duplicates")
+def _band_keys(records: Sequence[Record], options: CleanOptions) -> Iterator[tuple[bytes, ...]]:
+    """The bands of the signature of each record, with what it says: what two must have in common to be compared."""
     tokens = Tokens()
     sets = [[_shingles(part, tokens) for part in parts(record)] for record in records]
-    empty = datasketch.MinHash(PERMUTATIONS, seed=options.seed, scheme="affine64")
+    count, rows = bands(options.similarity)
+    for record, signature in zip(records, _signatures(sets, _empty(options).permutations), strict=True):
+        says = repr((judgement(record), _numbers(record))).encode("utf-8", "surrogatepass")
+        told = (bytes([band]) + signature[band * rows : (band + 1) * rows].tobytes() + says for band in range(count))
+        yield tuple(hashlib.sha256(each).digest()[:16] for each in told)
+
+
+@partial(rule, keys=_band_keys)
+def near_duplicates(records: Sequence[Record], options: CleanOptions) -> Iterator[Verdict]:
+    """Drops a record whose prompt and replies are each nearly those of an earlier one that was kept; numbers must agree."""
+    datasketch, empty = needed("datasketch", "near_duplicates"), _empty(options)
+    tokens = Tokens()
+    sets = [[_shingles(part, tokens) for part in parts(record)] for record in records]
     index = datasketch.MinHashLSH(num_perm=PERMUTATIONS, params=bands(options.similarity))
     said: dict[int, Hashable] = {}
     for place, (record, signature) in enumerate(zip(records, _signatures(sets, empty.permutations), strict=True)):
@@ -47,6 +59,12 @@ def near_duplicates(records: Sequence[Record], options: CleanOptions) -> Iterato
             index.insert(place, minhash, check_duplication=False)
             said[place] = says
             yield record
+
+
+def _empty(options: CleanOptions) -> Any:
+    """The signature of nothing, which has the permutations."""
+    datasketch: Any = needed("datasketch", "near_duplicates")
+    return datasketch.MinHash(PERMUTATIONS, seed=options.seed, scheme="affine64")
 
 
 def bands(similarity: float) -> tuple[int, int]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeAlias
 
 LANGUAGES = (
     "ar", "bg", "bn", "ca", "cs", "da", "de", "el", "en", "es", "et", "fa", "fi", "fr", "he", "hi", "hr", "hu", "id", "it", "ja", "ko",
     "lt", "lv", "nl", "no", "pl", "pt", "ro", "ru", "sk", "sl", "sr", "sv", "ta", "te", "th", "tr", "uk", "ur", "vi", "zh",
 )  # fmt: skip
 """What a text can be told to be. Of its 97 languages py3langid otherwise takes English code and lists for Luxembourgish or Latin."""
+Evaluation: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
+"""(name, texts) of each set that training must not see."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,7 @@ class CleanOptions:
     reply_characters: tuple[int, int] | None = None  # (fewest, most) of each reply, or of a text without a prompt
     similarity: float = 0.9  # from this Jaccard similarity on, of prompts and of replies, records are near duplicates
     seed: int = 1  # of the permutations of MinHash
-    evaluation: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (name, texts) of each set that training must not see
+    evaluation: Evaluation = ()
     examples: int = 3  # of each rule, in the report
 
     def __post_init__(self):

@@ -31,6 +31,12 @@ class Noted:
 
 Verdict = Record | Noted | Dropped
 Apply = Callable[[Sequence[Record], CleanOptions], Iterable[Verdict]]
+Keys = Callable[[Sequence[Record], CleanOptions], Iterable[tuple[bytes, ...]]]
+
+
+def alone(records: Sequence[Record], options: CleanOptions) -> Iterator[tuple[bytes, ...]]:
+    """The keys of a rule that judges each record by itself: none."""
+    return (() for _ in records)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +45,9 @@ class Rule:
 
     name: str
     apply: Apply
+    # For each record, keys such that records without one in common are judged as if the other were not there, so that a rule can be
+    # applied to a part of the records (data/prepared/beam.py). None: all records are needed.
+    keys: Keys | None = None
 
     @property
     def about(self) -> str:
@@ -50,12 +59,12 @@ RULES: dict[str, Rule] = {}
 """Every rule by its name, in the order in which they run."""
 
 
-def rule(apply: Apply) -> Apply:
+def rule(apply: Apply, keys: Keys | None = None) -> Apply:
     """Registers a function of (records, options) as the rule of its name. Raises: ValueError for a name that is taken."""
     name = apply.__name__
     if name in RULES:
         raise ValueError(f"there is a rule {name!r} already, in {RULES[name].apply.__module__}; choose another name")
-    RULES[name] = Rule(name, apply)
+    RULES[name] = Rule(name, apply, keys)
     return apply
 
 
@@ -66,7 +75,7 @@ def changes(change: Callable[[str], str]) -> Callable[[str], str]:
         return (with_texts(record, change) for record in records)
 
     apply.__name__, apply.__doc__, apply.__module__ = change.__name__, change.__doc__, change.__module__
-    rule(apply)
+    rule(apply, alone)
     return change
 
 
@@ -77,7 +86,7 @@ def drops(why: Callable[[Record, CleanOptions], Dropped | None]) -> Callable[[Re
         return (why(record, options) or record for record in records)
 
     apply.__name__, apply.__doc__, apply.__module__ = why.__name__, why.__doc__, why.__module__
-    rule(apply)
+    rule(apply, alone)
     return why
 
 

@@ -38,6 +38,11 @@ class RuleReport:
         return self.records - self.dropped
 
 
+def told(rule: str, reason: str) -> str:
+    """Why a record went, in one line."""
+    return f"{rule}: {reason}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What a list of records went through. Of `records`, each was kept or dropped by exactly one rule."""
@@ -52,6 +57,10 @@ class Report:
     @property
     def kept(self) -> int:
         return self.records - self.dropped
+
+    def left_out(self) -> dict[str, int]:
+        """How many records went, by the rule and its reason."""
+        return {told(rule.name, reason): count for rule in self.rules for reason, count in rule.reasons}
 
     def of(self, name: str) -> RuleReport:
         """What the rule of that name did. Raises: KeyError where it did not run."""

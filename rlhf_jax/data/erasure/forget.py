@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_jax.data.erasure.forgotten import Forgotten, forgotten_path, read_forgotten
-from rlhf_jax.data.prepared.prepare import ABOUT, rewrite
+from rlhf_jax.data.prepared.sets import ABOUT, rewrite
 from rlhf_jax.data.sources import load_source
 from rlhf_jax.files import write_atomic
 
