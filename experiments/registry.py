@@ -20,6 +20,7 @@ MODULES = (
     "quickstart",
     "smoke",
     "real",
+    "chinese",
     "huang2024",
     "longpre2023",
     "instructgpt2022",

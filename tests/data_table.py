@@ -11,6 +11,10 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "data.md"
 MARK = "<!-- below: written by tests/data_table.py -->"
 ABOUT = ("dataset_info.json", "features.json")  # of TFDS
 
+SIDES = ",".join(
+    f"{code}=instructions/alpaca-{code}/alpaca_data{marked}-12345-15323.json.gz"
+    for code, marked in (("en", ""), ("zh", "_zh"))
+)
 SOURCES = {
     "Instructions": (
         "alpaca:instructions/alpaca-en/*.json.gz",
@@ -25,6 +29,8 @@ SOURCES = {
         "alpaca:instructions/self-instruct/predictions/*.jsonl.gz?fields=output:response",
         "seed_tasks:instructions/self-instruct/*.jsonl",
         "completions:instructions/t0/*.jsonl.gz",
+        f"parallel:{SIDES}?field=instruction",
+        f"parallel:{SIDES}?field=output",
         "alpaca:instructions/zh-supplement/*",
     ),
     "Preferences": (

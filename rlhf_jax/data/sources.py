@@ -2,6 +2,7 @@
 
 alpaca:instructions/alpaca-en/*.json.gz          the layout of the rows, and files below the data root; the format is told by the files
 csv:mine.csv?as=ratings&columns=instruction,input,output,rating     the format; the layout by `as`, or else by the rows' fields
+parallel:en=corpus.en,zh=corpus.zh               translations: files side by side, row by row; field=NAME where rows have several
 tfds:NAME/CONFIG:SPLIT                           a set that TFDS has prepared, or a folder in its layout
 hf:ORG/NAME:SPLIT                                a set of the Hugging Face hub, or a folder in its layout (extra `data`)
 world:instruct?rows=1000&seed=0                  the embedded instruction world
@@ -23,6 +24,7 @@ from rlhf_jax.data.erasure.forgotten import Forgotten, read_forgotten
 from rlhf_jax.data.provenance import UNKNOWN_LICENCE, find_licences
 from rlhf_jax.data.readers import FORMATS, DataError, Reading, Row, format_of
 from rlhf_jax.data.readers.named import read_hub, read_tfds
+from rlhf_jax.data.readers.parallel import read_parallel
 from rlhf_jax.data.readers.rows import Unit, refuse
 from rlhf_jax.data.schema import Method, Provenance, Record, provenance_of
 from rlhf_jax.files import prepared_directory
@@ -30,7 +32,21 @@ from rlhf_jax.files import prepared_directory
 DATA_VARIABLE = "RLHF_JAX_DATA"
 NAMED = ("tfds", "hf")
 WORLD = "world"
-OPTIONS = ("as", "format", "columns", "fields", "unit", "licence", "method", "damaged", "seed", "rows", "split")
+PARALLEL = "parallel"
+OPTIONS = (
+    "as",
+    "format",
+    "columns",
+    "field",
+    "fields",
+    "unit",
+    "licence",
+    "method",
+    "damaged",
+    "seed",
+    "rows",
+    "split",
+)
 POLICIES = ("strict", "salvage")
 
 
@@ -46,8 +62,16 @@ class Source:
     @property
     def adapter(self) -> Adapter | None:
         """The layout of the rows, where the string says it."""
-        asked = self.options.get("as", self.name if self.name in ADAPTERS else None)
+        known = "translations" if self.name == PARALLEL else self.name if self.name in ADAPTERS else None
+        asked = self.options.get("as", known)
         return None if asked is None else get_adapter(asked)
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """Its files as globs, by language where they lie side by side."""
+        if self.name != PARALLEL:
+            return {"": self.where}
+        return dict(side.split("=", 1) for side in self.where.split(","))
 
     @property
     def salvages(self) -> bool:
@@ -78,7 +102,7 @@ def parse_source(spec: str) -> Source:
         options = dict(_option(part, spec) for part in match["options"].split("&"))
     if not colon or not where:
         raise ValueError(f"source {spec!r} is not NAME:PATH, such as alpaca:instructions/*.json or jsonl:mine.jsonl")
-    known = [*ADAPTERS, *FORMATS, *NAMED, WORLD]
+    known = [*ADAPTERS, *FORMATS, *NAMED, WORLD, PARALLEL]
     if name not in known:
         close = difflib.get_close_matches(name, known) or sorted(known)
         raise KeyError(f"no source {name!r}; did you mean {' or '.join(close)}?")
@@ -93,6 +117,11 @@ def parse_source(spec: str) -> Source:
         )
     if not all(pair.count(":") == 1 for pair in options.get("fields", ":").split(",")):
         raise ValueError(f"source {spec!r}: fields={options['fields']}; expected OURS:THEIRS, with commas between")
+    sides = [side.partition("=")[::2] for side in where.split(",")]
+    if name == PARALLEL and (len({side for side, _ in sides}) < 2 or not all(map(all, sides))):
+        raise ValueError(
+            f"source {spec!r}: expected two languages or more, such as {PARALLEL}:en=corpus.en,zh=corpus.zh"
+        )
     return Source(spec, name, where, options)
 
 
@@ -132,11 +161,15 @@ def find_files(source: Source, data_root: Path) -> list[Path]:
     """The files of a source, by name; none for one that goes by a name of its own. Raises: FileNotFoundError when no file matches."""
     if source.name in (*NAMED, WORLD):
         return []
-    pattern = Path(source.where).expanduser()
+    return [path for pattern in source.patterns.values() for path in _matching(pattern, data_root)]
+
+
+def _matching(glob: str, data_root: Path) -> list[Path]:
+    pattern = Path(glob).expanduser()
     base = Path(pattern.anchor) if pattern.is_absolute() else data_root
     paths = sorted(path for path in base.glob(str(pattern.relative_to(pattern.anchor))) if path.is_file())
     if not paths:
-        raise FileNotFoundError(f"no file matches {source.where!r} under {base}")
+        raise FileNotFoundError(f"no file matches {glob!r} under {base}")
     return paths
 
 
@@ -171,10 +204,17 @@ def read_rows(
 
 
 def find_parts(source: Source, data_root: Path) -> tuple[str, ...]:
-    """What a source has that can be read apart: its files, in order, or the one name that it goes by. Raises: as `find_files`."""
+    """What a source has that can be read apart: its files, in order, or the one name that it goes by.
+
+    Files that lie side by side are one part, a line for each. Raises: as `find_files`; ValueError where one side has more files.
+    """
     if source.name in (*NAMED, WORLD):
         return (source.where,)
-    return tuple(map(str, find_files(source, data_root)))
+    sides = [_matching(pattern, data_root) for pattern in source.patterns.values()]
+    if len(set(map(len, sides))) > 1:
+        counts = ", ".join(f"{side} {len(paths)}" for side, paths in zip(source.patterns, sides, strict=True))
+        raise ValueError(f"source {source.spec!r}: expected as many files of each language, found {counts}")
+    return tuple("\n".join(map(str, paths)) for paths in zip(*sides, strict=True))
 
 
 def read_part(
@@ -186,8 +226,10 @@ def read_part(
         return
     method: Method = source.options.get("method", "unknown")  # pyright: ignore[reportAssignmentType]
     adapter = source.adapter
-    file, rows = _opened(part, source, data_root, adapter, damaged)
-    licence = source.options.get("licence", find_licences(data_root).get(file, UNKNOWN_LICENCE))
+    files, rows = _opened(part, source, data_root, adapter, damaged)
+    licences = find_licences(data_root)
+    stated = "; ".join(dict.fromkeys(licences.get(file, UNKNOWN_LICENCE) for file in files))
+    licence = source.options.get("licence", stated)
     for place, row in rows:
         provenance = Provenance(source.spec, licence, place, method)
         try:
@@ -222,20 +264,39 @@ def _world_records(source: Source) -> Iterator[Record]:
 
 def _opened(
     part: str, source: Source, data_root: Path, adapter: Adapter | None, damaged: Callable[[DataError], None]
-) -> tuple[str, Iterator[tuple[str, Row]]]:
-    """(file below the data root, or name of the set; its rows with their places)."""
+) -> tuple[tuple[str, ...], Iterator[tuple[str, Row]]]:
+    """(files below the data root, or name of the set; their rows with their places)."""
     if source.name in NAMED:
         name, _, split = source.where.rpartition(":")
         if not name:
             raise ValueError(f"source {source.spec!r} names no split; expected {source.name}:NAME:SPLIT")
         if source.name == "hf":
-            return name, read_hub(name, split, data_root)
-        return name, read_tfds(name, split, data_root, prepared_directory())
-    path = Path(part)
-    file = path.relative_to(data_root).as_posix() if path.is_relative_to(data_root) else part
+            return (name,), read_hub(name, split, data_root)
+        return (name,), read_tfds(name, split, data_root, prepared_directory())
+    if source.name == PARALLEL:
+        opened = [_opened_file(Path(path), source, data_root, None, refuse) for path in part.split("\n")]
+        sides = dict(zip(source.patterns, (rows for _, rows in opened), strict=True))
+        return tuple(file for file, _ in opened), _as_far_as(
+            read_parallel(sides, source.options.get("field", "text")), damaged
+        )
+    file, rows = _opened_file(Path(part), source, data_root, adapter, damaged)
+    return (file,), rows
+
+
+def _as_far_as(rows: Iterator[tuple[str, Row]], damaged: Callable[[DataError], None]) -> Iterator[tuple[str, Row]]:
+    try:
+        yield from rows
+    except DataError as error:
+        damaged(error)
+
+
+def _opened_file(
+    path: Path, source: Source, data_root: Path, adapter: Adapter | None, damaged: Callable[[DataError], None]
+) -> tuple[str, Iterator[tuple[str, Row]]]:
+    file = path.relative_to(data_root).as_posix() if path.is_relative_to(data_root) else str(path)
 
     def here(error: DataError) -> None:
-        damaged(DataError(error.place.replace(part, file, 1), error.reason, error.remedy))
+        damaged(DataError(error.place.replace(str(path), file, 1), error.reason, error.remedy))
 
     return file, _placed(_open(source, path, adapter, here), path, file)
 

@@ -353,5 +353,7 @@ def test_translations_go_both_ways():
         Demonstration(user("Translate to English:\n\n你好"), "Hi"),
     ]
     assert only("translations", translation={"en": "Hi", "zh": " "}).reason == "a side of the translation is empty"
+    same = only("translations", translation={"en": "Hi", "zh": "Hi"})
+    assert same.reason == "two sides of the translation are the same text"
     with pytest.raises(DataError, match="'translation' has 1 languages; expected two or more"):
         records("translations", translation={"en": "Hi"})

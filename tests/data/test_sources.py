@@ -211,6 +211,45 @@ def test_strict_stops_at_the_first_damage_and_salvage_counts_it(root):
     assert loaded.rows == 3
 
 
+def test_files_side_by_side_are_translations_row_by_row(root):
+    (root / "a.en").write_text("Hi\nWell\n\n")
+    (root / "a.zh").write_text("你好\n好吧\n\n")
+    (root / "b.jsonl").write_text('{"id": 1, "say": "Hi"}\n{"id": 2, "say": "Yes"}\n')
+    (root / "c.jsonl").write_text('{"id": 1, "say": "你好"}\n{"id": 2, "say": "Yes"}\n')
+    entries = [{"file": "b.jsonl", "licence": "MIT"}, {"file": "c.jsonl", "licence": "CC0"}]
+    (root / "manifest.json").write_text(json.dumps(entries))
+    loaded = load_source("parallel:en=a.en,zh=a.zh", root)
+    assert [record.reply for record in loaded.records] == ["你好", "Hi", "好吧", "Well"]
+    assert loaded.records[2].prompt.provenance.place == "a.en:2"
+    loaded = load_source("parallel:en=[b].jsonl,zh=c.jsonl?field=say", root)
+    assert [record.reply for record in loaded.records] == ["你好", "Hi"]
+    assert loaded.records[0].prompt.provenance.licence == "MIT; CC0"
+    assert [reason for _, reason in loaded.rejected] == ["two sides of the translation are the same text"]
+
+
+def test_files_side_by_side_that_do_not_fit_are_never_paired_wrongly(root):
+    (root / "a.en").write_text("Hi\nWell\nNo\n")
+    (root / "a.zh").write_text("你好\n好吧\n")
+    (root / "b.jsonl").write_text('{"text": "Hi"}\noops\n{"text": "Well"}\n')
+    with pytest.raises(
+        DataError, match=r"^a\.en:3: zh ended after 2 rows, and here is one more; expected files of as many"
+    ):
+        load_source("parallel:en=a.en,zh=a.zh", root)
+    salvaged = load_source("parallel:en=a.en,zh=a.zh?damaged=salvage", root)
+    assert len(salvaged.records) == 4 and len(salvaged.damage) == 1
+    # Behind a line that cannot be read every row would meet another than its own.
+    salvaged = load_source("parallel:zh=a.zh,en=b.jsonl?damaged=salvage", root)
+    assert [record.reply for record in salvaged.records] == ["Hi", "你好"]
+    assert salvaged.damage[0].place == "b.jsonl:2"
+    with pytest.raises(DataError, match=r"a\.zh:1: no field 'say'; say field=NAME; the row has 'text'"):
+        load_source("parallel:zh=a.zh,en=b.jsonl?field=say", root)
+    with pytest.raises(ValueError, match="expected as many files of each language, found en 2, zh 1"):
+        load_source("parallel:en=prompts/*.txt,zh=a.zh", root)
+    for where in ("en=a.en", "a.en,a.zh", "en=a.en,en=a.zh", "en=a.en,zh="):
+        with pytest.raises(ValueError, match="expected two languages or more, such as parallel:en="):
+            load_source(f"parallel:{where}", root)
+
+
 def test_licence_and_method_of_collection_may_be_said_by_the_source(root):
     (record,) = load_source("lines:prompts/b.txt?licence=CC BY 4.0&method=crowd", root).records
     assert record.provenance == Provenance(

@@ -122,6 +122,8 @@ def parse_translation(row: Row, provenance: Provenance) -> list[Record | Rejecte
     said = {code: text(texts, code, provenance) for code in texts}
     if not all(one.strip() for one in said.values()):
         raise Unusable("a side of the translation is empty")
+    if len(set(said.values())) < len(said):
+        raise Unusable("two sides of the translation are the same text")
     return [
         Demonstration(
             user_prompt(f"Translate to {LANGUAGES.get(there, there)}:\n\n{said[here]}", provenance), said[there]
