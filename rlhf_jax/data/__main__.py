@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         options.command(options)
     except (ValueError, KeyError, OSError) as error:
         said = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"python -m rlhf_jax.data: error: {said}", file=sys.stderr)
+        print(f"python -m rlhf_jax.data: error: {' '.join(str(said).split())}", file=sys.stderr)
         return 2
     return 0
 

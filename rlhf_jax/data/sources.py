@@ -48,6 +48,8 @@ OPTIONS = (
     "split",
 )
 POLICIES = ("strict", "salvage")
+GLOB = {"*": "[^/]*", "**/": ".*/|", "?": "[^/]"}
+"""Wild cards as regular expressions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +120,8 @@ def parse_source(spec: str) -> Source:
     if not all(pair.count(":") == 1 for pair in options.get("fields", ":").split(",")):
         raise ValueError(f"source {spec!r}: fields={options['fields']}; expected OURS:THEIRS, with commas between")
     sides = [side.partition("=")[::2] for side in where.split(",")]
-    if name == PARALLEL and (len({side for side, _ in sides}) < 2 or not all(map(all, sides))):
+    languages = {side for side, _ in sides}
+    if name == PARALLEL and (len(languages) < max(2, len(sides)) or not all(map(all, sides))):
         raise ValueError(
             f"source {spec!r}: expected two languages or more, such as {PARALLEL}:en=corpus.en,zh=corpus.zh"
         )
@@ -210,11 +213,25 @@ def find_parts(source: Source, data_root: Path) -> tuple[str, ...]:
     """
     if source.name in (*NAMED, WORLD):
         return (source.where,)
-    sides = [_matching(pattern, data_root) for pattern in source.patterns.values()]
-    if len(set(map(len, sides))) > 1:
-        counts = ", ".join(f"{side} {len(paths)}" for side, paths in zip(source.patterns, sides, strict=True))
-        raise ValueError(f"source {source.spec!r}: expected as many files of each language, found {counts}")
-    return tuple("\n".join(map(str, paths)) for paths in zip(*sides, strict=True))
+    sides = {side: _matching(pattern, data_root) for side, pattern in source.patterns.items()}
+    if any(len(paths) > 1 for paths in sides.values()):
+        wild = {side: [_wild(source.patterns[side], path) for path in paths] for side, paths in sides.items()}
+        first, *others = wild.values()
+        if any(first != other for other in others):
+            counts = ", ".join(f"{side} {len(paths)}" for side, paths in sides.items())
+            reason = "expected files of each language whose names agree where the globs have a wild card"
+            raise ValueError(f"source {source.spec!r}: {reason}; found {counts}")
+    return tuple("\n".join(map(str, paths)) for paths in zip(*sides.values(), strict=True))
+
+
+def _wild(glob: str, path: Path) -> tuple[str, ...]:
+    """What stands in a path where the glob has wild cards."""
+    pieces = re.split(r"(\*\*/|\*|\?|\[[^\]]*\])", str(Path(glob).expanduser()))
+    pattern = "".join(
+        f"({GLOB.get(piece, '.')})" if number % 2 else re.escape(piece) for number, piece in enumerate(pieces)
+    )
+    found = re.search(f"{pattern}$", path.as_posix())
+    return found.groups() if found else ()
 
 
 def read_part(
@@ -222,7 +239,7 @@ def read_part(
 ) -> Iterator[Sequence[Record | Rejected]]:
     """What each row of one part gives (`find_parts`), without those that are `gone`; as `read_rows`."""
     if source.name == WORLD:
-        yield from ([record] for record in _world_records(source))
+        yield from ([_forgotten(record) if gone.has(record) else record] for record in _world_records(source))
         return
     method: Method = source.options.get("method", "unknown")  # pyright: ignore[reportAssignmentType]
     adapter = source.adapter
@@ -316,7 +333,8 @@ def _open(
         damaged(error)
         return
     columns = tuple(filter(None, source.options.get("columns", "").split(",")))
-    how = Reading(columns, unit=source.options.get("unit", "line"), damaged=damaged)  # pyright: ignore[reportArgumentType]
+    unit, blank = source.options.get("unit", "line"), source.name == PARALLEL
+    how = Reading(columns, unit=unit, blank=blank, damaged=damaged)  # pyright: ignore[reportArgumentType]
     if adapter is not None and adapter.columns and not columns:
         with contextlib.suppress(DataError):  # said when the file is read
             _, first = next(FORMATS[name](path, Reading()), ("", {}))

@@ -12,11 +12,12 @@ from rlhf_jax.config import Curation
 from rlhf_jax.data.adapters.stored import record_id
 from rlhf_jax.data.clean import RULES, CleanOptions, clean, rule
 from rlhf_jax.data.erasure.forget import forget
-from rlhf_jax.data.prepared.beam import _groups, _links, prepare_with_beam
+from rlhf_jax.data.erasure.forgotten import Forgotten
+from rlhf_jax.data.prepared.beam import ERROR, Plan, _careful, _groups, _links, prepare_with_beam
 from rlhf_jax.data.prepared.prepare import prepare
 from rlhf_jax.data.prepared.sets import ABOUT
-from rlhf_jax.data.schema import Demonstration, Provenance, user_prompt
-from rlhf_jax.data.sources import load_source
+from rlhf_jax.data.schema import Demonstration, Provenance, Rated, user_prompt
+from rlhf_jax.data.sources import load_source, parse_source
 from rlhf_jax.files import check_sums
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,10 +86,18 @@ def root(tmp_path, monkeypatch):
         rows += [{"instruction": "", "output": "nothing was asked"}]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"rows-{file}.jsonl").write_text(text + ("oops\n" if file == 1 else ""))
+    rated = [{"instruction": "Rate", "input": "", "output": f"so {n}", "rating": 4.3 + n / 3} for n in range(3)]
+    (tmp_path / "rows-3.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
+    # Masks make the replies of the first pair one, which a rule has to be told though no other record is like it.
+    pairs = [
+        {"prompt": "Who?", "chosen": f"ask a{n}@mail.org", "rejected": f"ask b{n}@mail.org" + " now" * n}
+        for n in range(2)
+    ]
+    (tmp_path / "rows-4.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     return tmp_path
 
 
-SPEC = "alpaca:rows-*.jsonl?damaged=salvage&licence=MIT"
+SPEC = "jsonl:rows-*.jsonl?damaged=salvage&licence=MIT"
 RULES_ASKED = ("repair", "refusal", "exact_duplicates", "near_duplicates", "length", "contaminated")
 
 
@@ -110,10 +119,13 @@ def test_two_workers_make_the_set_that_one_process_makes(root):
     assert about(root, "beamed") == about(root, "alone")
     assert made.left_out["forgotten"] == 1 and made.left_out["refusal: refuses as models do"] == 6
     assert {why.partition(":")[0] for why in made.left_out} >= {"exact_duplicates", "near_duplicates", "contaminated"}
+    assert made.left_out["exact_duplicates: its replies do not differ"] == 1
     assert made.damage and made.digest in done.stdout
     check_sums(root / "sets" / "beamed" / "1.0.0")
     beamed = load_source("tfds:beamed/1.0.0:train", root / "sets").records
     assert beamed == load_source(made.source, root).records
+    rewards = [record.reward for record in beamed if isinstance(record, Rated)]
+    assert rewards == [4.3, 4.3 + 1 / 3, 4.3 + 2 / 3], "no digit is lost"
     assert sum("<EMAIL>" in record.prompt.turns[0].text for record in beamed) == 5
     # What is there is not made again, by either road.
     assert (
@@ -124,7 +136,7 @@ def test_two_workers_make_the_set_that_one_process_makes(root):
 
 @needs_beam
 def test_what_is_wrong_with_the_data_is_said_in_one_line_and_leaves_no_set(root):
-    done = run_beam(root, "alpaca:rows-*.jsonl", "strict", options=TWO_WORKERS)
+    done = run_beam(root, "jsonl:rows-*.jsonl", "strict", options=TWO_WORKERS)
     said = "rows-1.jsonl:102: malformed JSON at column 1 (Expecting value); expected one JSON object per line"
     assert done.returncode == 2 and done.stderr.endswith(f"python -m rlhf_jax.data: error: {said}\n")
     assert "Traceback" not in done.stderr
@@ -134,7 +146,22 @@ def test_what_is_wrong_with_the_data_is_said_in_one_line_and_leaves_no_set(root)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "leaves no record to prepare: {'refusal: refuses as models do': 1}" in done.stderr
     done = run_beam(root, SPEC, "other", options=("direct_num_workrs=2",))
-    assert done.returncode == 2 and "--beam direct_num_workrs=2: no such option of Beam" in done.stderr
+    assert done.returncode == 2 and "--beam direct_num_workrs=2: Discarding unparseable args" in done.stderr
+    done = run_beam(root, SPEC, "other", options=("direct_running_mode=foo",))
+    assert done.returncode == 2 and "invalid choice: 'foo'" in done.stderr.splitlines()[-1]
+    assert not list((root / "sets").glob("[!.]*")), "nothing that looks like a set"
+
+
+def test_the_first_error_is_left_for_the_process_that_asked_even_where_it_says_nothing(tmp_path):
+    plan = Plan(parse_source("lines:a"), tmp_path, tmp_path, Curation(), Forgotten())
+
+    def wrong(element, plan):
+        yield element
+        raise element
+
+    assert list(_careful(ValueError(), wrong, plan)) and (tmp_path / ERROR).read_text() == "ValueError"
+    assert not list(_careful(ValueError("later"), wrong, plan)), "the others stop"
+    assert (tmp_path / ERROR).read_text() == "ValueError"
 
 
 def test_without_beam_it_says_where_beam_goes(root):

@@ -141,3 +141,11 @@ def test_what_was_masked_worded_or_ranked_keeps_the_id_it_was_read_under(root):
     assert seen_from_the_start(worded).first_step(before[2:3], []) == 0
     assert forget(before[:1], [], root / "cache" / "datasets") == {}
     assert len(load_source("alpaca:rows.jsonl", root).records) == 3
+
+
+def test_what_a_world_wrote_can_be_forgotten_too(root):
+    world = "world:instruct?rows=10&seed=1"
+    gone = [record_id(record) for record in load_source(world, root).records[:2]]
+    forget(gone, [], root / "cache" / "datasets")
+    left = load_source(world, root)
+    assert not {*gone} & {record_id(record) for record in left.records} and len(left.rejected) >= 2

@@ -212,15 +212,16 @@ def test_strict_stops_at_the_first_damage_and_salvage_counts_it(root):
 
 
 def test_files_side_by_side_are_translations_row_by_row(root):
-    (root / "a.en").write_text("Hi\nWell\n\n")
-    (root / "a.zh").write_text("你好\n好吧\n\n")
+    (root / "a.en").write_text("Hi\n\nWell\n")
+    (root / "a.zh").write_text("你好\n嗯\n好吧\n\n")
     (root / "b.jsonl").write_text('{"id": 1, "say": "Hi"}\n{"id": 2, "say": "Yes"}\n')
     (root / "c.jsonl").write_text('{"id": 1, "say": "你好"}\n{"id": 2, "say": "Yes"}\n')
     entries = [{"file": "b.jsonl", "licence": "MIT"}, {"file": "c.jsonl", "licence": "CC0"}]
     (root / "manifest.json").write_text(json.dumps(entries))
     loaded = load_source("parallel:en=a.en,zh=a.zh", root)
     assert [record.reply for record in loaded.records] == ["你好", "Hi", "好吧", "Well"]
-    assert loaded.records[2].prompt.provenance.place == "a.en:2"
+    assert loaded.records[2].prompt.provenance.place == "a.en:3"
+    assert [reason for _, reason in loaded.rejected] == ["a side of the translation is empty"]
     loaded = load_source("parallel:en=[b].jsonl,zh=c.jsonl?field=say", root)
     assert [record.reply for record in loaded.records] == ["你好", "Hi"]
     assert loaded.records[0].prompt.provenance.licence == "MIT; CC0"
@@ -243,9 +244,18 @@ def test_files_side_by_side_that_do_not_fit_are_never_paired_wrongly(root):
     assert salvaged.damage[0].place == "b.jsonl:2"
     with pytest.raises(DataError, match=r"a\.zh:1: no field 'say'; say field=NAME; the row has 'text'"):
         load_source("parallel:zh=a.zh,en=b.jsonl?field=say", root)
-    with pytest.raises(ValueError, match="expected as many files of each language, found en 2, zh 1"):
-        load_source("parallel:en=prompts/*.txt,zh=a.zh", root)
-    for where in ("en=a.en", "a.en,a.zh", "en=a.en,en=a.zh", "en=a.en,zh="):
+    for folder, names in {"d1": ("p.en", "q.en"), "d2": ("q.zh", "r.zh")}.items():
+        (root / folder).mkdir()
+        for name in names:
+            (root / folder / name).write_text(f"{name}\n")
+    for where, counts in {"en=d1/*.en,zh=d2/*.zh": "en 2, zh 2", "en=prompts/*.txt,zh=a.zh": "en 2, zh 1"}.items():
+        with pytest.raises(ValueError, match=f"whose names agree where the globs have a wild card; found {counts}"):
+            load_source(f"parallel:{where}", root)
+    (root / "d2" / "p.zh").write_text("p.zh\n")
+    (root / "d2" / "r.zh").unlink()
+    paired = [record.reply for record in load_source("parallel:en=d1/*.en,zh=d2/*.zh", root).records]
+    assert paired == ["p.zh", "p.en", "q.zh", "q.en"]
+    for where in ("en=a.en", "a.en,a.zh", "en=a.en,en=a.zh", "en=a.en,zh=", "en=b.en,en=a.en,zh=a.zh"):
         with pytest.raises(ValueError, match="expected two languages or more, such as parallel:en="):
             load_source(f"parallel:{where}", root)
 

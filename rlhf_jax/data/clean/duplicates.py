@@ -25,14 +25,14 @@ def judgement(record: Record) -> Hashable:
     """What a record says of its texts, and who says it: records that differ in it are no duplicates, whatever their texts are."""
     kind = type(record).__name__
     if isinstance(record, Rated):
-        said: Hashable = float(record.reward)
+        said: Hashable = float(record.reward) + 0.0  # -0.0 is 0.0
     elif isinstance(record, Ranking):
-        said = record.places
+        said = tuple(map(int, record.places))
     elif isinstance(record, Labelled | Classified):
         said = record.label
     else:
         said = record.desirable if isinstance(record, LabelledReply) else None
-    return kind, said, provenance_of(record).annotator
+    return kind, said, provenance_of(record).annotator or None
 
 
 def parts(record: Record) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ def _band_keys(records: Sequence[Record], options: CleanOptions) -> Iterator[tup
     sets = [[_shingles(part, tokens) for part in parts(record)] for record in records]
     count, rows = bands(options.similarity)
     for record, signature in zip(records, _signatures(sets, _empty(options).permutations), strict=True):
-        says = repr((judgement(record), _numbers(record))).encode("utf-8", "surrogatepass")
+        says = _says(record)
         told = (bytes([band]) + signature[band * rows : (band + 1) * rows].tobytes() + says for band in range(count))
         yield tuple(hashlib.sha256(each).digest()[:16] for each in told)
 
@@ -43,10 +43,10 @@ def near_duplicates(records: Sequence[Record], options: CleanOptions) -> Iterato
     tokens = Tokens()
     sets = [[_shingles(part, tokens) for part in parts(record)] for record in records]
     index = datasketch.MinHashLSH(num_perm=PERMUTATIONS, params=bands(options.similarity))
-    said: dict[int, Hashable] = {}
+    said: dict[int, bytes] = {}
     for place, (record, signature) in enumerate(zip(records, _signatures(sets, empty.permutations), strict=True)):
         minhash = _minhash(datasketch, signature, empty)
-        says = (judgement(record), _numbers(record))
+        says = _says(record)
         for other in sorted(index.query(minhash)):
             if said[other] != says:
                 continue
@@ -101,9 +101,13 @@ def _shingles(text: str, tokens: Tokens) -> np.ndarray:
     return shingles(tokens.of(text), LETTERS if is_unspaced(text) else WORDS)
 
 
-def _numbers(record: Record) -> tuple[tuple[str, ...], ...]:
-    """The numbers in each part: "5 apples" and "6 apples" are two tasks, however long the rest is."""
-    return tuple(tuple(NUMBER.findall(part)) for part in parts(record))
+def _says(record: Record) -> bytes:
+    """What near duplicates have in common to the letter: what is said of the texts, and the numbers in each part.
+
+    "5 apples" and "6 apples" are two tasks, however long the rest is.
+    """
+    numbers = tuple(tuple(NUMBER.findall(part)) for part in parts(record))
+    return repr((judgement(record), numbers)).encode("utf-8", "surrogatepass")
 
 
 def _signatures(sets: Sequence[Sequence[np.ndarray]], permutations: Any) -> Iterator[np.ndarray]:

@@ -8,14 +8,18 @@ Workers read the data root, and write the set, as files: all of them must see th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import itertools
 import json
 import logging
+import pickle
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,7 +33,7 @@ from rlhf_jax.data.clean.report import told
 from rlhf_jax.data.erasure.forgotten import Forgotten, read_forgotten
 from rlhf_jax.data.mixtures import allowed_and_masked, clean_options
 from rlhf_jax.data.prepared.prepare import NOWHERE, nothing_left
-from rlhf_jax.data.prepared.sets import VERSION, Prepared, counted, made_once, write_set
+from rlhf_jax.data.prepared.sets import VERSION, Prepared, counted, made_once, stored, write_set
 from rlhf_jax.data.readers import DataError, Row
 from rlhf_jax.data.readers.named import read_tfds
 from rlhf_jax.data.readers.rows import refuse
@@ -39,7 +43,11 @@ from rlhf_jax.files import write_atomic
 
 PIECE = 1_000  # records that go through the pipeline together
 QUIET = "--default_sdk_harness_log_level=ERROR"  # unless the options say otherwise
-ERROR, COUNTS = "error.txt", "counts.json"  # files that workers leave for the process that asked
+OPTIONS, ERROR, COUNTS = (
+    "options.pickle",
+    "error.txt",
+    "counts.json",
+)  # by which workers and the process that asked talk
 
 Number: TypeAlias = tuple[int, int]
 """Of a record: (of the part of the source, in that part)."""
@@ -56,8 +64,17 @@ class Plan:
     data_root: Path
     work: Path
     curation: Curation
-    options: CleanOptions
     gone: Forgotten
+
+    @property
+    def options(self) -> CleanOptions:
+        """What the rules are told, which may be large."""
+        return _options(self.work / OPTIONS)
+
+
+@lru_cache(maxsize=1)
+def _options(path: Path) -> CleanOptions:
+    return pickle.loads(path.read_bytes())
 
 
 def prepare_with_beam(
@@ -79,16 +96,17 @@ def prepare_with_beam(
     settings = _settings(beam_options)
 
     def make(work: Path, written: Path) -> dict[str, Any]:
-        options = clean_options(curation, data_root)
         source = parse_source(spec)
-        plan = Plan(source, data_root, work, curation, options, read_forgotten())
+        plan = Plan(source, data_root, work, curation, read_forgotten())
+        write_atomic(work / OPTIONS, pickle.dumps(clean_options(curation, data_root)))
         parts = list(enumerate(find_parts(source, data_root)))
         (work / ERROR).unlink(missing_ok=True)
         write_set(lambda self, manager, pipeline: {"train": _kept(pipeline, parts, plan)}, name, written, settings)
         counts = json.loads((work / COUNTS).read_text(encoding="utf-8"))
-        wrong = (work / ERROR).read_text(encoding="utf-8") if (work / ERROR).is_file() else ""
-        if wrong or not counts["records"]:
-            raise ValueError(wrong) if wrong else nothing_left(spec, counts["left_out"])
+        if (work / ERROR).is_file():
+            raise ValueError((work / ERROR).read_text(encoding="utf-8"))
+        if not counts["records"]:
+            raise nothing_left(spec, counts["left_out"])
         rows = read_tfds(str(written / name / VERSION), "train", data_root, into)
         return {**counts, **counted(to_row(from_row(row, NOWHERE)) for _, row in rows)}
 
@@ -110,13 +128,25 @@ def _settings(given: Sequence[str]) -> Any:
     import tensorflow_datasets as tfds
 
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    options = beam.options.pipeline_options.PipelineOptions([QUIET, *(f"--{option}" for option in given)])
-    known = options.get_all_options()
-    for option in given:
-        if option.partition("=")[0] not in known:
-            raise ValueError(
-                f"--beam {option}: no such option of Beam; expected NAME=VALUE, such as runner=DirectRunner"
-            )
+    flags, complaints = [QUIET, *(f"--{option}" for option in given)], io.StringIO()
+    unparsed = logging.StreamHandler(complaints)
+    about_options = logging.getLogger("apache_beam.options.pipeline_options")
+    about_options.setLevel(logging.WARNING)
+    about_options.addHandler(unparsed)
+    try:
+        with contextlib.redirect_stderr(
+            complaints
+        ):  # where argparse says what it does not take, before it ends the process
+            options = beam.options.pipeline_options.PipelineOptions(flags)
+            options.get_all_options()
+    except SystemExit:
+        pass
+    finally:
+        about_options.removeHandler(unparsed)
+        about_options.setLevel(logging.ERROR)
+    if said := complaints.getvalue().strip():
+        reason = f"--beam {' '.join(given)}: {said.splitlines()[-1]}"
+        raise ValueError(f"{reason}; expected options of Beam as NAME=VALUE, such as runner=DirectRunner")
     library: Any = tfds
     return library.download.DownloadConfig(beam_options=options)
 
@@ -159,7 +189,7 @@ def _stages(rules: Iterable[Rule]) -> Iterator[tuple[Rule, ...]]:
 
 
 def _compared(pieces: Any, rule: Rule, plan: Plan, counting: Any, stage: Any) -> Any:
-    """The pieces behind a rule that compares records: those that are linked are brought together, and the others stay where they are."""
+    """The pieces behind a rule that compares records, for which those that are linked were brought together."""
     beam = _beam()
 
     def named(what: str) -> str:
@@ -176,13 +206,9 @@ def _compared(pieces: Any, rule: Rule, plan: Plan, counting: Any, stage: Any) ->
     divided = pieces | named("Divide") >> beam.FlatMap(_divided, beam.pvalue.AsSingleton(groups)).with_outputs(
         "linked", main="alone"
     )
-    judged = counting(
-        divided.linked
-        | named("Gather") >> beam.GroupByKey()
-        | named("Order") >> beam.Map(_in_order)
-        | rule.name >> stage(_judged, (rule,))
-    )
-    return (divided.alone, judged) | named("Both") >> beam.Flatten()
+    groups = divided.linked | named("Gather") >> beam.GroupByKey() | named("Order") >> beam.Map(_in_order)
+    # A rule may have something to say of a record that is like no other, too.
+    return counting((divided.alone, groups) | named("Both") >> beam.Flatten() | rule.name >> stage(_judged, (rule,)))
 
 
 def _careful(element: Any, function: Callable[..., Iterator[Any]], plan: Plan, *arguments: Any) -> Iterator[Any]:
@@ -193,7 +219,9 @@ def _careful(element: Any, function: Callable[..., Iterator[Any]], plan: Plan, *
         if not _stopped(plan):
             yield from function(element, plan, *arguments)
     except (ValueError, KeyError, OSError) as error:
-        write_atomic(plan.work / ERROR, str(error.args[0] if isinstance(error, KeyError) and error.args else error))
+        said = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        if not _stopped(plan):  # one that came later is another
+            write_atomic(plan.work / ERROR, said or type(error).__name__)
 
 
 def _stopped(plan: Plan) -> bool:
@@ -209,11 +237,13 @@ def _read(part: tuple[int, str], plan: Plan) -> Iterator[Any]:
     damaged = damage.append if plan.source.salvages else refuse
     records = _records(read_part(where, plan.source, plan.data_root, plan.gone, damaged), counts)
     while not _stopped(plan) and (chunk := list(itertools.islice(records, PIECE))):
-        masked, _ = allowed_and_masked([traced(record, record) for record in chunk], plan.curation)
+        # As they come out of the pieces of `prepare`: with their ids, and numbers as JSON has them.
+        known = [from_row(json.loads(json.dumps(to_row(record))), NOWHERE) for record in chunk]
+        masked, _ = allowed_and_masked(known, plan.curation)
         start = counts["records", number]
         counts["records", number] += len(chunk)
         yield [((number, start + place), record) for place, record in enumerate(masked)]
-        print(f"read {start + len(chunk):,} records of {where}", file=sys.stderr, flush=True)
+        print(f"read {start + len(chunk):,} records of {', '.join(where.splitlines())}", file=sys.stderr, flush=True)
     for place, said in enumerate(damage):
         counts["damage", (number, place, str(said))] = 1
     yield from (tagged("counts", count) for count in counts.items())
@@ -236,8 +266,12 @@ def _judged(piece: Piece, plan: Plan, rules: Sequence[Rule]) -> Iterator[Any]:
     for rule in rules:
         verdicts = list(rule.apply([record for _, record in piece], plan.options))
         counts.update(("left_out", told(rule.name, v.reason)) for v in verdicts if isinstance(v, Dropped))
-        numbered = zip((number for number, _ in piece), verdicts, strict=True)
-        piece = [(n, v.record if isinstance(v, Noted) else v) for n, v in numbered if not isinstance(v, Dropped)]
+        after = (verdict.record if isinstance(verdict, Noted) else verdict for verdict in verdicts)
+        piece = [
+            (number, record if record is before else traced(record, before))
+            for (number, before), record in zip(piece, after, strict=True)
+            if not isinstance(record, Dropped)
+        ]
     if piece:
         yield piece
     yield from (tagged("counts", count) for count in counts.items())
@@ -292,13 +326,13 @@ def _starts(counts: Iterable[Count]) -> dict[int, int]:
 
 def _rows(piece: Piece, plan: Plan, starts: dict[int, int]) -> Iterator[tuple[int, Row]]:
     for (part, place), record in piece:
-        yield starts[part] + place, to_row(record)
+        yield starts[part] + place, stored(to_row(record))
 
 
 def _instead(key: int, plan: Plan, kept: int) -> Iterator[tuple[int, Row]]:
     """A row where there may be no other, as TFDS can write no set without any; such a set is taken away again."""
     if not kept or _stopped(plan):
-        yield key, to_row(Document("", NOWHERE))
+        yield key, stored(to_row(Document("", NOWHERE)))
 
 
 def _tell(counts: Iterable[Count], kept: int, work: Path) -> None:

@@ -26,6 +26,7 @@ from rlhf_jax.files import SUMS, check_sums, exclusive, prepared_directory, writ
 VERSION = "1.0.0"
 ABOUT = "prepared.json"
 PLAN = "plan.json"
+NUMBERS = ("value", "weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,13 @@ def made_once(
         written = work / "written"
         for half_written in (written, folder):
             shutil.rmtree(half_written, ignore_errors=True)
-        about = {**plan, **make(work, written)}
+        try:
+            about = {**plan, **make(work, written)}
+        except BaseException:
+            shutil.rmtree(written, ignore_errors=True)
+            with contextlib.suppress(OSError):  # other versions may be there
+                folder.parent.rmdir()
+            raise
         _seal(written / name / VERSION, about)
         (written / name / VERSION).rename(folder)
         shutil.rmtree(work)
@@ -85,21 +92,20 @@ def write_set(splits: Callable[..., Any], name: str, into: Path, settings: Any =
     """Writes the set `name` below `into`.
 
     `splits` is what TFDS calls `_split_generators`; of the examples that it gives, the keys are whole numbers, by which they are
-    ordered, and the rows those of `to_row`. `settings` is a DownloadConfig of TFDS, which says by what engine it is done.
+    ordered, and the rows those of `stored`. `settings` is a DownloadConfig of TFDS, which says by what engine it is done.
     """
     import numpy as np
     import tensorflow_datasets as tfds
 
     library: Any = tfds
     features = library.features
-    text, number = features.Text(), features.Scalar(np.float64)
+    text = features.Text()
     columns = {
         **dict.fromkeys(("id", "kind", "key", "label", "source", "licence", "place", "method", "annotator"), text),
+        **dict.fromkeys(NUMBERS, text),
         "turns": features.Sequence({"role": text, "text": text}),
         "replies": features.Sequence(text),
         "places": features.Sequence(features.Scalar(np.int64)),
-        "value": number,
-        "weight": number,
     }
 
     def info(self):
@@ -124,6 +130,11 @@ def write_set(splits: Callable[..., Any], name: str, into: Path, settings: Any =
         builder.download_and_prepare(file_format="array_record", download_config=settings, download_dir=nowhere)
 
 
+def stored(row: Row) -> Row:
+    """A row of `to_row` as it is written: numbers as texts, of which no digit is lost, as TFDS would round them to 32 bits."""
+    return {**row, **{name: repr(float(row[name])) for name in NUMBERS}}
+
+
 def write_records(records: Sequence[Record], name: str, into: Path, tell: Callable[[int], None]) -> dict[str, Any]:
     """Writes these records as the set `name` below `into`, and counts them; `tell` is told now and then how many are done."""
 
@@ -131,7 +142,7 @@ def write_records(records: Sequence[Record], name: str, into: Path, tell: Callab
         for place, record in enumerate(records):
             if place % 10_000 == 0:
                 tell(place)
-            yield place, to_row(record)
+            yield place, stored(to_row(record))
         tell(len(records))
 
     write_set(lambda self, manager: {"train": examples()}, name, into)

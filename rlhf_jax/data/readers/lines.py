@@ -35,6 +35,9 @@ def read_jsonl(path: Path, how: Reading = STRICT) -> Iterator[tuple[str, Row]]:
 
 def read_text(path: Path, how: Reading = STRICT) -> Iterator[tuple[str, Row]]:
     """(place, {"text": ...}) for every line that is not blank, for every run of such lines (`paragraph`), or for the file."""
+    if how.blank:
+        yield from ((f"{path}:{number}", {"text": line}) for number, line in numbered_lines(path, how))
+        return
     if how.unit == "line":
         for place, line in filled_lines(path, how):
             yield place, {"text": line}

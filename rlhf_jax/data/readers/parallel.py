@@ -17,6 +17,8 @@ def read_parallel(sides: Mapping[str, Iterator[tuple[str, Row]]], field: str) ->
     for number, rows in enumerate(itertools.zip_longest(*sides.values())):
         found = dict(zip(sides, rows, strict=True))
         if short := [side for side, row in found.items() if row is None]:
+            if not any(str(row[1].get(field, "-")).strip() for row in rows if row is not None):
+                continue  # a blank line at the end of one file
             place = next(row[0] for row in rows if row is not None)
             reason = f"{' and '.join(short)} ended after {number} rows, and here is one more"
             raise DataError(place, reason, "expected files of as many rows, each a translation of the others'")

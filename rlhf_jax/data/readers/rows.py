@@ -32,6 +32,7 @@ class Reading:
 
     columns: tuple[str, ...] = ()  # names of a table's columns, where its first line does not have them
     unit: Unit = "line"
+    blank: bool = False  # whether the blank lines of a text are rows too
     damaged: Callable[[DataError], None] = refuse
 
 
