@@ -21,21 +21,23 @@ BASE := $(call stamp)
 TEST := $(call stamp,test)
 # Apache Beam wants other versions of some packages, and has an environment of its own in this one.
 BEAM := $(VENV)/beam/.installed
+# The compiler of TPUs stands beside the environment too: where it is installed, JAX looks for a TPU whenever it starts.
+TPU := $(VENV)/tpu/.installed
 RUN := $(abspath $(VENV))/bin
 # glibc gives large blocks back to the system and takes them again at every step: 73,000 page faults a step for a million
 # parameters. One arena that keeps what it has costs a fifth less CPU. Read before Python starts; other systems ignore it.
 KEEP := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000
 
-.PHONY: help quickstart test lint format types bench beam install clean
+.PHONY: help quickstart test lint format types bench beam tpu-compiler install clean
 .DELETE_ON_ERROR:
 
 help:  ## This list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ /' | awk '{name = $$1; $$1 = ""; printf "%-12s%s\n", name, $$0}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ /' | awk '{name = $$1; $$1 = ""; printf "%-12s%s\n", name, $$0}'
 
 quickstart: $(BASE)  ## Fresh machine -> SFT -> reward model -> PPO on the CPU, with a report
 	$(KEEP) $(RUN)/python -m experiments.run run quickstart $(ARGS)
 
-test: $(TEST) $(BEAM)  ## All tests
+test: $(TEST) $(BEAM) $(TPU)  ## All tests
 	$(RUN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(TEST)  ## Style: ruff check and format
@@ -51,6 +53,8 @@ types: $(TEST)  ## Types: pyright
 
 bench: $(BASE)  ## What is fast and what is not, on this machine
 	$(KEEP) $(RUN)/python -m benchmarks.run $(ARGS)
+
+tpu-compiler: $(TPU)  ## libtpu in VENV/tpu, by which the tests compile for TPUs that are not there
 
 beam: $(BEAM)  ## The environment of Apache Beam, VENV/beam
 
@@ -70,6 +74,11 @@ $(BEAM): setup.py constraints-beam.txt | $(VENV)/bin/pip
 	@echo "installing into $(VENV)/beam: Apache Beam"
 	@$(RUN)/python -m venv $(VENV)/beam
 	@$(VENV)/beam/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-beam.txt -e '.[beam]'
+	@touch $@
+
+$(TPU): constraints.txt | $(VENV)/bin/pip
+	@echo "installing into $(VENV)/tpu: libtpu"
+	@$(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/tpu libtpu
 	@touch $@
 
 $(VENV)/.installed-%: setup.py constraints.txt | $(VENV)/bin/pip

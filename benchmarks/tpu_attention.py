@@ -27,7 +27,7 @@ def compiled(length: int, kernel: bool) -> dict[str, Any]:
     from rlhf_jax.loops.sft import make_sft_step
     from rlhf_jax.models import attention, build_model
     from rlhf_jax.models.presets import preset
-    from rlhf_jax.plan import on_mesh_rows, state_shapes, token_shapes
+    from rlhf_jax.plan.programs import on_mesh_rows, state_shapes, token_shapes
     from rlhf_jax.sharding import AXES, compile_step
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices

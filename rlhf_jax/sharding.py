@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -115,6 +117,33 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec_of(names, x.shape, mesh))
 
 
+def over_rows(function: Callable[..., Any], weights: Any, *arrays: jax.Array) -> Any:
+    """`function(weights, *arrays)`, of arrays whose rows do not bear on each other, with the rows of each device apart.
+
+    What comes out has rows too. Those of the weights that it reads are gathered before it begins, as far as rows are split, and their
+    gradients are added up when it has ended. Without an ambient mesh, or where rows do not divide, it is called as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = () if mesh.empty else tuple(axis for axis in RULES["batch"] if mesh.shape.get(axis, 1) > 1)
+    if not axes or arrays[0].shape[0] % int(np.prod([mesh.shape[axis] for axis in axes])):
+        return function(weights, *arrays)
+    leaves, tree = jax.tree.flatten(weights)
+    traced = jax.make_jaxpr(function)(weights, *arrays).jaxpr
+    inside = {id(variable) for equation in traced.eqns for variable in equation.invars}
+    read = [number for number in range(len(leaves)) if id(traced.invars[number]) in inside]
+
+    def apart(given: list[jax.Array], *pieces: jax.Array) -> Any:
+        # From here on each device has its own, so that gradients are added up here, and not wherever the weights are used.
+        own = (jax.lax.pcast(leaf, axes, to="varying") for leaf in given)
+        told = dict(zip(read, own, strict=True))
+        return function(tree.unflatten([told.get(number, leaf) for number, leaf in enumerate(leaves)]), *pieces)
+
+    rows, whole = PartitionSpec(axes), PartitionSpec()
+    specs = ([whole] * len(read), *(rows for _ in arrays))
+    sharded = jax.shard_map(apart, in_specs=specs, out_specs=rows, axis_names=set(axes))
+    return sharded([jnp.asarray(leaves[number]) for number in read], *arrays)
+
+
 def logical_axes(tree: Any) -> Any:
     """For each leaf the names of its dimensions, by its path: works for parameters and for all that mirrors them (Adam moments)."""
 
@@ -171,8 +200,38 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
     return None
 
 
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A program that is traced, and not compiled yet, with the shapes that it was traced for."""
+
+    program: Any  # jax.stages.Traced
+    args: Any
+
+    @property
+    def jaxpr(self) -> Any:
+        """The arithmetic, of whole arrays."""
+        return self.program.jaxpr
+
+    @property
+    def argument_bytes(self) -> int:
+        """Bytes of the arguments on one device."""
+        return sum(map(_bytes_on_a_device, jax.tree.leaves(self.args)))
+
+    def lower(self):
+        """The program as it is compiled for its devices."""
+        return self.program.lower()
+
+
+def _bytes_on_a_device(leaf: Any) -> int:
+    sharding = getattr(leaf, "sharding", None)
+    shape = np.shape(leaf) if sharding is None else sharding.shard_shape(np.shape(leaf))
+    # Keys have a type of their own: two words.
+    width = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else np.dtype(leaf.dtype).itemsize
+    return int(np.prod(shape, dtype=np.int64)) * width
+
+
 class Compiled:
-    """A pure function under jit on a mesh. `lower` compiles from shapes alone."""
+    """A pure function under jit on a mesh. `trace` and `lower` need shapes alone."""
 
     def __init__(self, function: Callable, mesh: Mesh):
         self._mesh = mesh
@@ -182,10 +241,14 @@ class Compiled:
         with jax.set_mesh(self._mesh):
             return self._jit(*args)
 
-    def lower(self, *args):
-        """The lowered program for these arguments, which may be ShapeDtypeStructs with shardings."""
+    def trace(self, *args) -> Traced:
+        """The traced program for these arguments, which may be ShapeDtypeStructs with shardings."""
         with jax.set_mesh(self._mesh):
-            return self._jit.lower(*args)
+            return Traced(self._jit.trace(*args), args)
+
+    def lower(self, *args):
+        """The lowered program for these arguments, as `trace`."""
+        return self.trace(*args).lower()
 
 
 class CompiledStep(Compiled):
@@ -208,8 +271,8 @@ class CompiledStep(Compiled):
         live, metrics = super().__call__(live, frozen, *args)
         return join_frozen(live, frozen), metrics
 
-    def lower(self, state, *args):
-        return super().lower(*split_frozen(state), *args)
+    def trace(self, state, *args):
+        return super().trace(*split_frozen(state), *args)
 
 
 def compile_step(step: Callable, mesh: Mesh) -> Compiled:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.masking import last_index
@@ -33,11 +33,11 @@ def model_of(
 
     def stats(params: Params, batch: TokenBatch, temperature=1.0):
         return token_stats(
-            partial(unembed, params), hidden(params, batch), decoded(batch), temperature, chunk=config.logit_chunk
+            Partial(unembed, params), hidden(params, batch), decoded(batch), temperature, chunk=config.logit_chunk
         )
 
     def picked(params: Params, batch: TokenBatch):
-        return token_logits(partial(unembed, params), hidden(params, batch), decoded(batch), chunk=config.logit_chunk)
+        return token_logits(Partial(unembed, params), hidden(params, batch), decoded(batch), chunk=config.logit_chunk)
 
     def per_token(params: Params, batch: TokenBatch):
         return scalar(params, hidden(params, batch))

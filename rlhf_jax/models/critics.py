@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
+from jax.tree_util import Partial
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.api import Model
@@ -51,7 +51,7 @@ def build_critics(config: ModelConfig) -> Critics:
     def values(params: Params, batch: TokenBatch) -> TokenValues:
         hidden = trunk.hidden(params["trunk"], batch)
         picked = (
-            token_logits(partial(trunk.unembed, params[name]), hidden, batch, chunk=config.logit_chunk)
+            token_logits(Partial(trunk.unembed, params[name]), hidden, batch, chunk=config.logit_chunk)
             for name in ("q1", "q2")
         )
         (q1, norm1), (q2, norm2) = picked

@@ -6,16 +6,24 @@ The shift of the alignment rule happens here and nowhere else: what is reported 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models.api import TokenStats
+from rlhf_jax.sharding import over_rows
 from rlhf_jax.types import TokenBatch
 
 Unembed = Callable[[jax.Array], jax.Array]
+"""Logits of hidden states; as a `jax.tree_util.Partial` of the parameters where a mesh may have those in pieces."""
+
+
+def _tree(unembed: Unembed) -> Partial:
+    return unembed if isinstance(unembed, Partial) else Partial(unembed)
 
 
 def predicted(batch: TokenBatch) -> Bool[Array, "B T"]:
@@ -29,9 +37,17 @@ def shift_right(x: jax.Array) -> jax.Array:
     return jnp.pad(x[:, :-1], ((0, 0), (1, 0)) + ((0, 0),) * (x.ndim - 2))
 
 
-def by_columns(function: Callable[..., Any], chunk: int, *arrays: jax.Array) -> Any:
-    """`function(*arrays)` over arrays [B, T, ...], at most `chunk` columns at a time, recomputed in the backward pass."""
-    function = jax.checkpoint(function)
+def by_columns(function: Callable[..., Any], chunk: int, weights: Any, *arrays: jax.Array) -> Any:
+    """`function(weights, *arrays)` over arrays [B, T, ...], at most `chunk` columns at a time, recomputed in the backward pass.
+
+    On a mesh each device goes through the columns of its own rows: weights are gathered once before, and their gradients added up once
+    behind, rather than at every chunk.
+    """
+    return over_rows(partial(_by_columns, function, chunk), weights, *arrays)
+
+
+def _by_columns(function: Callable[..., Any], chunk: int, weights: Any, *arrays: jax.Array) -> Any:
+    function = partial(jax.checkpoint(function), weights)
     length = arrays[0].shape[1]
     if length <= chunk:
         return function(*arrays)
@@ -55,14 +71,15 @@ def token_stats(
 ) -> TokenStats:
     """log p(tokens[:, t] | tokens[:, :t]) and the entropy of that distribution, in nats, at the given temperature."""
 
-    def stats(h, tokens: Int[Array, "B C"]):
+    def stats(told, h, tokens: Int[Array, "B C"]):
+        unembed, temperature = told
         logits = unembed(h) / temperature
         norm = jax.nn.logsumexp(logits, axis=-1)
         taken = jnp.take_along_axis(logits, tokens[:, :, None], axis=-1)[:, :, 0]
         entropy = norm - jnp.sum(jnp.exp(logits - norm[:, :, None]) * logits, axis=-1)
         return taken - norm, entropy
 
-    logprobs, entropy = by_columns(stats, chunk, shift_right(hidden), batch.tokens)
+    logprobs, entropy = by_columns(stats, chunk, (_tree(unembed), temperature), shift_right(hidden), batch.tokens)
     known = predicted(batch)
     return TokenStats(jnp.where(known, logprobs, 0.0), jnp.where(known, entropy, 0.0))
 
@@ -72,11 +89,11 @@ def token_logits(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """(the logit of the token at t, the logsumexp of all logits there): where logits are values of tokens, not log-probs."""
 
-    def pick(h, tokens: Int[Array, "B C"]):
+    def pick(unembed, h, tokens: Int[Array, "B C"]):
         logits = unembed(h)
         return jnp.take_along_axis(logits, tokens[:, :, None], axis=-1)[:, :, 0], jax.nn.logsumexp(logits, axis=-1)
 
-    taken, norm = by_columns(pick, chunk, shift_right(hidden), batch.tokens)
+    taken, norm = by_columns(pick, chunk, _tree(unembed), shift_right(hidden), batch.tokens)
     known = predicted(batch)
     return jnp.where(known, taken, 0.0), jnp.where(known, norm, 0.0)
 
@@ -93,10 +110,12 @@ def token_kl(
 ) -> Float[Array, "B T"]:
     """KL(p || q) of the next-token distributions over the whole vocabulary, in nats per token, both at one temperature."""
 
-    def divergence(hp, hq):
+    def divergence(told, hp, hq):
+        unembed_p, unembed_q, temperature = told
         p = jax.nn.log_softmax(unembed_p(hp) / temperature, axis=-1)
         q = jax.nn.log_softmax(unembed_q(hq) / temperature, axis=-1)
         return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
 
-    kl = by_columns(divergence, chunk, shift_right(hidden_p), shift_right(hidden_q))
+    told = _tree(unembed_p), _tree(unembed_q), temperature
+    kl = by_columns(divergence, chunk, told, shift_right(hidden_p), shift_right(hidden_q))
     return jnp.where(predicted(batch), kl, 0.0)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
 from rlhf_jax.config import PolicyGradient
@@ -40,10 +41,7 @@ def compare_policies(
     """(stats under the policy, stats under the reference, exact KL(policy || reference) per token), at the rollout's temperature."""
     batch, chunk = policy.decoded(rollout.batch), policy.config.logit_chunk
 
-    def unembed(params: Params):
-        return lambda x: policy.unembed(params, x)
-
-    first, second = unembed(policy_params), unembed(reference_params)
+    first, second = (Partial(policy.unembed, params) for params in (policy_params, reference_params))
     hidden, ref_hidden = (policy.hidden(params, rollout.batch) for params in (policy_params, reference_params))
     stats = token_stats(first, hidden, batch, rollout.temperature, chunk=chunk)
     ref_stats = token_stats(second, ref_hidden, batch, rollout.temperature, chunk=chunk)

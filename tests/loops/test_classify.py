@@ -22,7 +22,7 @@ from rlhf_jax.loops.run import open_run
 from rlhf_jax.models.convert.load import load_pretrained
 from rlhf_jax.models.params import count_parameters
 from rlhf_jax.overrides import apply_overrides
-from rlhf_jax.plan import lower_updates
+from rlhf_jax.plan.programs import lower_updates
 from rlhf_jax.report.metrics import read_metrics
 from rlhf_jax.sharding import make_mesh
 

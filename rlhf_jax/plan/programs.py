@@ -1,8 +1,9 @@
-"""Ahead of time: the updates of an experiment as lowered programs, from shapes alone, on any mesh."""
+"""Ahead of time: the programs of an experiment, traced from shapes alone, for any mesh."""
 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +20,9 @@ from rlhf_jax.loops.sft import make_sft_step
 from rlhf_jax.models import Model, build_model
 from rlhf_jax.models.critics import build_critics
 from rlhf_jax.models.lora import with_lora
-from rlhf_jax.sharding import batch_shardings, compile_step, tree_shardings
+from rlhf_jax.rollout.generate import Ending, responses
+from rlhf_jax.rollout.score import make_trajectory
+from rlhf_jax.sharding import batch_shardings, compile_function, compile_step, tree_shardings
 from rlhf_jax.train import TrainState, init_state
 from rlhf_jax.train.critics import start_critics
 from rlhf_jax.train.optimizer import make_optimizer
@@ -39,18 +42,23 @@ from rlhf_jax.types import (
 
 
 def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
-    """Stage -> lowered update (SFT, reward, preference, ILQL, classify, PPO) of the stages the experiment has; no weight is allocated.
+    """Stage -> lowered update of the stages the experiment has; as `trace_updates`."""
+    return {stage: traced.lower() for stage, traced in trace_updates(experiment, mesh).items()}
 
-    A reward stage is lowered for comparisons.
+
+def trace_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
+    """Stage -> traced update (SFT, reward, preference, ILQL, classify, PPO) of the stages the experiment has; no weight is allocated.
+
+    A reward stage is traced for comparisons.
     """
     length = experiment.text.length
     policy = trained_model(experiment, dataclasses.replace(experiment.policy, head="lm"))
-    lowered: dict[str, Any] = {}
+    traced: dict[str, Any] = {}
     if experiment.sft is not None:
         optim = experiment.sft.optim
         _, update = make_sft_step(policy, optim)
         batch = on_mesh_rows(token_shapes(optim.rows, experiment.sft.pack_length or length), mesh)
-        lowered["sft"] = compile_step(update, mesh).lower(state_shapes(policy, optim, mesh), batch)
+        traced["sft"] = compile_step(update, mesh).trace(state_shapes(policy, optim, mesh), batch)
     if experiment.reward is not None:
         optim = experiment.reward.optim
         fresh = experiment.reward.init == "random"
@@ -58,7 +66,7 @@ def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
         _, update = make_reward_step(model, optim)
         side, row = token_shapes(optim.rows, length), _shape((optim.rows,), jnp.float32)
         batch = on_mesh_rows(PreferenceBatch(side, side, row, row), mesh)
-        lowered["reward"] = compile_step(update, mesh).lower(state_shapes(model, optim, mesh), batch)
+        traced["reward"] = compile_step(update, mesh).trace(state_shapes(model, optim, mesh), batch)
     if experiment.preference is not None:
         optim = experiment.preference.optim
         _, update = make_preference_step(policy, experiment.preference)
@@ -68,44 +76,59 @@ def lower_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
         else:
             batch = ReferencedPairs(PreferenceBatch(side, side, row, row), row, row)
         batch = on_mesh_rows(batch, mesh)
-        lowered["preference"] = compile_step(update, mesh).lower(state_shapes(policy, optim, mesh), batch)
+        traced["preference"] = compile_step(update, mesh).trace(state_shapes(policy, optim, mesh), batch)
     if experiment.ilql is not None:
         optim = experiment.ilql.optim
         critics = build_critics(experiment.policy)
         _, update = make_ilql_step(critics, experiment.ilql)
         state = jax.eval_shape(lambda key: start_critics(critics.init(key), make_optimizer(optim)), jax.random.key(0))
         batch = RewardedBatch(token_shapes(optim.rows, length), _shape((optim.rows,), jnp.float32))
-        lowered["ilql"] = compile_step(update, mesh).lower(on_mesh(state, mesh), on_mesh_rows(batch, mesh))
+        traced["ilql"] = compile_step(update, mesh).trace(on_mesh(state, mesh), on_mesh_rows(batch, mesh))
     if experiment.classify is not None and experiment.classifier_shape is not None:
         optim, model = experiment.classify.optim, trained_model(experiment, experiment.classifier_shape)
         _, update = make_class_step(model, optim)
         row = _shape((optim.rows,), jnp.float32)
         batch = on_mesh_rows(LabelBatch(token_shapes(optim.rows, length), row, row), mesh)
-        lowered["classify"] = compile_step(update, mesh).lower(state_shapes(model, optim, mesh), batch)
+        traced["classify"] = compile_step(update, mesh).trace(state_shapes(model, optim, mesh), batch)
     if experiment.ppo is not None:
-        lowered["ppo"] = lower_ppo(experiment, mesh)
-    return lowered
+        traced["ppo"] = trace_ppo(experiment, mesh)
+    return traced
 
 
 def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
     """The lowered update of one PPO iteration."""
+    return trace_ppo(experiment, mesh).lower()
+
+
+def ppo_models(experiment: Experiment) -> tuple[Model, Model | None]:
+    """The policy and the value model that PPO trains; no value model where the policy has its head, or none is used."""
     config = experiment.ppo
-    assert config is not None
+    assert config is not None, "called for experiments with a PPO stage"
     shared = config.baseline == "value" and config.value_optim is None
     policy = trained_model(experiment, dataclasses.replace(experiment.policy, head="lm+scalar" if shared else "lm"))
+    if config.value_optim is None:
+        return policy, None
     from_reward = config.value_init == "reward" and experiment.reward is not None
-    value_shape = experiment.reward_shape if from_reward else experiment.policy
-    value, value_state = None, None
+    shape = experiment.reward_shape if from_reward else experiment.policy
+    return policy, trained_model(experiment, dataclasses.replace(shape, head="scalar"))
+
+
+def trace_ppo(experiment: Experiment, mesh: Mesh) -> Any:
+    """The traced update of one PPO iteration."""
+    config = experiment.ppo
+    assert config is not None
+    policy, value = ppo_models(experiment)
+    value_state = None
     if config.value_optim is not None:
-        value = trained_model(experiment, dataclasses.replace(value_shape, head="scalar"))
+        assert value is not None
         value_state = state_shapes(value, config.with_steps(config.value_optim), mesh)
     number = _shape((), jnp.float32)
     policy_state = state_shapes(policy, config.policy_optim, mesh, ema=config.ema is not None)
     state = on_mesh(jax.eval_shape(start_ppo, policy_state, value_state, number), mesh)
-    rows, length = config.prompts * config.samples, experiment.text.prompt_length + config.new_tokens
-    per_token, per_row = _shape((rows, length), jnp.float32), _shape((rows,), jnp.float32)
+    rollout = rollout_shapes(experiment)
+    per_token, per_row = rollout.logprobs, _shape((rollout.logprobs.shape[0],), jnp.float32)
     trajectory = Trajectory(
-        rollout=Rollout(token_shapes(rows, length), per_token, _shape((rows,), jnp.bool), _shape((), jnp.float32)),
+        rollout=rollout,
         old_logprobs=per_token,
         ref_logprobs=per_token,
         values=per_token,
@@ -127,7 +150,42 @@ def lower_ppo(experiment: Experiment, mesh: Mesh) -> Any:
     key = jax.eval_shape(lambda: jax.random.key(0))
     args = (state, on_mesh_rows(trajectory, mesh), number, key, demonstrations)
     reference = on_mesh(jax.eval_shape(policy.init, key), mesh) if config.kl_estimator == "exact" else None
-    return update.lower(*args, reference)
+    return update.trace(*args, reference)
+
+
+def trace_rollout(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
+    """The other programs of a PPO iteration: responses (at most so many turns of a loop), their scores, and what the update is told."""
+    config = experiment.ppo
+    assert config is not None
+    policy, value = ppo_models(experiment)
+    key, number = jax.eval_shape(lambda: jax.random.key(0)), _shape((), jnp.float32)
+    params = on_mesh(jax.eval_shape(policy.init, key), mesh)
+    rows = config.prompts * config.samples
+    keys = on_mesh_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)), mesh)
+    asked = on_mesh_rows(token_shapes(rows, experiment.text.prompt_length), mesh)
+    respond = compile_function(responses(policy, Ending(0), config.new_tokens), mesh)
+    traced = {"ppo/responses": respond.trace(params, asked, keys, number)}
+    rollout = on_mesh_rows(rollout_shapes(experiment), mesh)
+    if experiment.reward is not None:
+        reward = build_model(experiment.reward_shape)
+        reward_params = on_mesh(jax.eval_shape(reward.init, key), mesh)
+        traced["ppo/reward"] = compile_function(reward.scores, mesh).trace(reward_params, rollout.batch)
+    critic = (value or policy).values if config.baseline == "value" else None
+    value_params = params if value is None else on_mesh(jax.eval_shape(value.init, key), mesh)
+    prepare = compile_function(partial(make_trajectory, policy=policy, values=critic, config=config), mesh)
+    scores = on_mesh_rows(_shape((rows,), jnp.float32), mesh)
+    told = (number, number, Moments(number, number, number))
+    traced["ppo/scoring"] = prepare.trace(params, params, value_params, rollout, scores, *told)
+    return traced
+
+
+def rollout_shapes(experiment: Experiment) -> Rollout:
+    """What sampling gives in one PPO iteration, as shapes."""
+    config = experiment.ppo
+    assert config is not None
+    rows, length = config.prompts * config.samples, experiment.text.prompt_length + config.new_tokens
+    per_token = _shape((rows, length), jnp.float32)
+    return Rollout(token_shapes(rows, length), per_token, _shape((rows,), jnp.bool), _shape((), jnp.float32))
 
 
 def trained_model(experiment: Experiment, shape: ModelConfig) -> Model:

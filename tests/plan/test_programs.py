@@ -11,7 +11,7 @@ import numpy as np
 from experiments.registry import find
 from rlhf_jax.config import ONE_DEVICE, LoRA
 from rlhf_jax.models import build_model
-from rlhf_jax.plan import lower_ppo
+from rlhf_jax.plan.programs import lower_ppo
 from rlhf_jax.sharding import make_mesh
 
 PROGRAM = """
@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 jax.config.update("jax_num_cpu_devices", 16)
 from experiments.registry import find
-from rlhf_jax.plan import lower_updates
+from rlhf_jax.plan.programs import lower_updates
 from rlhf_jax.sharding import make_mesh
 experiment = find("instructgpt2022/ppo_ptx").experiment("tpu")
 lowered = lower_updates(experiment, make_mesh(experiment.mesh))

@@ -1,0 +1,132 @@
+"""An experiment on a topology: every program's cost, what would make it fit, and which mesh is fastest."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from rlhf_jax.config import ONE_DEVICE, Experiment, MeshConfig
+from rlhf_jax.plan.chips import Topology
+from rlhf_jax.plan.flops import matmul_flops
+from rlhf_jax.plan.programs import trace_rollout, trace_updates
+from rlhf_jax.plan.roofline import Cost, cost_of
+from rlhf_jax.sharding import Traced, make_mesh
+
+Tell = Callable[[str], None]
+
+
+def plan(
+    experiment: Experiment, topology: Topology, *, only: str | None = None, tell: Tell = lambda said: None
+) -> tuple[Cost, ...]:
+    """The cost of each program of an experiment whose mesh has the chips of the topology; `only` the one of that name.
+
+    Raises: ValueError where the mesh has other chips, and where programs cannot be compiled for the topology; KeyError for an
+    unknown program.
+    """
+    if experiment.mesh.devices != topology.chips:
+        raise ValueError(
+            f"mesh {told(experiment.mesh)} has {experiment.mesh.devices} devices, and {topology.name} has {topology.chips}"
+        )
+    mesh = make_mesh(experiment.mesh, topology.devices() if topology.compiles else None)
+    programs = traced_programs(experiment, mesh)
+    if only is not None and only not in programs:
+        raise KeyError(f"no program {only!r}; {experiment.name} has {', '.join(programs)}")
+    work = {name: flops_of(experiment, name) for name in programs if only in (None, name)}
+    costs = []
+    for name, (flops, model_flops) in work.items():
+        tell(f"{name} for {topology.name}, {told(experiment.mesh)}")
+        costs.append(cost_of(name, programs[name], topology, flops, model_flops))
+    return tuple(costs)
+
+
+def traced_programs(experiment: Experiment, mesh: Any) -> dict[str, Traced]:
+    """Every program of an experiment by name: its updates, and what else an iteration of PPO runs."""
+    return trace_updates(experiment, mesh) | ({} if experiment.ppo is None else trace_rollout(experiment, mesh))
+
+
+def flops_of(experiment: Experiment, name: str) -> tuple[float, float]:
+    """Operations of one program, and the same without what is done again in the backward pass.
+
+    Attention is counted whole, as if nothing were masked; a loop of responses as if every row had all its tokens.
+    """
+    turns = 1 if experiment.ppo is None else experiment.ppo.new_tokens
+    same, mesh = dataclasses.replace(experiment, mesh=ONE_DEVICE), make_mesh(ONE_DEVICE)
+    flops = matmul_flops(traced_programs(same, mesh)[name].jaxpr, turns=turns)
+    with _nothing_again():
+        once = traced_programs(with_remat(same, False), mesh)[name].jaxpr
+    return flops, matmul_flops(once, turns=turns)
+
+
+@contextlib.contextmanager
+def _nothing_again() -> Iterator[None]:
+    """While this is open, what is traced keeps all that its backward pass needs: the output layer, too, which has no option for that."""
+    usual: Any = jax.checkpoint
+    try:
+        jax.checkpoint = lambda function, **how: function  # pyright: ignore[reportAttributeAccessIssue]
+        yield
+    finally:
+        jax.checkpoint = usual
+
+
+def with_remat(experiment: Experiment, remat: bool) -> Experiment:
+    """The experiment whose models keep, or make again, what the backward pass needs of each layer."""
+    reward = experiment.reward_model
+    return dataclasses.replace(
+        experiment,
+        policy=dataclasses.replace(experiment.policy, remat=remat),
+        reward_model=None if reward is None else dataclasses.replace(reward, remat=remat),
+    )
+
+
+def told(mesh: MeshConfig) -> str:
+    """data x fsdp x tensor."""
+    return f"data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}"
+
+
+def meshes(experiment: Experiment, chips: int) -> Iterator[Experiment]:
+    """The experiment on every mesh of so many chips that its rows and heads can be split over, all of fsdp first."""
+    for tensor in _divisors(chips):
+        for data in _divisors(chips // tensor):
+            try:
+                yield dataclasses.replace(experiment, mesh=MeshConfig(data, chips // tensor // data, tensor))
+            except ValueError:  # which says what does not divide
+                continue
+
+
+def remedies(experiment: Experiment, chips: int) -> Iterator[tuple[str, Experiment]]:
+    """What to change where a program does not fit, the smallest change first: (in words, the experiment with it)."""
+    if not experiment.policy.remat:
+        yield "policy.remat=true", with_remat(experiment, True)
+    begun, also = with_remat(experiment, True), "" if experiment.policy.remat else "policy.remat=true and "
+    for each in meshes(begun, chips):
+        if each.mesh != experiment.mesh and each.mesh.data == 1:
+            yield f"{also}mesh {told(each.mesh)}", each
+    for factor in (2, 4, 8, 16):
+        try:
+            yield f"{also}{factor} x the microbatches", with_microbatches(begun, factor)
+        except ValueError:
+            break
+
+
+def with_microbatches(experiment: Experiment, factor: int) -> Experiment:
+    """The experiment whose updates add up gradients of `factor` times as many microbatches. Raises: ValueError where rows do not divide."""
+    stages: dict[str, Any] = {}
+    for name in ("sft", "reward", "preference", "ilql", "classify", "ppo"):
+        stage = getattr(experiment, name)
+        optims = {field: getattr(stage, field, None) for field in ("optim", "value_optim")}
+        changed = {
+            field: dataclasses.replace(optim, microbatches=optim.microbatches * factor)
+            for field, optim in optims.items()
+            if optim is not None
+        }
+        if changed:
+            stages[name] = dataclasses.replace(stage, **changed)
+    return dataclasses.replace(experiment, **stages)
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]

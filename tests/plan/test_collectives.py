@@ -1,0 +1,80 @@
+"""What devices exchange in an update, counted in the compiled program: a regression in the layout shows here first.
+
+Of a layer: weights gathered once in each pass (FSDP), two sums in each pass (tensor parallelism); nothing that grows with the vocabulary
+but the gradient of the table and its weights, once.
+"""
+
+import dataclasses
+from collections import Counter
+
+import pytest
+
+from experiments.registry import find
+from rlhf_jax.config import Experiment, MeshConfig
+from rlhf_jax.plan.hlo import Collective, Program
+from rlhf_jax.plan.programs import trace_ppo, trace_updates
+from rlhf_jax.sharding import make_mesh
+
+MESHES = {"fsdp": MeshConfig(fsdp=8), "tensor": MeshConfig(tensor=4), "both": MeshConfig(fsdp=4, tensor=2)}
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@pytest.fixture(scope="module")
+def quickstart() -> Experiment:
+    """Three layers of seven matrices; the output layer in several chunks of columns."""
+    experiment = find("quickstart").experiment("cpu")
+    policy = dataclasses.replace(experiment.policy, logit_chunk=12)  # so that chunks are not as many as layers
+    return dataclasses.replace(experiment, policy=policy)
+
+
+def collectives(program) -> list[Collective]:
+    text = program.lower().compile().as_text()
+    assert text is not None
+    return list(Program(text).collectives)
+
+
+def of_layers(found: list[Collective], layers: int) -> Counter[tuple[str, int]]:
+    """(kind, devices) of what is exchanged in the loop over layers."""
+    return Counter((each.kind, each.group) for each in found if each.times == layers)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_an_sft_update_exchanges_what_its_layout_needs_and_no_more(quickstart, name):
+    mesh = MESHES[name]
+    experiment = dataclasses.replace(quickstart, mesh=mesh, reward=None, ppo=None)
+    found = collectives(trace_updates(experiment, make_mesh(mesh))["sft"])
+    expected: Counter[tuple[str, int]] = Counter()
+    if mesh.fsdp > 1:
+        expected["all-gather", mesh.fsdp] += 2 * len(MATRICES)  # forward and backward
+        expected["all-reduce", mesh.fsdp] += 1  # all gradients of a layer together
+    if mesh.tensor > 1:
+        expected["all-reduce", mesh.tensor] += 4  # behind attention and behind the feed-forward, in both directions
+    assert of_layers(found, experiment.policy.layers) == expected
+    _outside_of_layers(found, experiment)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_ppo_update_exchanges_as_much_for_each_model_and_minibatch_as_an_sft_update(quickstart, name):
+    mesh = MESHES[name]
+    experiment = dataclasses.replace(quickstart, mesh=mesh)
+    found = collectives(trace_ppo(experiment, make_mesh(mesh)))
+    ppo = experiment.ppo
+    assert ppo is not None and ppo.value_optim is not None
+    layers = of_layers(found, ppo.epochs * ppo.minibatches * experiment.policy.layers)
+    models = 2  # the value model has as many layers
+    assert layers["all-gather", mesh.fsdp] == (models * 2 * len(MATRICES) if mesh.fsdp > 1 else 0)
+    assert layers["all-reduce", mesh.tensor] == (models * 4 if mesh.tensor > 1 else 0)
+
+
+def _outside_of_layers(found: list[Collective], experiment: Experiment) -> None:
+    """The chunks of the output layer gather no weights and no logits, and sum no gradient of the table."""
+    policy = experiment.policy
+    table = policy.vocab * policy.width * 4
+    assert experiment.sft is not None
+    states = experiment.sft.optim.rows // experiment.mesh.fsdp * policy.logit_chunk * policy.width * 4
+    chunked = [each for each in found if each.times not in (1, policy.layers)]
+    assert all(each.bytes <= states for each in chunked), [
+        (each.kind, each.times, each.bytes, each.where) for each in chunked
+    ]
+    whole = [each for each in found if each.times == 1 and each.bytes >= table / experiment.mesh.tensor]
+    assert len(whole) <= 3, [(each.kind, each.bytes, each.where) for each in whole]
