@@ -287,4 +287,22 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("eval/preference.py", "eval/test_preference.py"): [
         ("(raw - chance) / (100.0 - chance)", "(raw - chance) / 100.0"),
     ],
+    ("sharding.py", "plan/test_collectives.py"): [
+        ('(jax.lax.pcast(leaf, axes, to="varying") for leaf in given)', "iter(given)"),
+    ],
+    ("plan/hlo.py", "plan/test_hlo.py"): [
+        ("times * self._trips(each, condition)", "times"),
+        ("share = (self.group - 1) / self.group", "share = 1.0"),
+        ("_shapes(text) if not shape[2])", "_shapes(text))"),
+    ],
+    ("plan/flops.py", "plan/test_roofline.py"): [
+        ('parameters["length"] * matmul_flops', "matmul_flops"),
+        ("max(matmul_flops(branch, turns=turns)", "min(matmul_flops(branch, turns=turns)"),
+    ],
+    ("data/readers/parallel.py", "data/test_sources.py"): [
+        (
+            "            raise DataError(place, reason,",
+            "            return\n            raise DataError(place, reason,",
+        ),
+    ],
 } | MODELS

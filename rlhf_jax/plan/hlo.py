@@ -27,7 +27,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 KERNEL = 'custom_call_target="tpu_custom_call"'
 FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
-    *("partition-id", "replica-id", "iota", "copy-start", "copy-done"),
+    *("partition-id", "replica-id", "iota"),
 )
 
 
@@ -177,35 +177,69 @@ class Program:
         sizes = [
             _in_main_memory(computation[operand].shape) if operand in computation else 0 for operand in each.operands
         ]
+        if each.op.endswith("-start"):
+            return _moved_by(each, sum(sizes))
         written = _in_main_memory(each.shape)
         if each.op == "dynamic-slice" or each.op == "gather":
             return 2 * written
         if each.op == "dynamic-update-slice":
             return 2 * sizes[1]
         if each.op == "fusion" and (called := each.called("calls")) is not None:
+            carried = self._carried(called)
+            if carried:
+                shapes = [computation[operand].shape if operand in computation else "" for operand in each.operands]
+                sizes = [0 if carried & {*_kinds(shape)} else size for shape, size in zip(shapes, sizes, strict=True)]
+                written = sum(
+                    _bytes(*shape) for shape in _shapes(each.shape) if not shape[2] and shape[:2] not in carried
+                )
             return self._fused(called, sizes, written)
         return sum(sizes) + written
+
+    def _carried(self, name: str) -> set[tuple[str, str]]:
+        """What a fusion takes in and hands on for a collective that goes on beside it, as (kind, dimensions)."""
+        found: set[tuple[str, str]] = set()
+        for each in self._deep(name):
+            if each.op.removesuffix("-start") in COLLECTIVES:
+                inside = next(one for one in self._computations.values() if one.get(each.name) is each)
+                found.update(_kinds(each.shape), *(_kinds(inside[operand].shape) for operand in each.operands))
+        return found
 
     def _fused(self, name: str, sizes: list[int], written: int) -> int:
         inside = self._computations[name]
         parameters = {each.name: int(each.rest.partition(")")[0]) for each in inside.values() if each.op == "parameter"}
         total = 0
         for parameter, number in parameters.items():
-            readers = [each for each in inside.values() if parameter in each.operands]
+            readers = list(_readers(inside, parameter))
             size = sizes[number] if number < len(sizes) else 0
-            if size and readers and all(each.op in ("dynamic-slice", "gather") for each in readers):
-                size = min(size, sum(_size(each.shape) for each in readers))
-            elif (
-                size
-                and readers
-                and all(each.op == "dynamic-update-slice" and each.operands[0] == parameter for each in readers)
-            ):
+            sliced = [each for _, each in readers if each.op in ("dynamic-slice", "gather")]
+            updated = [each for name, each in readers if each.op == "dynamic-update-slice" and each.operands[0] == name]
+            if size and readers and len(sliced) == len(readers):
+                size = min(size, sum(_size(each.shape) for each in sliced))
+            elif size and readers and len(updated) == len(readers):
                 # Written in place, as the root: what is written is the slice.
-                slices = sum(_size(inside[each.operands[1]].shape) for each in readers)
+                slices = sum(_size(inside[each.operands[1]].shape) for each in updated)
                 written = max(written - size, 0) + slices
                 size = 0
             total += size
         return total + written
+
+
+def _readers(inside: dict[str, Instruction], name: str) -> Iterator[tuple[str, Instruction]]:
+    """(under which name, instruction) of what reads a value, or the same value in another shape."""
+    for each in inside.values():
+        if name in each.operands:
+            if each.op == "bitcast":
+                yield from _readers(inside, each.name)
+            else:
+                yield name, each
+
+
+def _moved_by(each: Instruction, read: int) -> int:
+    """Bytes of main memory that an asynchronous copy, slice or collective reads and writes; its result names what goes in as well."""
+    shapes = _shapes(each.shape)
+    made = shapes[0] if each.op == "copy-start" else shapes[1] if len(shapes) > 1 else shapes[0]
+    size = _bytes(*made)
+    return min(read, size) + (0 if made[2] else size)
 
 
 def _collective(each: Instruction, kind: str, times: int) -> Collective:
@@ -231,6 +265,10 @@ def _group(rest: str) -> int:
 
 def _shapes(text: str) -> list[tuple[str, str, str]]:
     return [(found[1], found[2], found[3] or "") for found in ARRAY.finditer(text)]
+
+
+def _kinds(text: str) -> list[tuple[str, str]]:
+    return [shape[:2] for shape in _shapes(text)]
 
 
 def _bytes(kind: str, dimensions: str, space: str = "") -> int:

@@ -21,7 +21,8 @@ COLUMNS = (
 )
 ASSUMED = """Times are what a run takes at least: matrix products at the chip's peak in bfloat16 (all of attention, masked or not), main
 memory and links at theirs, all at once; what is elementwise, latencies and waiting are left out. MFU: the model's own operations, without
-those that the backward pass does again, over that time and the peak."""
+those that the backward pass does again, over that time and the peak. Traffic of memory is counted from
+instructions, and may be too high."""
 
 
 def table(costs: Sequence[Cost]) -> str:
