@@ -48,7 +48,7 @@ OPTIONS = (
     "split",
 )
 POLICIES = ("strict", "salvage")
-GLOB = {"*": "[^/]*", "**/": ".*/|", "?": "[^/]"}
+GLOB = {"*": "[^/]*", "**": ".*", "**/": ".*/|", "?": "[^/]"}
 """Wild cards as regular expressions."""
 
 
@@ -209,7 +209,8 @@ def read_rows(
 def find_parts(source: Source, data_root: Path) -> tuple[str, ...]:
     """What a source has that can be read apart: its files, in order, or the one name that it goes by.
 
-    Files that lie side by side are one part, a line for each. Raises: as `find_files`; ValueError where one side has more files.
+    Files that lie side by side are one part, a line for each. Raises: as `find_files`; ValueError for files whose names do not say which
+    belong together.
     """
     if source.name in (*NAMED, WORLD):
         return (source.where,)
@@ -231,7 +232,7 @@ def _wild(glob: str, path: Path) -> tuple[str, ...]:
         f"({GLOB.get(piece, '.')})" if number % 2 else re.escape(piece) for number, piece in enumerate(pieces)
     )
     found = re.search(f"{pattern}$", path.as_posix())
-    return found.groups() if found else ()
+    return found.groups() if found else (str(path),)
 
 
 def read_part(

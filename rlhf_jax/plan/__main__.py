@@ -20,7 +20,10 @@ when something does not, 2 for arguments that make no sense. For GPUs it gives t
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.most < 1:
+        parser.error(f"--most {options.most}: at least 1")
     os.environ["JAX_PLATFORMS"] = "cpu"  # what programs are traced on; libtpu compiles beside it
     try:
         return run(options)

@@ -25,20 +25,18 @@ class Chip:
     bandwidth: float  # bytes a second, of that memory
     link: float  # bytes a second, into a chip over one link, or over the switch
     axes: int  # of the torus that links make; 0: a switch
-    wraps: int  # an axis of a multiple of so many chips is a ring, a shorter one a line; of a switch: chips on it
-    network: float = 0.0  # bytes a second, into a chip from another switch
-    source: str = ""
+    wraps: int  # an axis of a multiple of so many chips is a ring, another one a line
+    source: str  # links: Austin et al. 2025, How to Scale Your Model, "TPU specs"
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 * GIB, 1228e9, 45e9, 3, 4, source="https://cloud.google.com/tpu/docs/v4"),
-        Chip("v5e", 197e12, 16 * GIB, 819e9, 45e9, 2, 16, source="https://cloud.google.com/tpu/docs/v5e"),
-        Chip("v5p", 459e12, 95 * GIB, 2765e9, 90e9, 3, 4, source="https://cloud.google.com/tpu/docs/v5p"),
-        Chip("v6e", 918e12, 32 * GIB, 1638e9, 90e9, 2, 16, source="https://cloud.google.com/tpu/docs/v6e"),
-        Chip("h100", 989e12, 80e9, 3350e9, 450e9, 0, 8, 50e9, "https://www.nvidia.com/en-us/data-center/h100/"),
-        Chip("h200", 989e12, 141e9, 4800e9, 450e9, 0, 8, 50e9, "https://www.nvidia.com/en-us/data-center/h200/"),
+        Chip("v5e", 197e12, 16 * GIB, 819e9, 45e9, 2, 16, "https://cloud.google.com/tpu/docs/v5e"),
+        Chip("v5p", 459e12, 95 * GIB, 2765e9, 90e9, 3, 4, "https://cloud.google.com/tpu/docs/v5p"),
+        Chip("v6e", 918e12, 32 * GIB, 1638e9, 90e9, 2, 16, "https://cloud.google.com/tpu/docs/v6e"),
+        Chip("h100", 989e12, 80e9, 3350e9, 450e9, 0, 0, "https://www.nvidia.com/en-us/data-center/h100/"),
+        Chip("h200", 989e12, 141e9, 4800e9, 450e9, 0, 0, "https://www.nvidia.com/en-us/data-center/h200/"),
     )
 }
 
@@ -69,8 +67,6 @@ class Topology:
         A group that is all chips uses every axis of a torus at once, a smaller one is taken to lie along one axis. A ring brings data from
         both sides; at the ends of a line they come from one. Source: Austin et al. 2025, How to Scale Your Model, "Sharded matrices".
         """
-        if not self.chip.axes:
-            return self.chip.link if group <= self.chip.wraps else self.chip.network
         sides = [2 if size % self.chip.wraps == 0 else 1 for size in self.shape if size > 1]
         if group >= self.chips:
             return self.chip.link * sum(sides)
@@ -81,9 +77,8 @@ class Topology:
         if not self.compiles:
             raise ValueError(f"{self.name}: there is a compiler without the chip for TPUs alone")
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no server to ask what this machine is
-        os.environ.setdefault(
-            "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
-        )  # it compiles only, and leaves a TPU to other processes
+        # It compiles only, and leaves a TPU to other processes.
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         from jax.experimental import topologies
 
         try:

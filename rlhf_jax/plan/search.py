@@ -25,14 +25,14 @@ class Tried:
         return all(cost.fits for cost in self.costs)
 
     @property
-    def rank(self) -> tuple[bool, float, float]:
-        """Those that fit first, then by the least time, and by the time where nothing overlaps."""
-        return not self.fits, sum(cost.seconds for cost in self.costs), sum(cost.serial_seconds for cost in self.costs)
+    def rank(self) -> tuple[float, float]:
+        """The least time, and the time where links overlap with nothing."""
+        return sum(cost.seconds for cost in self.costs), sum(cost.serial_seconds for cost in self.costs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a search has tried, the fastest first."""
+    """What a search has tried: what fits, the fastest first, then what does not, in the order of trying."""
 
     tried: tuple[Tried, ...]
 
@@ -45,7 +45,7 @@ class Found:
         """A Markdown table of all that was tried."""
         lines = ["| mesh | at least | without overlap | memory | |", "|---|---|---|---|---|"]
         for each in self.tried:
-            _, least, serial = each.rank
+            least, serial = each.rank
             peak = max(cost.peak for cost in each.costs)
             words = ("fits", seconds(least), seconds(serial)) if each.fits else ("does not fit", "-", "-")
             lines.append(f"| {each.words} | {words[1]} | {words[2]} | {size(peak)} | {words[0]} |")
@@ -62,7 +62,8 @@ def search(
             break
         tell(f"{len(tried) + 1} of {most} at most: {words}")
         tried.append(Tried(each, words, plan(each, topology, only=only)))
-    return Found(tuple(sorted(tried, key=lambda each: each.rank)))
+    fitting = sorted((each for each in tried if each.fits), key=lambda each: each.rank)
+    return Found((*fitting, *(each for each in tried if not each.fits)))
 
 
 def ways(experiment: Experiment, chips: int) -> Iterator[tuple[str, Experiment]]:

@@ -21,8 +21,10 @@ COLUMNS = (
 )
 ASSUMED = """Times are what a run takes at least: matrix products at the chip's peak in bfloat16 (all of attention, masked or not), main
 memory and links at theirs, all at once; what is elementwise, latencies and waiting are left out. MFU: the model's own operations, without
-those that the backward pass does again, over that time and the peak. Traffic of memory is counted from
-instructions, and may be too high."""
+those that the backward pass does again, over that time and the peak. Traffic of memory is counted from instructions, perhaps too high."""
+UNCOMPILED = (
+    "There is a compiler without the chip for TPUs alone: here memory is that of the arguments, and links are left out."
+)
 
 
 def table(costs: Sequence[Cost]) -> str:
@@ -48,11 +50,6 @@ def table(costs: Sequence[Cost]) -> str:
     return (
         "\n".join([*lines, "", verdict(costs), "", ASSUMED if topology.compiles else f"{ASSUMED} {UNCOMPILED}"]) + "\n"
     )
-
-
-UNCOMPILED = (
-    "There is a compiler without the chip for TPUs alone: here memory is that of the arguments, and links are left out."
-)
 
 
 def verdict(costs: Sequence[Cost]) -> str:

@@ -62,6 +62,7 @@ def test_the_kernel_of_tpus_is_what_the_compiler_finds_and_a_search_ranks_meshes
             "--mesh rows=4: expected sizes of data, fsdp, tensor",
         ),
         (("quickstart", "--topology", "v5e:2x2", "--only", "dpo"), "no program 'dpo'; quickstart has sft, reward, ppo"),
+        (("quickstart", "--topology", "v5e:2x2", "--search", "--most", "0"), "--most 0: at least 1"),
         (("quickstrt", "--topology", "v5e:2x2"), "quickstart"),
         (("exact/on_policy", "--topology", "v5e:2x2"), "exact/on_policy is a study"),
     ],

@@ -59,6 +59,8 @@ def test_a_search_begins_with_what_was_given_and_ranks_by_time_what_fits(quickst
     assert len(found.tried) == 5 and found.best.mesh == MeshConfig(fsdp=2, tensor=2)
     assert "as given" in found.table() and found.table().rstrip().endswith("| does not fit |")
     assert "| data=1 fsdp=2 tensor=2 | 1.00 s |" in found.table()
+    monkeypatch.setattr(module, "plan", fake(lambda e: 1.0 / e.mesh.tensor, lambda e: False))
+    assert search(given, TOPOLOGY, only="sft", most=5).best == given, "where nothing fits, nothing is better"
 
 
 def test_a_remedy_is_the_first_change_with_which_all_fits(quickstart, monkeypatch):

@@ -43,11 +43,9 @@ from rlhf_jax.files import write_atomic
 
 PIECE = 1_000  # records that go through the pipeline together
 QUIET = "--default_sdk_harness_log_level=ERROR"  # unless the options say otherwise
-OPTIONS, ERROR, COUNTS = (
-    "options.pickle",
-    "error.txt",
-    "counts.json",
-)  # by which workers and the process that asked talk
+# Files by which workers and the process that asked talk.
+OPTIONS, ERROR, COUNTS = "options.pickle", "error.txt", "counts.json"
+UNPARSED = "Discarding unparseable args"  # what Beam says of options that it does not know
 
 Number: TypeAlias = tuple[int, int]
 """Of a record: (of the part of the source, in that part)."""
@@ -133,18 +131,19 @@ def _settings(given: Sequence[str]) -> Any:
     about_options = logging.getLogger("apache_beam.options.pipeline_options")
     about_options.setLevel(logging.WARNING)
     about_options.addHandler(unparsed)
+    options = None
     try:
-        with contextlib.redirect_stderr(
-            complaints
-        ):  # where argparse says what it does not take, before it ends the process
-            options = beam.options.pipeline_options.PipelineOptions(flags)
-            options.get_all_options()
+        with contextlib.redirect_stderr(complaints):  # argparse says there what it does not take, and ends the process
+            asked = beam.options.pipeline_options.PipelineOptions(flags)
+            asked.get_all_options()
+            options = asked
     except SystemExit:
         pass
     finally:
         about_options.removeHandler(unparsed)
         about_options.setLevel(logging.ERROR)
-    if said := complaints.getvalue().strip():
+    said = complaints.getvalue().strip()
+    if options is None or UNPARSED in said:
         reason = f"--beam {' '.join(given)}: {said.splitlines()[-1]}"
         raise ValueError(f"{reason}; expected options of Beam as NAME=VALUE, such as runner=DirectRunner")
     library: Any = tfds

@@ -73,8 +73,7 @@ def made_once(
         work.mkdir(parents=True, exist_ok=True)
         write_atomic(work / PLAN, json.dumps(plan))
         written = work / "written"
-        for half_written in (written, folder):
-            shutil.rmtree(half_written, ignore_errors=True)
+        shutil.rmtree(written, ignore_errors=True)
         try:
             about = {**plan, **make(work, written)}
         except BaseException:
@@ -83,6 +82,7 @@ def made_once(
                 folder.parent.rmdir()
             raise
         _seal(written / name / VERSION, about)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one, which is there until another is
         (written / name / VERSION).rename(folder)
         shutil.rmtree(work)
         return _prepared(folder, about)
@@ -151,10 +151,11 @@ def write_records(records: Sequence[Record], name: str, into: Path, tell: Callab
 
 def counted(rows: Iterable[Row]) -> dict[str, Any]:
     """How many rows there are, and their digest."""
-    digest, number = hashlib.sha256(), 0
-    for number, row in enumerate(rows, 1):  # noqa: B007
+    digest, records = hashlib.sha256(), 0
+    for row in rows:
         digest.update(json.dumps(row, sort_keys=True).encode())
-    return {"records": number, "digest": digest.hexdigest()}
+        records += 1
+    return {"records": records, "digest": digest.hexdigest()}
 
 
 def rewrite(folder: Path, records: Sequence[Record]) -> None:
