@@ -80,7 +80,8 @@ def translation_sft(scale: str) -> Experiment:
 
     The pairs are the rows of Alpaca 12345-15323 beside those of its translation, which has as many: 413 instructions and 377 outputs
     that were translated; rows that were left in English are no pairs, and go from the Chinese set as duplicates of the English one.
-    Instructions of each language are two fifths of the rows, the translations a fifth.
+    Instructions of each language are two fifths of the rows, the translations a fifth. The English side of a pair is also a row of Alpaca,
+    and held out by another prompt: a held-out translation into English may be a reply that was trained on.
     """
     alpaca = "instructions/alpaca-{code}/alpaca_data{marked}-12345-15323.json.gz"
     sides = f"en={alpaca.format(code='en', marked='')},zh={alpaca.format(code='zh', marked='_zh')}"
