@@ -22,6 +22,7 @@ from experiments.registry import Claim, Entry
 from rlhf_jax.config import Experiment
 from rlhf_jax.config.study import OnPolicyStudy, Study
 from rlhf_jax.files import exclusive, write_atomic
+from rlhf_jax.loops.preemption import Notice
 from rlhf_jax.overrides import difference, to_dict
 from rlhf_jax.report.html import write_report
 from rlhf_jax.report.run_report import run_report
@@ -52,6 +53,7 @@ class Plan:
     seeds: int
     resume: bool
     data_root: Path | None
+    notice: Notice = dataclasses.field(default_factory=Notice)
 
 
 def execute(plan: Plan) -> RunFiles:
@@ -82,7 +84,7 @@ def run_all(plan: Plan) -> RunFiles:
         if (directory / SUMMARY).is_file():
             continue
         print(f"seed {seed}, {seed - first + 1} of {plan.seeds}, in {directory}", file=sys.stderr)
-        run_seed(dataclasses.replace(plan.experiment, seed=seed), directory, plan.data_root)
+        run_seed(dataclasses.replace(plan.experiment, seed=seed), directory, plan.data_root, plan.notice)
     return summarise(plan.directory, plan.entry)
 
 
@@ -122,7 +124,8 @@ def check_directory(plan: Plan) -> None:
         raise FileExistsError(f"{directory} is a file; choose another --workdir")
     path = directory / CONFIG
     if not path.is_file():
-        if any(directory.iterdir()):
+        # What was being written when a process was killed starts with a dot.
+        if any(not path.name.startswith(".") for path in directory.iterdir()):
             raise FileExistsError(f"{directory} is not empty and holds no run; choose another --workdir")
         return
     changes = difference(read_json(path, {}), _config(plan.experiment))
@@ -205,12 +208,12 @@ def run_study(plan: Plan, study: Study) -> None:
     write_study(plan.directory, study.seed, plan.seeds, plan.entry.study_program()(study, plan.seeds))
 
 
-def run_seed(experiment: Experiment, directory: Path, data_root: Path | None) -> None:
+def run_seed(experiment: Experiment, directory: Path, data_root: Path | None, notice: Notice) -> None:
     """All stages of one seed; its summary is the last thing that is written."""
     from rlhf_jax.loops.pipeline import run_experiment
     from rlhf_jax.loops.run import open_run
 
-    run_experiment(open_run(experiment, directory, data_root=data_root))
+    run_experiment(open_run(experiment, directory, data_root=data_root, notice=notice))
 
 
 def summarise(directory: Path, entry: Entry) -> RunFiles:

@@ -5,11 +5,13 @@ python -m experiments.run show quickstart --set ppo.kl_coef=0.1
 python -m experiments.run run quickstart --seeds 3 --set ppo.kl_coef=0.1 --workdir runs/more-kl
 python -m experiments.run report runs/quickstart runs/more-kl --out comparison.html
 python -m experiments.run export runs/quickstart --out policy
+python -m experiments.run replay runs/quickstart --fault sft-12
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from experiments.registry import SCALES, Entry, entries, find
 from rlhf_jax.config import Experiment
+from rlhf_jax.loops.preemption import PREEMPTED, Preempted, noticing
 from rlhf_jax.overrides import apply_overrides, to_dict
 
 if TYPE_CHECKING:
@@ -30,14 +33,17 @@ if TYPE_CHECKING:
     from rlhf_jax.report.runs import RunFiles
 
 DEBUG = "RLHF_JAX_DEBUG"
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED = 2, 130  # beside PREEMPTED, 75
 OURS = tuple(str(Path(__file__).resolve().parents[1] / package) + os.sep for package in ("rlhf_jax", "experiments"))
 STYLES = {"holds": "green", "does not hold": "red"}
-EPILOG = f"Mistakes of the caller end with code {USER_ERROR} and one line; {DEBUG}=1 shows the traceback as well."
+EPILOG = (
+    f"Mistakes of the caller end with code {USER_ERROR} and one line; {DEBUG}=1 shows the traceback as well. After SIGTERM a run finishes "
+    f"its step, saves, and ends with {PREEMPTED}: the same command with --resume goes on."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0, 2 for what the caller can mend, 130 when interrupted. Mistakes in the code keep their traceback."""
+    """The exit code: 0, 2 for what the caller can mend, 75 after SIGTERM, 130 when interrupted. Mistakes of ours keep their traceback."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     try:
@@ -45,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted{_how_to_resume(arguments)}", file=sys.stderr)
         return INTERRUPTED
+    except Preempted as notice:
+        print(f"\n{notice}{_how_to_resume(arguments)}", file=sys.stderr)
+        return PREEMPTED
     except (ValueError, KeyError, OSError) as error:
         if os.environ.get(DEBUG) == "1" or not is_user_error(error):
             raise
@@ -104,8 +113,10 @@ def run_command(options: argparse.Namespace) -> None:
 
     from experiments.execute import Plan, execute, seeds_to_run
 
-    seeds = seeds_to_run(directory, options.seeds, options.resume)
-    run = execute(Plan(entry, experiment, directory, seeds, options.resume, options.data_root))
+    resume = options.resume is not None
+    seeds = seeds_to_run(directory, options.seeds, resume)
+    with noticing() as notice:
+        run = execute(Plan(entry, experiment, directory, seeds, resume, options.data_root, notice))
     print_outcome(run)
 
 
@@ -140,6 +151,28 @@ def export_command(options: argparse.Namespace) -> None:
     print(f"{out}: the {what} of {directory} after {found.step} of {found.steps} steps of {found.stage}, {found.form}")
     if options.model != "classifier":
         print(f"prompts were written by the template {experiment.text.template!r}")
+
+
+def replay_command(options: argparse.Namespace) -> None:
+    """Takes a step whose update was left out once more, and says where its first NaN comes from."""
+    from experiments.execute import start_jax
+    from rlhf_jax.loops.export import read_experiment, seed_directory, seed_of
+    from rlhf_jax.loops.replay import TEXT, find_fault, replay
+
+    experiment = read_experiment(options.directory)
+    directory = seed_directory(options.directory, options.seed)
+    folder = find_fault(directory, options.fault)
+    start_jax(experiment)
+    found = replay(dataclasses.replace(experiment, seed=seed_of(directory)), folder, options.data_root)
+    start = "the beginning of the stage" if found.begun is None else f"the checkpoint of step {found.begun}"
+    print(f"{found.stage} step {found.step}, from {start}")
+    again = "was left out again" if found.skipped else "was NOT left out this time"
+    alike = "digit for digit" if found.same_metrics else "NOT to the digit: other versions, or another machine?"
+    print(f"the update {again}; its metrics are those of the first time, {alike}")
+    if not found.same_batch:
+        print(f"the batch is NOT the one that was kept in {folder}: the data have changed")
+    print(f"the first NaN: {found.origin}" if found.origin else "no operation makes a NaN; look for infinities")
+    print(f"the batch as text: {folder / TEXT}")
 
 
 def golden_command(options: argparse.Namespace) -> None:
@@ -215,7 +248,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/NAME")
     run.add_argument(
-        "--resume", action="store_true", help="go on from the newest checkpoints, or start where there are none"
+        "--resume",
+        nargs="?",
+        const="auto",
+        choices=("auto",),
+        help="go on from the newest checkpoints, or start where there are none; `--resume` and `--resume auto` are the same",
     )
     report = command("report", report_command, "the page of a run directory, or of several side by side")
     report.add_argument("directories", nargs="+", type=Path, metavar="DIR")
@@ -237,7 +274,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--out", type=Path, metavar="DIR", help="a new folder; default: policy (or reward) in the seed's"
     )
-    for each in (run, export):
+    again = command("replay", replay_command, "take a step once more whose update was left out as it was not finite")
+    again.add_argument("directory", type=Path, metavar="DIR")
+    again.add_argument("--seed", type=int, metavar="N", help="default: the first")
+    again.add_argument("--fault", metavar="STAGE-STEP", help="a folder in the seed's faults/; default: the last")
+    for each in (run, export, again):
         each.add_argument("--data-root", type=Path, metavar="DIR", help="where data sets lie; default: $RLHF_JAX_DATA")
     command("golden", golden_command, "rewrite experiments/golden/ after a change of a config that is meant")
     return parser

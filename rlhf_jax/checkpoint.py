@@ -1,4 +1,4 @@
-"""Checkpoints of a stage: orbax on disk, the newest few kept, restored onto whatever mesh the state is laid on now.
+"""Checkpoints of a stage: orbax on disk, the newest few and the best one kept, restored onto whatever mesh the state is laid on now.
 
 Each step's directory ends with a manifest: size and sha256 of every file in it. A checkpoint without one, or with a file that is not as
 it says, is damaged: opening the directory moves it aside, and the newest intact one is the latest.
@@ -6,30 +6,33 @@ it says, is damaged: opening the directory moves it aside, and the newest intact
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlhf_jax.files import sha256, write_atomic
+from rlhf_jax.files import link_or_copy, sha256, write_atomic
 from rlhf_jax.frozen import join_frozen, split_frozen
 
 MANIFEST = "checksums.json"
+HELD_OUT = "held_out_loss"
 SHOWN = 4  # faults of one checkpoint, at most, in a warning
 
 
 class Checkpoints:
-    """The checkpoints of one stage in one directory, by step. A save is complete on disk when `save` returns.
+    """The checkpoints of one stage in one directory, by step.
 
-    Opening verifies the newest one. What is damaged moves to `DIRECTORY.damaged/STEP`, with a warning that names the files; nothing is
-    deleted. A directory that a killed process left half-written is not listed by orbax and is cleaned up on opening.
+    `save` returns when the state may change again; writing goes on beside training, and ends with the manifest. The next `save`, `wait` and
+    closing wait for that. Opening verifies the newest one. What is damaged moves to `DIRECTORY.damaged/STEP`, with a warning that names
+    the files; nothing is deleted. A directory that a killed process left half-written is not listed by orbax and is cleaned up on opening.
     """
 
     def __init__(self, directory: Path, *, keep: int = 2):
@@ -38,48 +41,125 @@ class Checkpoints:
         self._directory = directory.absolute()
         # Before orbax looks, which would count whatever is called like a step among those it keeps.
         _set_damaged_aside(self._directory)
-        keep_newest: Any = ocp.training.preservation_policies.LatestN(keep)
+        policies = ocp.training.preservation_policies
+        lowest = policies.BestN(get_metric_fn=_held_out_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        kept: Any = policies.AnyPreservationPolicy([policies.LatestN(keep), lowest])
         self._checkpointer = ocp.training.Checkpointer(
-            str(self._directory), preservation_policy=keep_newest, cleanup_tmp_directories=True
+            str(self._directory), preservation_policy=kept, cleanup_tmp_directories=True
         )
+        self._beside = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future | None = None
 
     @property
     def latest(self) -> int | None:
         """The newest step, which was intact on opening or has been saved since; None where there is none."""
+        self.wait()
         found = self._checkpointer.latest
         return None if found is None else found.step
 
-    def save(self, step: int, state: Any) -> None:
-        """Writes the state under this step, replacing an older one of the same number; the manifest is the last thing written.
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """(step, held-out loss) of the checkpoint whose loss is lowest; None where none has one."""
+        self.wait()
+        return min(held_out_losses(self._checkpointer).items(), key=lambda found: found[1], default=None)
 
-        Frozen parts are left out: they are what they were when the stage began.
+    def save(self, step: int, state: Any, *, held_out: float | None = None) -> None:
+        """Begins to write the state under this step, replacing an older one of the same number; `held_out` is its held-out loss, if known.
+
+        Frozen parts are left out: they are what they were when the stage began. Raises: OSError where the disk has no room for it, or the
+        one before could not be written.
         """
+        self.wait()
         live, _ = split_frozen(state)
-        if not self._checkpointer.save_checkpointables(step, {"state": live}, force=True, overwrite=True):
+        check_room(self._directory, live)
+        measured: Any = None if held_out is None else {HELD_OUT: held_out}
+        begun = self._checkpointer.save_checkpointables_async(
+            step, {"state": live}, force=True, overwrite=True, metrics=measured
+        )
+        if begun is None:
             raise OSError(f"{self._directory}: checkpoint of step {step} was not written")
-        seal(self._directory / str(step))
+        self._writing = self._beside.submit(self._finish, step, begun)
+
+    def wait(self) -> None:
+        """Returns when everything that was saved is whole on disk. Raises: OSError naming the checkpoint that could not be written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _finish(self, step: int, begun: Any) -> None:
+        place = self._directory / str(step)
+        try:
+            begun.result()
+            seal(place)
+        except Exception as error:  # of the file system by way of several libraries, each with errors of its own
+            raise OSError(f"{place}: this checkpoint could not be written: {error}") from error
+
+    def link(self, step: int, place: Path) -> int | None:
+        """Keeps the newest checkpoint of at most this step in another place too, whatever becomes of it here; None where there is none."""
+        self.wait()
+        found = max((kept.step for kept in self._checkpointer.checkpoints if kept.step <= step), default=None)
+        if found is not None:
+            shutil.copytree(self._directory / str(found), place / str(found), copy_function=link_or_copy)
+        return found
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state of this step with the structure, types and places of `like`, and its frozen parts.
+        """The state of this step with the structure, types and places of `like`, and its frozen parts, from whatever mesh it was saved on.
 
-        Raises: ValueError naming the checkpoint where it does not fit.
+        Raises: ValueError naming the checkpoint where it does not fit, and the first array of another shape or type.
         """
+        self.wait()
         live, frozen = split_frozen(like)
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), live)
+        place = self._directory / str(step)
         try:
+            check_arrays(place, target)
             found = self._checkpointer.load_checkpointables(step, {"state": target})["state"]
         except Exception as error:
-            raise ValueError(f"{self._directory / str(step)}: cannot restore this checkpoint: {error}") from error
+            raise ValueError(f"{place}: cannot restore this checkpoint: {error}") from error
         return join_frozen(found, frozen)
 
     def close(self) -> None:
-        self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            self._beside.shutdown()
+            self._checkpointer.close()
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def held_out_losses(checkpointer: Any) -> dict[int, float]:
+    """Step -> held-out loss, of the checkpoints that have one."""
+    measured = {found.step: found.metrics for found in checkpointer.checkpoints}
+    return {step: _held_out_loss(metrics) for step, metrics in measured.items() if metrics}
+
+
+def check_room(directory: Path, state: Any) -> None:
+    """Raises: OSError where the disk has less room than the arrays of this state take."""
+    needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(state) for shard in _own_shards(leaf))
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        said = f"a checkpoint takes {needed / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free; make room, and go on with --resume"
+        raise OSError(errno.ENOSPC, said, str(directory))
+
+
+def check_arrays(checkpoint: Path, target: Any) -> None:
+    """Raises: ValueError naming the first array that was saved with another shape or type: orbax would convert it unasked."""
+    from orbax.checkpoint import v1 as ocp
+
+    saved: Any = ocp.checkpointables_metadata(str(checkpoint)).metadata["state"]
+    found = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(target):
+        there = found.get(_name(path))
+        if there is not None and (tuple(there.shape), there.dtype) != (leaf.shape, leaf.dtype):
+            raise ValueError(
+                f"{_name(path)} was saved as {there.dtype}{list(there.shape)}, and this run has {leaf.dtype}{list(leaf.shape)}"
+            )
 
 
 def seal(checkpoint: Path) -> None:
@@ -199,6 +279,20 @@ def _fault(path: Path, expected: Mapping[str, Any]) -> str | None:
         raise
     except OSError as error:
         return f"unreadable ({error.strerror})"
+
+
+def _held_out_loss(metrics: Any) -> float:
+    return float(metrics[HELD_OUT])
+
+
+def _own_shards(leaf: Any) -> list[Any]:
+    """The parts of an array that this process writes, each once."""
+    return [shard for shard in getattr(leaf, "addressable_shards", ()) if shard.replica_id == 0]
+
+
+def _name(path: Any) -> str:
+    """An array's place in the state, as words between slashes, whatever kinds of nodes it is below."""
+    return "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
 
 
 def _digest(listed: Any) -> str:

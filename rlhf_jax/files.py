@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,14 @@ def exclusive(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Makes one file another name for what is in a file that nobody changes in place, or a copy where the file system has no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def sha256(path: Path) -> str:

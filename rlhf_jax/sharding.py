@@ -106,6 +106,10 @@ def spec_of(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | Abst
         axes = tuple(axis for axis in RULES[name] if mesh.shape.get(axis, 1) > 1)
         divides = size % int(np.prod([mesh.shape[axis] for axis in axes], dtype=np.int64)) == 0
         entries.append(axes if axes and divides else None)
+    while (
+        entries and entries[-1] is None
+    ):  # as in the layouts that come out of a program, to which JAX holds those that go in
+        entries.pop()
     return PartitionSpec(*entries)
 
 
@@ -168,7 +172,8 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 def batch_shardings(tree: Any, mesh: Mesh, *, axis: int = 0) -> Any:
     """Rows, which stand along `axis`, split over data and fsdp; scalars replicated."""
-    rows = NamedSharding(mesh, PartitionSpec(*(None,) * axis, ("data", "fsdp")))
+    over = tuple(name for name in RULES["batch"] if mesh.shape.get(name, 1) > 1)
+    rows = NamedSharding(mesh, PartitionSpec(*(None,) * axis, over) if over else PartitionSpec())
     return jax.tree.map(lambda leaf: rows if np.ndim(leaf) else NamedSharding(mesh, PartitionSpec()), tree)
 
 
@@ -230,16 +235,44 @@ def _bytes_on_a_device(leaf: Any) -> int:
     return int(np.prod(shape, dtype=np.int64)) * width
 
 
-class Compiled:
-    """A pure function under jit on a mesh. `trace` and `lower` need shapes alone."""
+class Recompiled(RuntimeError):
+    """A program that was compiled again, for arguments of another shape, type or place than before."""
 
-    def __init__(self, function: Callable, mesh: Mesh):
+
+class Compiled:
+    """A pure function under jit on a mesh. `trace` and `lower` need shapes alone.
+
+    `programs` is for how many kinds of arguments it may be compiled, such as batches of several lengths; None: for any number.
+    """
+
+    def __init__(self, function: Callable, mesh: Mesh, programs: int | None = None):
         self._mesh = mesh
-        self._jit = jax.jit(function, compiler_options=compiler_options(mesh))
+        self._jit: Any = jax.jit(function, compiler_options=compiler_options(mesh))
+        self._allow(programs)
+
+    def _allow(self, programs: int | None) -> None:
+        self._programs, self._kinds = programs, []
 
     def __call__(self, *args):
+        """What the function gives. Raises: Recompiled, naming what has changed."""
+        before = self._jit._cache_size()  # which counts for all that have this function under jit
         with jax.set_mesh(self._mesh):
-            return self._jit(*args)
+            result = self._jit(*args)
+        if self._programs is not None and (not self._kinds or self._jit._cache_size() > before):
+            self._note(_kind(args))
+        return result
+
+    def _note(self, kind: dict[str, str]) -> None:
+        """Remembers arguments that it was compiled for."""
+        self._kinds.append(kind)
+        if self._programs is None or len(self._kinds) <= self._programs:
+            return
+        nearest = min(self._kinds[:-1], key=lambda other: len(_changes(other, kind)))
+        changed = _changes(nearest, kind) or ["what JAX is set to, as the arguments are of the same kind"]
+        more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
+        raise Recompiled(
+            f"compiled for {len(self._kinds)} kinds of arguments, and {self._programs} expected: {'; '.join(changed[:4])}{more}"
+        )
 
     def trace(self, *args) -> Traced:
         """The traced program for these arguments, which may be ShapeDtypeStructs with shardings."""
@@ -257,7 +290,7 @@ class CompiledStep(Compiled):
     The new state keeps the layout of the old one: what comes out can go in again.
     """
 
-    def __init__(self, step: Callable, mesh: Mesh):
+    def __init__(self, step: Callable, mesh: Mesh, programs: int | None = 1):
         def laid_out(live, frozen, *args):
             new_state, metrics = step(join_frozen(live, frozen), *args)
             new_live, _ = split_frozen(new_state)
@@ -265,24 +298,54 @@ class CompiledStep(Compiled):
 
         self._mesh = mesh
         self._jit = jax.jit(laid_out, donate_argnums=(0,), compiler_options=compiler_options(mesh))
+        # JAX looks for a NaN by taking the step again, operation by operation, for which the state must still be there.
+        self._searched = jax.jit(laid_out, compiler_options=compiler_options(mesh))
+        self._allow(programs)
 
     def __call__(self, state, *args):
         live, frozen = split_frozen(state)
-        live, metrics = super().__call__(live, frozen, *args)
+        settings: Any = jax.config
+        if settings.jax_debug_nans:
+            with jax.set_mesh(self._mesh):
+                live, metrics = self._searched(live, frozen, *args)
+        else:
+            live, metrics = super().__call__(live, frozen, *args)
         return join_frozen(live, frozen), metrics
 
     def trace(self, state, *args):
         return super().trace(*split_frozen(state), *args)
 
 
-def compile_step(step: Callable, mesh: Mesh) -> Compiled:
+def _kind(args: Any) -> dict[str, str]:
+    """Of every argument the shape, type and place, by its path; an array whose memory was given away still tells them."""
+
+    def told(leaf: Any) -> str:
+        kind = f"{getattr(leaf, 'dtype', type(leaf).__name__)}{list(np.shape(leaf))}"
+        if not isinstance(leaf, jax.Array):
+            return f"{kind} of the host"
+        # The type of a Python number gives way to others, and one that was put nowhere goes wherever others are.
+        kind = f"weak {kind}" if getattr(leaf, "weak_type", False) else kind
+        place = getattr(leaf.sharding, "spec", None)
+        return f"{kind} as {place}" if leaf.committed else f"{kind} anywhere"
+
+    leaves, _ = jax.tree_util.tree_flatten_with_path(args)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): told(leaf) for path, leaf in leaves}
+
+
+def _changes(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    names = {**old, **new}
+    return [f"{n}: {old.get(n, 'nothing')} -> {new.get(n, 'nothing')}" for n in names if old.get(n) != new.get(n)]
+
+
+def compile_step(step: Callable, mesh: Mesh, programs: int | None = 1) -> Compiled:
     """A training step `(state, batch, ...) -> (state, metrics)` as one compiled program that reuses the state's memory.
 
-    The new state is constrained to the layout of the old one, so that a step never moves parameters to other devices.
+    The new state is constrained to the layout of the old one, so that a step never moves parameters to other devices. A step that would
+    be compiled for more than `programs` kinds of batches raises Recompiled.
     """
-    return CompiledStep(step, mesh)
+    return CompiledStep(step, mesh, programs)
 
 
-def compile_function(function: Callable, mesh: Mesh) -> Compiled:
+def compile_function(function: Callable, mesh: Mesh, programs: int | None = None) -> Compiled:
     """A pure function of parameters and batches (scoring, generation) as one compiled program; nothing is donated."""
-    return Compiled(function, mesh)
+    return Compiled(function, mesh, programs)

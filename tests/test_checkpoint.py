@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rlhf_jax import checkpoint as module
 from rlhf_jax.checkpoint import MANIFEST, Checkpoints, faults, load_part, newest_intact, seal
@@ -282,3 +284,95 @@ def test_a_checkpoint_that_goes_while_it_is_sealed_does_not_come_back_empty(tmp_
     digest = hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
     empty.write_text(json.dumps({"sha256": digest, "files": listed}))
     assert faults(empty.parent) == [f"{MANIFEST} lists no file"]
+
+
+def test_a_save_goes_on_beside_training_and_has_the_state_of_its_step(tmp_path):
+    change = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state = change({"w": jnp.zeros((512, 1024))})
+    with Checkpoints(tmp_path / "sft", keep=5) as checkpoints:
+        for step in range(5):
+            checkpoints.save(step, state)
+            for _ in range(10):
+                state = change(state)
+        for step in range(5):
+            found = checkpoints.restore(step, {"w": jnp.zeros((512, 1024))})
+            np.testing.assert_array_equal(found["w"], 1.0 + 10 * step)
+
+
+def test_the_checkpoint_of_the_lowest_held_out_loss_is_kept_beside_the_newest(tmp_path):
+    with Checkpoints(tmp_path / "sft") as checkpoints:
+        assert checkpoints.best is None
+        for step, loss in enumerate([3.0, 1.0, 2.0, None, 1.5, None]):
+            checkpoints.save(step, state_of(step), held_out=loss)
+        assert (checkpoints.best, checkpoints.latest) == ((1, 1.0), 5)
+    assert {path.name for path in (tmp_path / "sft").iterdir()} == {"1", "4", "5"}
+    with Checkpoints(tmp_path / "sft") as checkpoints:
+        assert checkpoints.best == (1, 1.0)
+        checkpoints.save(6, state_of(6), held_out=0.5)
+        assert checkpoints.best == (6, 0.5)
+    assert {path.name for path in (tmp_path / "sft").iterdir()} == {"5", "6"}
+
+
+@pytest.mark.parametrize("like", [jnp.ones((3, 4), jnp.bfloat16), jnp.ones((4, 3)), jnp.ones((3, 4), jnp.int32)])
+def test_an_array_of_another_type_or_shape_is_refused_by_name_and_never_converted(tmp_path, like):
+    directory = saved(tmp_path / "sft", 1)
+    other = {**state_of(0), "policy": {"params": {"w": like}, "rest": None}}
+    said = rf"sft/1: cannot restore.*policy/params/w was saved as float32\[3, 4\], and this run has {like.dtype}"
+    with Checkpoints(directory) as checkpoints, pytest.raises(ValueError, match=said):
+        checkpoints.restore(1, other)
+
+
+def test_a_state_restores_onto_another_mesh_with_the_same_numbers(tmp_path):
+    def laid(*axes: int) -> jax.Array:
+        mesh = jax.make_mesh(axes, ("a", "b"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[: np.prod(axes)])
+        return jax.device_put(jnp.arange(64.0).reshape(8, 8), NamedSharding(mesh, PartitionSpec("a", "b")))
+
+    with Checkpoints(tmp_path / "sft") as checkpoints:
+        checkpoints.save(1, {"w": laid(4, 2)})
+        for mesh in ((2, 4), (1, 1), (8, 1)):
+            found = checkpoints.restore(1, {"w": laid(*mesh)})["w"]
+            np.testing.assert_array_equal(found, laid(4, 2))
+            assert found.sharding == laid(*mesh).sharding
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    directory = saved(tmp_path / "sft", 1, 2)
+    before = contents(directory)
+    usage = type(shutil.disk_usage("/"))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 40, 40))
+    with Checkpoints(directory) as checkpoints:
+        with pytest.raises(
+            OSError, match=r"a checkpoint takes 0\.00 GiB, and 0\.00 GiB are free; make room.*/sft"
+        ) as raised:
+            checkpoints.save(3, state_of(3))
+        assert raised.value.errno == errno.ENOSPC
+        assert checkpoints.latest == 2
+    assert contents(directory) == before
+
+
+def test_a_save_that_fails_in_the_background_is_told_by_the_next_call_and_leaves_the_one_before(tmp_path, monkeypatch):
+    directory = saved(tmp_path / "sft", 1)
+
+    def full(checkpoint: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "seal", full)
+        checkpoints = Checkpoints(directory)
+        checkpoints.save(2, state_of(2))
+        with pytest.raises(OSError, match=r"sft/2: this checkpoint could not be written: .*No space left"):
+            checkpoints.wait()
+        checkpoints.close()
+    assert reopened(directory, "sft/2 is not intact") == 1
+
+
+def test_a_checkpoint_linked_elsewhere_stays_when_it_is_given_up_here(tmp_path):
+    with Checkpoints(tmp_path / "sft") as checkpoints:
+        assert checkpoints.link(5, tmp_path / "none") is None
+        for step in (2, 4):
+            checkpoints.save(step, state_of(step))
+        assert checkpoints.link(3, tmp_path / "kept") == 2
+        for step in (6, 8):
+            checkpoints.save(step, state_of(step))
+    assert {path.name for path in (tmp_path / "sft").iterdir()} == {"6", "8"}
+    assert faults(tmp_path / "kept" / "2") == []

@@ -16,6 +16,7 @@ from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.sharding import (
     AXES,
+    Recompiled,
     batch_shardings,
     compile_function,
     compile_step,
@@ -53,13 +54,13 @@ def test_a_mesh_has_the_axes_asked_for_over_the_first_devices():
 @pytest.mark.parametrize(
     ("names", "shape", "config", "expected"),
     [
-        (("embed", "heads", "head_dim"), (16, 4, 4), CUBE, (("fsdp",), ("tensor",), None)),
-        (("batch", "length", None), (8, 5, 16), CUBE, (("data", "fsdp"), None, None)),
+        (("embed", "heads", "head_dim"), (16, 4, 4), CUBE, (("fsdp",), ("tensor",))),
+        (("batch", "length", None), (8, 5, 16), CUBE, (("data", "fsdp"),)),
         (("batch",), (8,), MeshConfig(data=8), (("data",),)),
         (("vocab", "embed"), (31, 16), CUBE, (None, ("fsdp",))),
-        (("embed", "kv", "head_dim"), (16, 1, 4), CUBE, (("fsdp",), None, None)),
-        (("batch",), (2,), CUBE, (None,)),
-        (("embed", "mlp"), (16, 24), MeshConfig(), (None, None)),
+        (("embed", "kv", "head_dim"), (16, 1, 4), CUBE, (("fsdp",),)),
+        (("batch",), (2,), CUBE, ()),
+        (("embed", "mlp"), (16, 24), MeshConfig(), ()),
         ((), (), CUBE, ()),
     ],
 )
@@ -228,3 +229,31 @@ def test_only_a_cpu_that_stands_for_several_devices_runs_its_collectives_one_by_
     assert (compiler_options(mesh) is not None) == expected
     # XLA knows the option: a name of its own it would refuse here.
     np.testing.assert_array_equal(compile_function(lambda x: 2 * x, mesh)(jnp.arange(8.0)), 2 * jnp.arange(8.0))
+
+
+def test_a_step_that_would_be_compiled_again_names_what_changed():
+    step = compile_step(lambda state, batch: (state + batch["x"].sum(), {}), make_mesh(MeshConfig()))
+    state = place(jnp.zeros(()), make_mesh(MeshConfig()))
+    for _ in range(3):
+        state, _ = step(state, {"x": jnp.ones((4, 8)), "y": jnp.ones(3)})
+    with pytest.raises(
+        Recompiled, match=r"2 kinds of arguments, and 1 expected: 2/x: float32\[4, 8\].* -> float32\[4, 9\]"
+    ):
+        step(state, {"x": jnp.ones((4, 9)), "y": jnp.ones(3)})
+
+
+def test_batches_of_several_lengths_have_as_many_programs_and_no_more():
+    step = compile_step(lambda state, x: (state + x.sum(), {}), make_mesh(MeshConfig()), 2)
+    state = place(jnp.zeros(()), make_mesh(MeshConfig()))
+    for length in (4, 8, 4, 8):
+        state, _ = step(state, jnp.ones((2, length)))
+    with pytest.raises(Recompiled, match=r"2: float32\[2, 4\] anywhere -> float32\[2, 16\]"):
+        step(state, jnp.ones((2, 16)))
+
+
+def test_a_function_may_be_compiled_for_anything_unless_it_is_told_otherwise():
+    free, held = (compile_function(jnp.sum, make_mesh(MeshConfig()), programs) for programs in (None, 1))
+    assert [float(free(jnp.ones(n))) for n in (1, 2, 3)] == [1, 2, 3]
+    held(jnp.ones(1))
+    with pytest.raises(Recompiled, match=r"0: float32\[1\].* -> int32\[1\]"):
+        held(jnp.ones(1, jnp.int32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from rlhf_jax.checks import positive, require
+from rlhf_jax.checks import not_negative, positive, require
 from rlhf_jax.config.data import AS_IT_IS, Curation, Mixture, Text, World
 from rlhf_jax.config.model import ONE_DEVICE, MeshConfig, ModelConfig
 from rlhf_jax.config.ppo import PPO
@@ -60,9 +60,13 @@ class Experiment:
     mesh: MeshConfig = ONE_DEVICE
     seed: int = 0
     checkpoint_every: int = 100  # updates (PPO: iterations) between two checkpoints
+    max_skipped: int = (
+        10  # updates in a row that may be left out for a loss or gradient that is not finite; one more ends the run
+    )
 
     def __post_init__(self):
         positive(self, "checkpoint_every")
+        not_negative(self, "max_skipped")
         require(
             self.policy.heads % self.mesh.tensor == 0,
             f"policy.heads={self.policy.heads} is not a multiple of mesh.tensor={self.mesh.tensor}",

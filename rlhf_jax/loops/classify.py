@@ -16,7 +16,7 @@ from rlhf_jax.data.schema import Classified
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.eval.classification import class_figures
 from rlhf_jax.loops.adapters import trainee
-from rlhf_jax.loops.run import Run, run_stage
+from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
 from rlhf_jax.loops.sources import load_examples, note_seen
 from rlhf_jax.losses.classification import class_loss
@@ -63,9 +63,10 @@ def run_classify(run: Run, trunk: Params, texts: Texts) -> Classification:
     loss, update = make_class_step(begun.model, config.optim)
     step = compile_step(update, run.mesh)
 
-    def advance(state: TrainState, number: int):
-        state, metrics = step(state, place_batch(batches[number], run.mesh))
-        return state, metrics, None
+    def advance(state: TrainState, number: int) -> Advanced:
+        batch = batches[number]
+        state, metrics = step(state, place_batch(batch, run.mesh))
+        return Advanced(state, metrics, batch)
 
     held_out = pad_labels(texts.encode(examples.held_out), length, pad) if examples.held_out else None
     measure = None if held_out is None else make_evaluation(loss, run, held_out, experiment.evaluation.rows)

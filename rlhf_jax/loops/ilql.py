@@ -13,7 +13,7 @@ from rlhf_jax.data.batching.batches import Mixture, pad_rewarded, rewarded_batch
 from rlhf_jax.data.schema import Comparison, LabelledReply, Rated, Record
 from rlhf_jax.data.tokens.encode import EncodedReward
 from rlhf_jax.data.tokens.texts import Texts
-from rlhf_jax.loops.run import Run, run_stage
+from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sft import make_evaluation
 from rlhf_jax.losses.q_learning import ilql_loss, with_targets
 from rlhf_jax.models.critics import Critics, build_critics
@@ -57,9 +57,10 @@ def run_ilql(
     loss, update = make_ilql_step(critics, config)
     step = compile_step(update, run.mesh)
 
-    def advance(state: CriticState, number: int):
-        state, metrics = step(state, place_batch(batches[number], run.mesh))
-        return state, metrics, None
+    def advance(state: CriticState, number: int) -> Advanced:
+        batch = batches[number]
+        state, metrics = step(state, place_batch(batch, run.mesh))
+        return Advanced(state, metrics, batch)
 
     measure = None
     if held_out:

@@ -10,7 +10,7 @@ from rlhf_jax.data.batching.batches import Mixture, pad_pairs, preference_batche
 from rlhf_jax.data.batching.unpaired import pad_replies, reply_batches
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.loops.adapters import trainee
-from rlhf_jax.loops.run import Run, run_stage
+from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
 from rlhf_jax.losses.preference import (
     kto_baseline,
@@ -71,13 +71,13 @@ def run_preference(
     begun = trainee(run, "preference", model, reference)
     model = begun.model
     loss, update = make_preference_step(model, config)
-    complete = compile_function(partial(completed, model=model), run.mesh)
-    step = compile_step(update, run.mesh)
+    complete = compile_function(partial(completed, model=model), run.mesh, batches.lengths)
+    step = compile_step(update, run.mesh, batches.lengths)
 
-    def advance(state: TrainState, number: int):
+    def advance(state: TrainState, number: int) -> Advanced:
         batch = complete(state.params, reference, place_batch(batches[number], run.mesh))
         state, metrics = step(state, batch)
-        return state, metrics, None
+        return Advanced(state, metrics, batch)
 
     measure = held_out_measure(run, model, loss, held_out, length, pad) if held_out else None
     state = run_stage(

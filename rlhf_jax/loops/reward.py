@@ -19,7 +19,7 @@ from rlhf_jax.data.batching.batches import (
 from rlhf_jax.data.schema import Labelled
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.loops.adapters import trainee
-from rlhf_jax.loops.run import Run, run_stage
+from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
 from rlhf_jax.losses.reward import comparison_loss, label_loss
 from rlhf_jax.models import Model
@@ -52,11 +52,12 @@ def run_reward(
     run.note_cut("reward", batches.cut)
     begun = trainee(run, "reward", model, params, adapters=config.init == "policy")
     loss, update = make_reward_step(begun.model, config.optim, labelled=labelled)
-    step = compile_step(update, run.mesh)
+    step = compile_step(update, run.mesh, batches.lengths)
 
-    def advance(state: TrainState, number: int):
-        state, metrics = step(state, place_batch(batches[number], run.mesh))
-        return state, metrics, None
+    def advance(state: TrainState, number: int) -> Advanced:
+        batch = batches[number]
+        state, metrics = step(state, place_batch(batch, run.mesh))
+        return Advanced(state, metrics, batch)
 
     evaluate = None
     if held_out:

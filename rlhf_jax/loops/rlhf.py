@@ -16,7 +16,7 @@ from rlhf_jax.data.batching.batches import Batches, prompt_batches, take_rows
 from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.loops.adapters import trainee
-from rlhf_jax.loops.run import Run, run_stage
+from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sft import fresh_state
 from rlhf_jax.losses.kl import adapt_kl_coef
 from rlhf_jax.losses.policy import policy_loss
@@ -30,7 +30,7 @@ from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.rollout.score import make_trajectory, token_kl_to
 from rlhf_jax.sharding import compile_function, compile_step, place, place_batch
 from rlhf_jax.train.optimizer import make_optimizer
-from rlhf_jax.train.ppo import PPOState, Term, combined, make_ppo_update, start_ppo
+from rlhf_jax.train.ppo import PPOState, Term, combined, if_finite, make_ppo_update, start_ppo
 from rlhf_jax.types import Params, Rollout, TokenBatch
 
 Scorer = Callable[[Rollout, np.ndarray], Any]
@@ -42,20 +42,29 @@ Watch = Callable[[Rollout, np.ndarray], Mapping[str, float]]
 
 def model_scorer(run: Run, model: Model, params: Params) -> Scorer:
     """Scores of a reward model, left on the device."""
-    program = compile_function(model.scores, run.mesh)
+    program = compile_function(model.scores, run.mesh, 1)
     return lambda rollout, index: program(params, rollout.batch)
+
+
+class RewardError(RuntimeError):
+    """A reward function that failed, and on which reply."""
 
 
 def text_scorer(run: Run, texts: Texts, score: Callable[[int, str], float]) -> Scorer:
     """Scores of `score(prompt index, reply text)`, computed on the host.
 
-    Raises: ValueError naming the prompt where a score is not a finite number.
+    Raises: ValueError naming the prompt where a score is not a finite number, RewardError where there is none.
     """
 
     def scorer(rollout: Rollout, index: np.ndarray):
         scores = []
         for prompt, reply in zip(index, response_texts(rollout, texts.tokenizer), strict=True):
-            value = float(score(int(prompt), texts.template.reply_text(reply)))
+            try:
+                value = float(score(int(prompt), texts.template.reply_text(reply)))
+            except Exception as error:
+                raise RewardError(
+                    f"the reward function failed on prompt {prompt} and reply {reply!r}: {error!r}"
+                ) from error
             if not np.isfinite(value):
                 raise ValueError(
                     f"the reward of prompt {prompt} and reply {reply!r} is {value}; it must be a finite number"
@@ -64,6 +73,16 @@ def text_scorer(run: Run, texts: Texts, score: Callable[[int, str], float]) -> S
         return place_batch(np.array(scores, np.float32), run.mesh)
 
     return scorer
+
+
+def scores_of(scorer: Scorer, rollout: Rollout, index: np.ndarray) -> Any:
+    """The scores [B] of a rollout's replies. Raises: ValueError where there are not as many as replies."""
+    scores = scorer(rollout, index)
+    if np.shape(scores) != np.shape(index):
+        raise ValueError(
+            f"the reward gave scores of shape {list(np.shape(scores))} to {len(index)} replies; it must give one to each"
+        )
+    return scores
 
 
 def ending_of(texts: Texts, config: PPO | None) -> Ending:
@@ -118,6 +137,7 @@ def make_update(
         if config.kl_target is not None:
             episodes = config.prompts * config.samples
             adapted = adapt_kl_coef(kl_coef, kl, target=config.kl_target, horizon=config.kl_horizon, episodes=episodes)
+            adapted = if_finite(adapted, kl_coef)
             # A policy that may not move yet has no KL, which says nothing about the coefficient.
             kl_coef = jnp.where(state.iteration < config.value_warmup, kl_coef, adapted)
         return dataclasses.replace(state, kl_coef=kl_coef, iteration=state.iteration + 1), metrics
@@ -169,14 +189,14 @@ def run_ppo(
         prompts, config.prompts, experiment.text.prompt_length, texts.tokenizer.pad, experiment.seed
     )
     critic = (value or policy).values if config.baseline == "value" else None
-    rollout_program = compile_function(responses(policy, ending_of(texts, config), config.new_tokens), run.mesh)
+    rollout_program = compile_function(responses(policy, ending_of(texts, config), config.new_tokens), run.mesh, 1)
     trajectory_program = compile_function(
-        partial(make_trajectory, policy=policy, values=critic, config=config), run.mesh
+        partial(make_trajectory, policy=policy, values=critic, config=config), run.mesh, 1
     )
     signal_program = compile_function(
-        lambda scores: jnp.mean(has_signal(scores, samples=config.samples), dtype=jnp.float32), run.mesh
+        lambda scores: jnp.mean(has_signal(scores, samples=config.samples), dtype=jnp.float32), run.mesh, 1
     )
-    refill_program = compile_function(partial(refill, samples=config.samples), run.mesh)
+    refill_program = compile_function(partial(refill, samples=config.samples), run.mesh, 1)
     update = compile_step(make_update(policy, value, config), run.mesh)
     key = run.key("ppo")
     rollout_key, order_key = jax.random.split(key)
@@ -189,7 +209,7 @@ def run_ppo(
         keys = row_keys(rollout_key, number, index, samples)
         asked, keys = place_batch((batch.prompts, keys), run.mesh)
         rollout = rollout_program(params, asked, keys, np.float32(config.temperature))
-        return Scored(rollout, scorer(rollout, index), index)  # pyright: ignore[reportArgumentType]
+        return Scored(rollout, scores_of(scorer, rollout, index), index)  # pyright: ignore[reportArgumentType]
 
     def draw_with_signal(params: Params, iteration: int) -> tuple[Scored, dict[str, float]]:
         """A batch whose prompts without a signal are replaced by others, and how many rollouts it took."""
@@ -204,7 +224,7 @@ def run_ppo(
             found = float(signal_program(scored.scores))
         return scored, {"rollouts": float(drawn), "signal_before_refills": share}
 
-    def advance(state: PPOState, iteration: int):
+    def advance(state: PPOState, iteration: int) -> Advanced:
         scored, refilled = draw_with_signal(state.policy.params, iteration)
         rollout, scores = scored.rollout, scored.scores
         value_params = state.policy.params if state.value is None else state.value.params
@@ -220,7 +240,7 @@ def run_ppo(
             reference if config.kl_estimator == "exact" else None,
         )
         later = None if watch is None else partial(watched, watch, scored)
-        return state, {**seen, **metrics, **refilled}, later
+        return Advanced(state, {**seen, **metrics, **refilled}, trajectory, later)
 
     updates = config.epochs * config.minibatches
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -16,7 +18,9 @@ from rlhf_jax.config import Experiment, Mixture
 from rlhf_jax.data.batching.padding import Cut
 from rlhf_jax.data.mixtures import Gathered
 from rlhf_jax.data.sources import find_data_root
-from rlhf_jax.report.metrics import MetricsWriter
+from rlhf_jax.loops.faults import Faults
+from rlhf_jax.loops.preemption import Notice, Preempted
+from rlhf_jax.report.metrics import Later, MetricsWriter
 from rlhf_jax.report.progress import progress
 from rlhf_jax.sharding import make_mesh
 
@@ -24,24 +28,35 @@ State = TypeVar("State")
 STAGES = ("init", "sft", "collect", "reward", "value", "ppo", "evaluate", "normalise", "preference", "ilql", "classify")
 
 
-@runtime_checkable
-class Advance(Protocol):
-    """(state, step) -> (state, metrics, metrics that need the host): one step of a stage, dispatched but not waited for."""
+@dataclasses.dataclass(frozen=True)
+class Advanced:
+    """A step of a stage that was dispatched, but not waited for."""
 
-    def __call__(
-        self, state: Any, step: int, /
-    ) -> tuple[Any, Mapping[str, Any], Callable[[], Mapping[str, float]] | None]: ...
+    state: Any
+    metrics: Mapping[str, Any]
+    batch: Any  # what it learned from, which is kept where its update is left out
+    later: Later | None = None  # metrics that need the host
+
+
+Advance = Callable[[Any, int], Advanced]
+"""(state, step) -> the next state, with metrics. It is a function of these two alone, however often it is called."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Where an experiment runs. `on_step(stage, steps done)` is called after each step, once its checkpoint is due and written."""
+    """Where an experiment runs.
+
+    `on_step(stage, steps done)` is called after each step, once its checkpoint has begun to be written. `take(stage, advance, state, step)`
+    stands between the loop and each step. `notice` is asked after each step whether the machine is to be taken away.
+    """
 
     experiment: Experiment
     directory: Path
     mesh: Mesh
     data_root: Path | None = None
     on_step: Callable[[str, int], None] | None = None
+    take: Callable[[str, Advance, Any, int], Advanced] = lambda stage, advance, state, step: advance(state, step)
+    notice: Notice = dataclasses.field(default_factory=Notice)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of this process, by stage
     # The same without the first step, which compiles, and without evaluation and checkpoints.
     step_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -83,41 +98,77 @@ def run_stage(
 ) -> State:
     """The state after `steps` steps, from the newest intact checkpoint of this stage if there is one.
 
-    Metrics and checkpoints are written on the way; `evaluate` runs before the first step, every `eval_every` steps and after the last.
-    What is written is the same whether the run was interrupted or not.
+    Metrics and checkpoints are written on the way; `evaluate` runs before the first step, every `eval_every` steps and after the last. The
+    checkpoint whose held-out loss, the first metric of `show`, is lowest is kept beside the newest ones. What is written is the same
+    whether the run was interrupted or not. A step that fails leaves a checkpoint of what there was before it, a notice one of what came.
+    Raises: NotFinite where too many updates in a row had to be left out; Preempted.
     """
     started, counted = time.monotonic(), 0.0
-    with Checkpoints(run.directory / "checkpoints" / stage) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(run.directory / "checkpoints" / stage))
         start = run.resumed[stage] = checkpoints.latest or 0
         if start:
             state = checkpoints.restore(start, state)
-        with (
-            MetricsWriter(run.directory, stage, resume_step=start) as writer,
-            MetricsWriter(run.directory, f"{stage}/held_out", resume_step=start + bool(start)) as held_out,
-            progress(steps, stage, done=start) as bar,
-        ):
-            if evaluate is not None and not start:
-                held_out.write(f"{stage}/held_out", 0, evaluate(state))
-            since = None
-            for step in range(start, steps):
-                state, metrics, later = advance(state, step)
-                writer.write(stage, step, metrics, later=later)
-                done = step + 1
-                measure = evaluate if done == steps or (eval_every and done % eval_every == 0) else None
-                save = done == steps or done % run.experiment.checkpoint_every == 0
-                if measure is not None or save or since is None:
-                    writer.flush()  # waits for the step, so that the clock stands between steps
-                    counted += 0.0 if since is None else time.monotonic() - since
-                    if measure is not None:
-                        held_out.write(f"{stage}/held_out", done, measure(state))
-                    if save:
-                        held_out.flush()
-                        checkpoints.save(done, state)
-                    since = time.monotonic()
-                if run.on_step is not None:
-                    run.on_step(stage, done)
-                bar.update(
-                    done, "  ".join(f"{name} {writer.latest[name]:.3g}" for name in show if name in writer.latest)
-                )
+        bar = stack.enter_context(progress(steps, stage, done=start))
+        faults = Faults(run.directory, stage, checkpoints, run.experiment.max_skipped, bar.say)
+        writer = stack.enter_context(MetricsWriter(run.directory, stage, resume_step=start, look=faults.look))
+        held_out = f"{stage}/held_out"
+        measured = stack.enter_context(MetricsWriter(run.directory, held_out, resume_step=start + bool(start)))
+        faults.remember()
+        if evaluate is not None and not start:
+            measured.write(held_out, 0, evaluate(state))
+            measured.flush()  # at once, so that lines stand in one order whenever a run was interrupted
+        stack.enter_context(run.notice.held())
+        since = None
+        for step in range(start, steps):
+            try:
+                found = run.take(stage, advance, state, step)
+            except BaseException:
+                rescue(checkpoints, writer, step, state)
+                raise
+            state = found.state
+            faults.keep(step, found.batch)
+            writer.write(stage, step, found.metrics, later=found.later)
+            done = step + 1
+            measure = evaluate if done == steps or (eval_every and done % eval_every == 0) else None
+            save = done == steps or done % run.experiment.checkpoint_every == 0 or run.notice.given
+            if measure is not None or save or since is None:
+                writer.flush()  # waits for the step, so that the clock stands between steps
+                counted += 0.0 if since is None else time.monotonic() - since
+                loss = None
+                if measure is not None:
+                    metrics = measure(state)
+                    measured.write(held_out, done, metrics)
+                    measured.flush()
+                    loss = float(metrics[show[0]]) if show and show[0] in metrics else None
+                if save or is_best(checkpoints, loss):
+                    checkpoints.save(done, state, held_out=loss)
+                since = time.monotonic()
+            if run.on_step is not None:
+                run.on_step(stage, done)
+            bar.update(done, "  ".join(f"{name} {writer.latest[name]:.3g}" for name in show if name in writer.latest))
+            if run.notice.given:
+                raise Preempted(f"{stage}: saved at step {done} of {steps}")
     run.seconds[stage], run.step_seconds[stage] = time.monotonic() - started, counted
     return state
+
+
+def is_best(checkpoints: Checkpoints, loss: float | None) -> bool:
+    """Whether a held-out loss is below that of every checkpoint."""
+    if loss is None or not math.isfinite(loss):
+        return False
+    best = checkpoints.best
+    return best is None or loss < best[1]
+
+
+def rescue(checkpoints: Checkpoints, writer: MetricsWriter, step: int, state: Any) -> None:
+    """Saves the state that there was before a step that failed, if it is still there: the step may have been using its memory."""
+    if step == checkpoints.latest or any(map(is_gone, jax.tree.leaves(state))):
+        return
+    writer.flush()
+    checkpoints.save(step, state)
+
+
+def is_gone(leaf: Any) -> bool:
+    """Whether the memory of an array was given to a step."""
+    return isinstance(leaf, jax.Array) and leaf.is_deleted()

@@ -15,7 +15,7 @@ from rlhf_jax.data.erasure.seen import seen_by
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.frozen import join_frozen, split_frozen
 from rlhf_jax.loops.adapters import trainee
-from rlhf_jax.loops.run import Run, run_stage
+from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sources import IMITATED, load_examples, note_seen
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import Model
@@ -35,7 +35,7 @@ def weighted_average(parts: list[tuple[Mapping[str, jax.Array], jax.Array]]) -> 
 
 def make_evaluation(loss: LossFn, run: Run, data, rows: int):
     """params -> the loss's metrics over a padded data set, every example once."""
-    program = compile_function(lambda params, batch: _measured(loss, params, batch), run.mesh)
+    program = compile_function(lambda params, batch: _measured(loss, params, batch), run.mesh, 1)
 
     def evaluate(params: Params) -> dict[str, float]:
         return weighted_average([program(params, place_batch(b, run.mesh)) for b in evaluation_batches(data, rows)])
@@ -87,13 +87,13 @@ def run_sft(
     run.noted["sft/rejected_rows"] = float(examples.rejected)
     begun = trainee(run, "sft", model, params)
     loss, update = make_sft_step(begun.model, config.optim)
-    step = compile_step(update, run.mesh)
+    step = compile_step(update, run.mesh, batches.lengths)
 
-    def advance(state: TrainState, number: int):
+    def advance(state: TrainState, number: int) -> Advanced:
         batch = batches[number]
         tokens = int(np.sum(batch.segments != 0))
         state, metrics = step(state, place_batch(batch, run.mesh))
-        return state, {**metrics, "real_tokens": tokens}, None
+        return Advanced(state, {**metrics, "real_tokens": tokens}, batch)
 
     measure = None
     if examples.held_out:

@@ -46,7 +46,7 @@ class MetricsWriter:
     step is waited for before the next one runs. Several writers may share a directory.
 
     With `resume_step`, lines of `stage` at that step or later are dropped first, because a crashed run may have written
-    more than its checkpoint knows.
+    more than its checkpoint knows. `look(step, metrics)` is called for every line, once it is written.
     """
 
     def __init__(
@@ -56,13 +56,14 @@ class MetricsWriter:
         *,
         resume_step: int | None = None,
         tensorboard: bool = True,
+        look: Callable[[int, Mapping[str, float]], None] | None = None,
     ) -> None:
         if resume_step is not None and stage is None:
             raise ValueError(f"resume_step={resume_step} needs the stage whose lines are to be dropped")
         self.path = Path(directory) / FILE
         self.latest: dict[str, float] = {}  # the metrics last written, already on the host
         self._resumed = (stage, resume_step)
-        self._tensorboard = tensorboard
+        self._tensorboard, self._look = tensorboard, look
         self._events: dict[str, Any] = {}
         self._pending: _Entry | None = None
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +117,8 @@ class MetricsWriter:
         if self._tensorboard:
             for name, value in self.latest.items():
                 self._events_of(previous.stage).add_scalar(name, value, previous.step)
+        if self._look is not None:
+            self._look(previous.step, self.latest)
 
     def _events_of(self, stage: str) -> Any:
         # One folder of events per stage: purging what a crashed run wrote too much hides everything in the folder.

@@ -14,14 +14,20 @@ MODES: tuple[Mode, ...] = ("auto", "bar", "lines", "quiet")
 VARIABLE = "RLHF_JAX_PROGRESS"
 
 Show = Callable[["Progress"], None]
+Say = Callable[[str], None]
 
 
 class Progress:
-    """Counts steps. `done` starts where a resumed run left off; rate and time left look only at steps of this run."""
+    """Counts steps. `done` starts where a resumed run left off; rate and time left look only at steps of this run.
 
-    def __init__(self, total: int, description: str, done: int, show: Show, clock: Callable[[], float]) -> None:
+    `say` shows a line that stays.
+    """
+
+    def __init__(
+        self, total: int, description: str, done: int, show: Show, clock: Callable[[], float], say: Say
+    ) -> None:
         self.total, self.description, self.done, self.text = total, description, done, ""
-        self._show, self._clock = show, clock
+        self._show, self._clock, self.say = show, clock, say
         self._first, self._started = done, clock()
 
     def update(self, done: int, text: str = "") -> None:
@@ -81,7 +87,7 @@ def progress(
             last, shown = clock(), counter.done
             print(counter.line(), file=sys.stderr, flush=True)
 
-    counter = Progress(total, description, done, show, clock)
+    counter = Progress(total, description, done, show, clock, _say)
     try:
         yield counter
     finally:
@@ -128,7 +134,14 @@ def _bar(total: int, description: str, done: int, clock: Callable[[], float]) ->
             words = f"{duration(left)} left" if left else ""
             bar.update(task, completed=counter.done, rate=_rate(counter.rate), left=words, text=counter.text)
 
-        yield Progress(total, description, done, show, clock)
+        def say(text: str) -> None:
+            bar.console.print(text, markup=False, highlight=False)
+
+        yield Progress(total, description, done, show, clock, say)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _rate(rate: float) -> str:

@@ -13,7 +13,7 @@ import optax
 from rlhf_jax.frozen import join_frozen, split_frozen
 from rlhf_jax.losses.scores import no_moments
 from rlhf_jax.sharding import constrain
-from rlhf_jax.train.step import TrainState, apply_gradients, gradients
+from rlhf_jax.train.step import TrainState, apply_gradients, gradients, skips
 from rlhf_jax.types import Aux, LossFn, Moments, Params, TokenBatch, Trajectory, pytree
 
 
@@ -76,6 +76,12 @@ def select_rows(trajectory: Any, rows: jax.Array) -> Any:
     return jax.tree.map(pick, trajectory)
 
 
+def if_finite(new: Any, old: Any) -> Any:
+    """The new tree where all of it is finite, else the old one: a score that is no number must not stay in what later ones are held to."""
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new)]))
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+
+
 def make_ppo_update(
     policy_loss: LossFn,
     policy_tx: optax.GradientTransformation,
@@ -89,7 +95,7 @@ def make_ppo_update(
     ema: float | None = None,
     value_warmup: int = 0,
 ) -> Callable[..., tuple[PPOState, dict[str, jax.Array]]]:
-    """(state, trajectory, key, ptx batch or None, reference or None) -> (state, mean metrics over the minibatches).
+    """(state, trajectory, key, ptx batch or None, reference or None) -> (state, mean metrics over the minibatches, and `skips`).
 
     The ptx batch holds [epochs * minibatches, rows, T] demonstrations; its gradient is added before the one clipping and update,
     as in Ouyang et al. 2022, section 3.5 and appendix C.4. Advantages come whitened over the whole batch.
@@ -103,22 +109,24 @@ def make_ppo_update(
         def body(state: PPOState, item):
             rows, demonstrations = item
             batch = select_rows(trajectory, rows)
-            grads, metrics, _ = gradients(loss, state.policy.params, batch, microbatches)
+            grads, metrics, _, value_of_loss = gradients(loss, state.policy.params, batch, microbatches)
             if ptx is not None:
-                extra, extra_metrics, _ = gradients(ptx.loss, state.policy.params, demonstrations, microbatches)
-                grads = jax.tree.map(lambda g, e, coef=ptx.coef: g + coef * e, grads, extra)
-                metrics |= {f"ptx_{name}": value for name, value in extra_metrics.items()}
-            metrics["grad_norm"] = optax.tree.norm(grads)
-            policy = apply_gradients(state.policy, grads, policy_tx, ema=ema)
+                extra = gradients(ptx.loss, state.policy.params, demonstrations, microbatches)
+                grads = jax.tree.map(lambda g, e, coef=ptx.coef: g + coef * e, grads, extra.grads)
+                metrics |= {f"ptx_{name}": value for name, value in extra.metrics.items()}
+                value_of_loss += ptx.coef * extra.loss
+            metrics |= {"loss": value_of_loss, "grad_norm": optax.tree.norm(grads)}
+            policy = apply_gradients(state.policy, grads, policy_tx, ema=ema, loss=value_of_loss)
             if value_warmup:
                 wait = state.iteration < value_warmup
                 policy = jax.tree.map(lambda new, old: jnp.where(wait, old, new), policy, state.policy)
             value = state.value
             if value is not None:
                 assert value_loss is not None and value_tx is not None
-                grads, value_metrics, _ = gradients(value_loss, value.params, batch, microbatches)
-                metrics |= value_metrics | {"value_grad_norm": optax.tree.norm(grads)}
-                value = apply_gradients(value, grads, value_tx)
+                found = gradients(value_loss, value.params, batch, microbatches)
+                metrics |= found.metrics | {"value_grad_norm": optax.tree.norm(found.grads)}
+                value = apply_gradients(value, found.grads, value_tx, loss=found.loss)
+            metrics |= skips(policy) if value is None else skips(policy, value)
             return dataclasses.replace(state, policy=policy, value=value), metrics
 
         return body
@@ -142,7 +150,10 @@ def make_ppo_update(
         state = join_frozen(live, frozen)
         first = ("ratio", "clip_fraction", "approx_kl")
         seen = {f"first_{name}": metrics[name][0] for name in first if name in metrics}
-        state = dataclasses.replace(state, average=trajectory.average, moments=trajectory.moments)
+        # Of updates that were left out the number and the longest row, of all else the mean.
+        seen |= {"skipped": metrics["skipped"].sum(), "skipped_in_a_row": metrics["skipped_in_a_row"].max()}
+        average, moments = if_finite((trajectory.average, trajectory.moments), (state.average, state.moments))
+        state = dataclasses.replace(state, average=average, moments=moments)
         return state, jax.tree.map(jnp.mean, metrics) | seen
 
     return update

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,16 @@ class TrainState:
     params: Params
     opt_state: Any
     ema: Params | None  # averaged parameters, where the run keeps them
+    skipped: jax.Array  # updates in a row, up to the last, that were left out as their loss or gradient was not finite
+
+
+class Gradients(NamedTuple):
+    """What a loss gives over a whole batch."""
+
+    grads: Params
+    metrics: dict[str, jax.Array]
+    weight: jax.Array
+    loss: jax.Array
 
 
 def init_state(params: Params, tx: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
@@ -32,6 +42,7 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, ema: bool = 
         params=join_frozen(live, frozen),
         opt_state=tx.init(live),
         ema=join_frozen(jax.tree.map(jnp.copy, live), frozen) if ema else None,
+        skipped=jnp.zeros((), jnp.int32),
     )
 
 
@@ -49,10 +60,8 @@ def deal(batch: Any, microbatches: int) -> Any:
     return jax.tree.map(split, batch)
 
 
-def gradients(
-    loss: LossFn, params: Params, batch: Any, microbatches: int = 1
-) -> tuple[Params, dict[str, jax.Array], jax.Array]:
-    """Gradient and metrics of the loss over the whole batch, and its weight; independent of the number of microbatches.
+def gradients(loss: LossFn, params: Params, batch: Any, microbatches: int = 1) -> Gradients:
+    """Gradient, metrics, weight and value of the loss over the whole batch; independent of the number of microbatches.
 
     Frozen parameters have no gradient: in its tree stand empty marks for them.
 
@@ -62,35 +71,60 @@ def gradients(
     value_and_grad = jax.value_and_grad(lambda live, piece: loss(join_frozen(live, frozen), piece), has_aux=True)
 
     def one(piece):
-        (_, aux), grads = value_and_grad(live, piece)
-        weighted = jax.tree.map(lambda x: x * aux.weight.astype(x.dtype), (grads, aux.metrics))
-        return (*weighted, aux.weight)
+        (value, aux), grads = value_and_grad(live, piece)
+        grads, metrics, value = jax.tree.map(lambda x: x * aux.weight.astype(x.dtype), (grads, aux.metrics, value))
+        return Gradients(grads, metrics, aux.weight, value)
 
     if microbatches == 1:
-        (_, aux), grads = value_and_grad(live, batch)
-        return grads, aux.metrics, aux.weight
+        (value, aux), grads = value_and_grad(live, batch)
+        return Gradients(grads, aux.metrics, aux.weight, value)
     pieces = deal(batch, microbatches)
     shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], pieces))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total, _ = jax.lax.scan(lambda sums, piece: (jax.tree.map(jnp.add, sums, one(piece)), None), zeros, pieces)
-    grads, metrics, weight = total
-    scale = 1.0 / jnp.maximum(weight, 1e-9)
-    grads, metrics = jax.tree.map(lambda x: x * scale.astype(x.dtype), (grads, metrics))
-    return grads, metrics, weight
+    scale = 1.0 / jnp.maximum(total.weight, 1e-9)
+    grads, metrics, value = jax.tree.map(lambda x: x * scale.astype(x.dtype), (total.grads, total.metrics, total.loss))
+    return Gradients(grads, metrics, total.weight, value)
 
 
 def apply_gradients(
-    state: TrainState, grads: Params, tx: optax.GradientTransformation, *, ema: float | None = None
+    state: TrainState,
+    grads: Params,
+    tx: optax.GradientTransformation,
+    *,
+    ema: float | None = None,
+    loss: jax.Array | float = 0.0,
 ) -> TrainState:
-    """The state after one update of the optimiser, with the averaged parameters following at decay `ema`."""
+    """The state after one update of the optimiser, with the averaged parameters following at decay `ema`.
+
+    Where the loss or the gradient is not finite, nothing changes but `skipped`: one such update would leave nothing of the parameters
+    and of the optimiser's moments.
+    """
     live, frozen = split_frozen(state.params)
+    averaged, _ = split_frozen(state.ema)
     updates, opt_state = tx.update(grads, state.opt_state, live)
-    live = optax.apply_updates(live, updates)
-    averaged = state.ema
+    new = optax.apply_updates(live, updates)
+    newly_averaged = averaged
     if ema is not None:
-        old, _ = split_frozen(state.ema)
-        averaged = join_frozen(jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, old, live), frozen)
-    return TrainState(step=state.step + 1, params=join_frozen(live, frozen), opt_state=opt_state, ema=averaged)
+        newly_averaged = jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, averaged, new)
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+    kept = (state.step, live, state.opt_state, averaged)
+    step, new, opt_state, averaged = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (state.step + 1, new, opt_state, newly_averaged), kept
+    )
+    return TrainState(
+        step=step,
+        params=join_frozen(new, frozen),
+        opt_state=opt_state,
+        ema=None if state.ema is None else join_frozen(averaged, frozen),
+        skipped=jnp.where(finite, 0, state.skipped + 1),
+    )
+
+
+def skips(*states: TrainState) -> dict[str, jax.Array]:
+    """Metrics of states that were updated together: `skipped`, 1 where the update of any was left out, and the longest row of such."""
+    row = jnp.max(jnp.stack([state.skipped for state in states])).astype(jnp.float32)
+    return {"skipped": jnp.minimum(row, 1.0), "skipped_in_a_row": row}
 
 
 def make_step(
@@ -98,11 +132,12 @@ def make_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch) -> (state, metrics), pure; `compile_step` puts it on devices.
 
-    The loss is any function (params, batch) -> (mean, Aux). Metrics gain `grad_norm`, before clipping.
+    The loss is any function (params, batch) -> (mean, Aux). Metrics gain `loss`, `grad_norm`, before clipping, and those of `skips`.
     """
 
     def step(state: TrainState, batch: Any):
-        grads, metrics, _ = gradients(loss, state.params, batch, microbatches)
-        return apply_gradients(state, grads, tx), {**metrics, "grad_norm": optax.tree.norm(grads)}
+        found = gradients(loss, state.params, batch, microbatches)
+        state = apply_gradients(state, found.grads, tx, loss=found.loss)
+        return state, {"loss": found.loss, **found.metrics, "grad_norm": optax.tree.norm(found.grads), **skips(state)}
 
     return step

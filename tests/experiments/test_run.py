@@ -98,7 +98,7 @@ def test_resuming_a_finished_run_runs_no_seed_again_and_prints_the_figures(finis
 def test_more_seeds_can_be_asked_for_when_resuming(finished, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        execute, "run_seed", lambda experiment, directory, root: asked.append((experiment.seed, directory))
+        execute, "run_seed", lambda experiment, directory, *rest: asked.append((experiment.seed, directory))
     )
     assert run.main(command(finished, "--resume", "--seeds", "3", seed=5)) == 0
     assert asked == [(7, finished / "seed_7")]
@@ -106,7 +106,7 @@ def test_more_seeds_can_be_asked_for_when_resuming(finished, monkeypatch):
 
 def test_resume_starts_where_there_is_nothing_yet(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(execute, "run_seed", lambda experiment, directory, root: asked.append(experiment.seed))
+    monkeypatch.setattr(execute, "run_seed", lambda experiment, directory, *rest: asked.append(experiment.seed))
     assert run.main(command(tmp_path / "new", "--resume")) == 0
     assert asked == [0]
 
@@ -154,6 +154,7 @@ def test_a_directory_with_other_things_in_it_is_refused(tmp_path, capsys):
     ],
 )
 def test_a_wrong_setting_is_said_in_one_line_before_anything_is_written(tmp_path, capsys, changes, message):
+    jax.devices()  # have started: as many as are asked for could be had before
     said = error_of(capsys, command(tmp_path / "run", "--data-root", str(tmp_path), **changes))
     assert message in said
     assert said.count("\n") == 1

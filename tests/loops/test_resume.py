@@ -18,8 +18,8 @@ from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.run import open_run
 from rlhf_jax.report.metrics import read_metrics
 
-STEPS, EVERY, STOP = 6, 4, 5
-"""Updates in all, between checkpoints, and before the interruption, which comes one update after a checkpoint."""
+STEPS, EVERY, MEASURED, STOP = 7, 4, 5, 6
+"""Updates in all, between checkpoints, before the evaluation, whose checkpoint is kept as the best, and before the interruption."""
 
 
 class Interrupted(Exception):
@@ -41,7 +41,9 @@ def tiny(name: str) -> Experiment:
         )
         config = dataclasses.replace(config, score_unit="scaled")
     else:
-        config = dataclasses.replace(config, optim=dataclasses.replace(rows(config, 8), steps=STEPS), eval_every=STOP)
+        config = dataclasses.replace(
+            config, optim=dataclasses.replace(rows(config, 8), steps=STEPS), eval_every=MEASURED
+        )
     if stage in ("reward", "preference"):
         config = dataclasses.replace(config, pairs=32)
     if stage == "ilql":
@@ -76,8 +78,8 @@ def saved(monkeypatch) -> dict[tuple[Path, int], dict[str, np.ndarray]]:
     states = {}
 
     class Recorded(Checkpoints):
-        def save(self, step, state):
-            super().save(step, state)
+        def save(self, step, state, **how):
+            super().save(step, state, **how)
             leaves, _ = jax.tree_util.tree_flatten_with_path(state)
             states[self._directory, step] = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -134,7 +136,7 @@ def flip_a_bit(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "stage", "damaged"),
-    [("sft", "sft", [STEPS]), ("sft", "sft", [STEPS, EVERY]), ("ppo", "ppo", [STEPS]), ("dapo", "sft", [30, 28])],
+    [("sft", "sft", [STEPS]), ("sft", "sft", [STEPS, MEASURED]), ("ppo", "ppo", [STEPS]), ("dapo", "sft", [30, 28])],
 )
 def test_a_run_whose_newest_checkpoints_are_damaged_ends_as_if_they_were_not(name, stage, damaged, tmp_path, saved):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -144,7 +146,7 @@ def test_a_run_whose_newest_checkpoints_are_damaged_ends_as_if_they_were_not(nam
         flip_a_bit(broken / "checkpoints" / stage / str(step))
     for file in ("summary.json", "samples.jsonl", "calibration.json"):
         (broken / file).unlink()
-    goes_on = f"starts from its beginning|goes on from .*/checkpoints/{stage}/{EVERY}"
+    goes_on = f"starts from its beginning|goes on from .*/checkpoints/{stage}/[45]"
     with pytest.warns(UserWarning, match=rf"checkpoints/{stage}/{damaged[0]} is not intact: state/(.|\n)*({goes_on})"):
         run(name, broken)
 

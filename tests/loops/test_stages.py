@@ -18,7 +18,7 @@ from rlhf_jax.data.tokens.tokenizer import SentencePieceTokenizer
 from rlhf_jax.doctor.subjects import largest_difference
 from rlhf_jax.loops import collect, evaluate
 from rlhf_jax.loops.rlhf import ending_of, make_update
-from rlhf_jax.loops.run import open_run, run_stage
+from rlhf_jax.loops.run import Advanced, open_run, run_stage
 from rlhf_jax.loops.sources import open_texts, policy_prompts
 from rlhf_jax.models import build_model
 from rlhf_jax.rollout.generate import Ending
@@ -34,7 +34,7 @@ def test_the_seconds_of_the_steps_leave_out_the_first_and_the_evaluation(tmp_pat
 
     def advance(state, step):
         time.sleep(SLOW if step == 0 else SLOW / 20)
-        return state, {"loss": 1.0}, None
+        return Advanced(state, {"loss": 1.0}, None)
 
     def evaluate(state):
         time.sleep(SLOW)

@@ -287,3 +287,33 @@ def test_what_stands_outside_the_responses_changes_no_update():
     update = jax.jit(make_ppo_update(POLICY_LOSS, SGD, VALUE_LOSS, SGD, epochs=1, minibatch=8))
     one, other = (update(fresh(value=True), t, jax.random.key(0)) for t in (trajectory, changed))
     assert_trees_close(one, other, atol=1e-6)
+
+
+def test_a_score_that_is_no_number_leaves_the_state_as_it_was_but_for_the_count():
+    trajectory = seen_by_the_table()
+    broken = trajectory.replace(
+        advantages=trajectory.advantages * jnp.nan,
+        returns=trajectory.returns * jnp.nan,
+        average=jnp.float32(jnp.nan),
+        moments=trajectory.moments.replace(mean=jnp.float32(jnp.nan)),
+    )
+    update = jax.jit(make_ppo_update(POLICY_LOSS, SGD, VALUE_LOSS, SGD, epochs=2, minibatch=4))
+    before = fresh(value=True)
+    after, metrics = update(before, broken, jax.random.key(0))
+    assert (float(metrics["skipped"]), float(metrics["skipped_in_a_row"])) == (4, 4)
+    assert after.value is not None and int(after.policy.skipped) == int(after.value.skipped) == 4
+    for part in ("policy", "value"):
+        assert_trees_close(getattr(after, part).params, getattr(before, part).params, atol=0)
+    assert_trees_close((after.average, after.moments), (before.average, before.moments), atol=0)
+    going_on, metrics = update(after, trajectory, jax.random.key(0))
+    assert (float(metrics["skipped"]), float(metrics["skipped_in_a_row"])) == (0, 0)
+    assert float(jnp.abs(going_on.policy.params["table"] - after.policy.params["table"]).max()) > 0
+
+
+def test_of_policy_and_value_either_may_be_left_out_alone():
+    trajectory = seen_by_the_table()
+    trajectory = trajectory.replace(returns=trajectory.returns * jnp.inf)
+    update = jax.jit(make_ppo_update(POLICY_LOSS, SGD, VALUE_LOSS, SGD, epochs=1, minibatch=8))
+    after, metrics = update(fresh(value=True), trajectory, jax.random.key(0))
+    assert after.value is not None
+    assert (int(after.policy.skipped), int(after.value.skipped), float(metrics["skipped"])) == (0, 1, 1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 from functools import partial
 
@@ -55,7 +56,7 @@ def test_microbatches_count_by_their_weight_and_not_alike():
     batch = by_hand([0.0, 4.0, 0.0, 4.0], [3.0, 1.0, 2.0, 0.0])
     params = {"p": jnp.float32(2.0)}
     for microbatches in (1, 2, 4):
-        grads, metrics, weight = gradients(distance, params, batch, microbatches)
+        grads, metrics, weight, _ = gradients(distance, params, batch, microbatches)
         # (3 * 4 - 1 * 4 + 2 * 4) / 6; a mean of the means of two would be (4 - 4) / 2
         np.testing.assert_allclose(grads["p"], 16 / 6, rtol=1e-6)
         np.testing.assert_allclose(metrics["mean"], 4.0, rtol=1e-6)
@@ -65,7 +66,7 @@ def test_microbatches_count_by_their_weight_and_not_alike():
 def test_a_batch_without_weight_changes_nothing():
     for microbatches in (1, 2):
         nothing = by_hand([9.0, 9.0], [0.0, 0.0])
-        grads, metrics, weight = gradients(distance, {"p": jnp.float32(2.0)}, nothing, microbatches)
+        grads, metrics, weight, _ = gradients(distance, {"p": jnp.float32(2.0)}, nothing, microbatches)
         assert (float(grads["p"]), float(metrics["mean"]), float(weight)) == (0.0, 0.0, 0.0)
 
 
@@ -123,6 +124,45 @@ def test_the_average_follows_the_new_parameters():
         state = apply_gradients(state, {"p": jnp.float32(1.0)}, tx, ema=0.9)
         np.testing.assert_allclose(state.ema["p"], expected, rtol=1e-6)
     assert float(state.params["p"]) == 0.0
+
+
+def poisoned(where: str):
+    """A loss that is (p - x)^2 for x < 9, and is not finite, or has a gradient that is not, from there on."""
+
+    def loss(params, batch):
+        bad = jnp.max(batch["x"]) >= 9
+        value, aux = distance(params, batch)
+        if where == "loss":  # while its gradient is finite
+            return value + jax.lax.stop_gradient(jnp.where(bad, jnp.inf, 0.0)), aux
+        return value + jnp.where(bad, jnp.sqrt(jnp.where(bad, params["p"] - params["p"], 1.0)), 0.0), aux
+
+    return loss
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_an_update_that_is_not_finite_is_left_out_and_counted_and_the_next_is_as_if_it_had_not_been(
+    where, microbatches
+):
+    tx = optax.adam(optax.linear_schedule(0.1, 0.0, 10))
+    step = make_step(poisoned(where), tx, microbatches=microbatches)
+    good, bad = by_hand([0.0, 4.0], [3.0, 1.0]), by_hand([0.0, 9.0], [1.0, 1.0])
+    (first, _), rows = step(init_state({"p": jnp.float32(2.0)}, tx), good), []
+    state = first
+    for batch in (bad, bad, good, bad):
+        state, metrics = step(state, batch)
+        rows.append((float(metrics["skipped"]), float(metrics["skipped_in_a_row"])))
+    assert rows == [(1, 1), (1, 2), (0, 0), (1, 1)]
+    expected, _ = step(first, good)
+    assert_trees_close(dataclasses.replace(state, skipped=expected.skipped), expected, atol=0)
+    assert int(state.step) == 2 and float(state.params["p"]) != float(first.params["p"])
+
+
+def test_an_average_does_not_move_with_an_update_that_is_left_out():
+    tx = optax.sgd(1.0)
+    state = apply_gradients(init_state({"p": jnp.float32(2.0)}, tx, ema=True), {"p": jnp.float32(1.0)}, tx, ema=0.5)
+    after = apply_gradients(state, {"p": jnp.float32(jnp.nan)}, tx, ema=0.5)
+    assert (float(after.ema["p"]), float(after.params["p"]), int(after.skipped)) == (1.5, 1.0, 1)
 
 
 def test_a_state_shares_no_memory_with_the_tree_it_was_made_from():

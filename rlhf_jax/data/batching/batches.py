@@ -75,6 +75,11 @@ class Batches(Generic[Data]):
     def __getitem__(self, step: int) -> Data:
         return self._make(self.rows(step))
 
+    @property
+    def lengths(self) -> int:
+        """How many lengths the batches have."""
+        return 1
+
     def rows(self, step: int) -> np.ndarray:
         """Which examples, or packed rows of them, the rows of a step are, counted through the parts one after the other."""
         return self._order[step]
@@ -103,6 +108,10 @@ class BucketBatches(Batches[Data]):
     def __getitem__(self, step: int) -> Data:
         bucket, number = self._which[operator.index(step)]
         return self._buckets[bucket][number]
+
+    @property
+    def lengths(self) -> int:
+        return len(self._buckets)
 
     def rows(self, step: int) -> np.ndarray:
         bucket, number = self._which[operator.index(step)]

@@ -33,6 +33,7 @@ class ReplyBatches:
     pad: int
     seed: int
     cut: Cut
+    lengths: int = 1
 
     def __getitem__(self, step: int) -> LabelledReplies:
         rows, noise = self.labels.rows(step), np.random.default_rng((STREAM, self.seed, step))

@@ -1,0 +1,52 @@
+"""A machine that is about to be taken away: SIGTERM, as a wish that the loop grants at the end of a step."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again
+
+
+class Preempted(BaseException):
+    """A run that was asked to end, and has saved what it had. Not an Exception: nothing that handles errors should hold it up."""
+
+
+class Notice:
+    """Whether SIGTERM has come. Inside `held` it waits to be asked for; elsewhere it ends what goes on, and leaves nothing half-written."""
+
+    def __init__(self) -> None:
+        self.given = False
+        self._held = False
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """While this is open, a notice interrupts nothing."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self.given:
+            raise Preempted("asked to end between two stages")
+
+    def _come(self, number: int, frame: object) -> None:
+        self.given = True
+        if not self._held:
+            raise Preempted("asked to end outside a step")
+
+
+@contextlib.contextmanager
+def noticing() -> Iterator[Notice]:
+    """A notice of SIGTERM, until the block ends; outside the main thread, where no signal can be caught, one that never comes."""
+    notice = Notice()
+    if threading.current_thread() is not threading.main_thread():
+        yield notice
+        return
+    before = signal.signal(signal.SIGTERM, notice._come)
+    try:
+        yield notice
+    finally:
+        signal.signal(signal.SIGTERM, before)
