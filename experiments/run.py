@@ -144,9 +144,8 @@ def export_command(options: argparse.Namespace) -> None:
     directory = seed_directory(options.directory, options.seed)
     out = options.out or directory / options.model
     start_jax(experiment)
-    found = export_model(
-        experiment, directory, out, options.data_root, model=options.model, form=options.format, dtype=options.dtype
-    )
+    how = {"model": options.model, "form": options.format, "dtype": options.dtype, "take": options.take}
+    found = export_model(experiment, directory, out, options.data_root, **how)
     what = "reward model" if options.model == "reward" else options.model
     print(f"{out}: the {what} of {directory} after {found.step} of {found.steps} steps of {found.stage}, {found.form}")
     if options.model != "classifier":
@@ -270,6 +269,12 @@ def _parser() -> argparse.ArgumentParser:
         "--model", choices=("policy", "reward", "classifier"), default="policy", help="default: the policy"
     )
     export.add_argument("--format", choices=("transformers", "peft", "llama2.c"), default="transformers")
+    export.add_argument(
+        "--take",
+        choices=("newest", "best"),
+        default="newest",
+        help="checkpoint: the last, or of the lowest held-out loss",
+    )
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights written")
     export.add_argument(
         "--out", type=Path, metavar="DIR", help="a new folder; default: policy (or reward) in the seed's"

@@ -59,7 +59,7 @@ class Checkpoints:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """(step, held-out loss) of the checkpoint whose loss is lowest; None where none has one."""
+        """(step, held-out loss) of the checkpoint whose loss is lowest; None where none was measured."""
         self.wait()
         return min(held_out_losses(self._checkpointer).items(), key=lambda found: found[1], default=None)
 
@@ -211,6 +211,17 @@ def newest_intact(directory: Path) -> tuple[Path | None, dict[Path, list[str]]]:
             return checkpoint, damaged
         damaged[checkpoint] = wrong
     return None, damaged
+
+
+def best_measured(directory: Path) -> Path | None:
+    """The checkpoint whose held-out loss is lowest; None where none has been measured. Reads only."""
+    from orbax.checkpoint import v1 as ocp
+
+    if not directory.is_dir():
+        return None
+    with ocp.training.Checkpointer(str(directory.absolute())) as checkpointer:
+        losses = held_out_losses(checkpointer)
+    return directory / str(min(losses, key=lambda step: losses[step])) if losses else None
 
 
 def load_part(checkpoint: Path, *keys: str) -> Any:

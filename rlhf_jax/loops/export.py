@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rlhf_jax import __version__
-from rlhf_jax.checkpoint import in_words, load_part, newest_intact
+from rlhf_jax.checkpoint import best_measured, faults, in_words, load_part, newest_intact
 from rlhf_jax.config import ONE_DEVICE, Experiment, LoRA, ModelConfig
 from rlhf_jax.data.sources import find_data_root
 from rlhf_jax.data.tokens.templates import Frames
@@ -35,6 +35,9 @@ from rlhf_jax.types import Params
 
 MODEL = "model.bin"
 STAGES = ("sft", "reward", "preference", "ilql", "classify", "ppo")
+
+
+Take = Literal["newest", "best"]
 
 
 class Exported(NamedTuple):
@@ -80,8 +83,11 @@ def export_model(
     model: Literal["policy", "reward", "classifier"] = "policy",
     form: Literal["transformers", "peft", "llama2.c"] = "transformers",
     dtype: Literal["float32", "bfloat16"] = "float32",
+    take: Take = "newest",
 ) -> Exported:
-    """Writes a model of one seed's folder to the folder `out`: its last policy, reward model or classifier, by its newest checkpoint.
+    """Writes a model of one seed's folder to the folder `out`: its last policy, reward model or classifier.
+
+    It is that of the stage's newest checkpoint, or of the one with the lowest held-out loss.
 
     transformers: what `AutoModelForCausalLM` (of an encoder-decoder `AutoModelForSeq2SeqLM`), `AutoModelForSequenceClassification` and
     `AutoTokenizer` read, the run's template as chat template. peft: the adapters alone, of a policy with `lora` whose one stage began with
@@ -102,7 +108,7 @@ def export_model(
         raise FileExistsError(f"{out} is there already; choose another --out")
     trained = experiment.text.tokenizer.startswith("train:")
     tokenizer = kept_tokenizer(directory / TOKENIZER) if trained else read_tokenizer(experiment, root)
-    step, params = newest_params(directory / "checkpoints" / stage, *keys)
+    step, params = saved_params(directory / "checkpoints" / stage, *keys, take=take)
     if form == "peft":
         lora, base, family = adapters_of(experiment, stage, model, root)
         save_adapters(out, params, lora, shape, family, base)
@@ -140,8 +146,19 @@ def export_model(
     )
 
 
-def newest_params(folder: Path, *keys: str) -> tuple[int, Params]:
-    """(step, parameters) of a stage's newest intact checkpoint; warns of damaged ones. Raises: FileNotFoundError where there is none."""
+def saved_params(folder: Path, *keys: str, take: Take = "newest") -> tuple[int, Params]:
+    """(step, parameters) of a stage's newest intact checkpoint, of which it warns of damaged ones, or of its best.
+
+    Raises: FileNotFoundError where there is none, ValueError where the best is damaged.
+    """
+    if take == "best":
+        best = best_measured(folder)
+        if best is None:
+            raise FileNotFoundError(f"{folder}: no checkpoint has a held-out loss; take the newest, without --take")
+        wrong = faults(best)
+        if wrong:
+            raise ValueError(in_words(best, wrong))
+        return int(best.name), load_part(best, *keys)
     newest, damaged = newest_intact(folder)
     for checkpoint, wrong in damaged.items():
         warnings.warn(f"{in_words(checkpoint, wrong)}. It was left where it is.", stacklevel=3)
@@ -181,7 +198,7 @@ def with_base(run: Run, stage: str, params: Params, lora: LoRA) -> Params:
         base = start_params(run, dataclasses.replace(experiment.policy, head="lm"))
     else:
         assert experiment.sft is not None, "just asked"
-        step, tuned = newest_params(checkpoints / before, "params")
+        step, tuned = saved_params(checkpoints / before, "params")
         if step != experiment.sft.optim.total:
             raise ValueError(
                 f"{checkpoints / before}: the newest intact checkpoint is of step {step}, but {stage} began with that of step "

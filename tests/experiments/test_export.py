@@ -15,6 +15,7 @@ import pytest
 
 from experiments import run
 from experiments.registry import find
+from rlhf_jax.checkpoint import Checkpoints, load_part
 from rlhf_jax.data.tokens.encode import encode_prompt
 from rlhf_jax.data.tokens.tokenizer import find_tokenizer
 from rlhf_jax.doctor import __main__ as doctor
@@ -285,3 +286,36 @@ def test_a_type_that_the_format_has_not_is_refused(finished, tmp_path, capsys):
     for form in ("llama2.c", "peft"):
         asked = (finished.directory, "--format", form, "--dtype", "bfloat16", "--out", tmp_path / "out")
         assert f"the format {form} is written in float32, not bfloat16" in error_of(capsys, *asked)
+
+
+@pytest.mark.parametrize("finished", ["sft"], indirect=True)
+def test_the_best_checkpoint_is_the_one_of_the_lowest_held_out_loss(finished, tmp_path, capsys):
+    broken = tmp_path / "run"
+    shutil.copytree(finished.directory, broken)
+    folder = broken / "seed_3" / "checkpoints" / "sft"
+    assert "no checkpoint has a held-out loss" in error_of(
+        capsys, remade(folder, [None, None]), "--take", "best", "--out", tmp_path / "none"
+    )
+    remade(folder, [1.0, 2.0, 3.0])
+    best, newest = (
+        exported(Finished(broken, *finished[1:]), tmp_path / take, "llama2.c", "--take", take)
+        for take in ("best", "newest")
+    )
+    said = capsys.readouterr().out
+    assert "after 1 of 3 steps" in said and "after 3 of 3 steps" in said
+    assert (best / "model.bin").read_bytes() != (newest / "model.bin").read_bytes()
+    file = max((path for path in (folder / "1").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "sft/1 is not intact" in error_of(capsys, broken, "--take", "best", "--out", tmp_path / "damaged")
+
+
+def remade(folder: Path, losses: list[float | None]) -> Path:
+    """The run whose checkpoints of a stage are the newest one, moved on by a step each, with these held-out losses."""
+    state = load_part(folder / max(path.name for path in folder.iterdir()))
+    shutil.rmtree(folder)
+    with Checkpoints(folder) as checkpoints:
+        for step, loss in enumerate(losses, start=1):
+            checkpoints.save(
+                step, jax.tree.map(lambda x, step=step: np.asarray(x + x.dtype.type(step)), state), held_out=loss
+            )
+    return folder.parents[2]
