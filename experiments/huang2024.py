@@ -20,6 +20,7 @@ def _optim(steps: int | None, rows: int, schedule: str = "cosine") -> Optim:
     paper="Huang et al. 2024",
     claim="SFT, reward model and PPO on TL;DR from Pythia 1B: the reward model's score rises at a bounded KL",
     costs={"tpu": "not run; a million episodes with Pythia 1B"},
+    topology="v5e:4x4",
 )
 def tldr(scale: str) -> Experiment:
     """Pythia 1B through the three stages, with the numbers of the paper and its released code.

@@ -39,6 +39,7 @@ def judge_ppo_ptx(figures: Mapping[str, list[float]]) -> list[Claim]:
         "tpu": "not run; 256,000 episodes with a 1.3B policy and a 6B reward model",
     },
     judge=judge_ppo_ptx,
+    topology="v5p:2x2x4",
 )
 def ppo_ptx(scale: str) -> Experiment:
     """PPO-ptx, section 3.5 and appendix C: beta 0.02, clip 0.2, gamma 1, 8 minibatches, one inner epoch, ptx coefficient 27.8.
