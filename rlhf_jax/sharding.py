@@ -117,6 +117,30 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec_of(names, x.shape, mesh))
 
 
+def in_pieces() -> bool:
+    """Whether the ambient mesh has each parameter in pieces, over devices that have rows of their own (FSDP)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and any(mesh.shape.get(axis, 1) > 1 for axis in RULES["embed"])
+
+
+def gathered(x: jax.Array, *names: str | None) -> jax.Array:
+    """A parameter with these logical axes in one piece, as far as rows are what splits it; its gradient is in pieces again.
+
+    Where XLA is left to choose, it goes through the pieces in turn, with a product of each: a ring whose every turn reads and writes all of
+    the result, or of what the gradient is made from.
+    """
+    if not in_pieces():
+        return x
+    whole = [None if name == "embed" else name for name in names]
+
+    @jax.custom_vjp
+    def gather(x):
+        return constrain(constrain(x, *names), *whole)
+
+    gather.defvjp(lambda x: (gather(x), None), lambda _, gradient: (constrain(gradient, *names),))
+    return gather(x)
+
+
 def over_rows(function: Callable[..., Any], weights: Any, *arrays: jax.Array) -> Any:
     """`function(weights, *arrays)`, of arrays whose rows do not bear on each other, with the rows of each device apart.
 

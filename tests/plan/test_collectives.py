@@ -53,6 +53,23 @@ def test_an_sft_update_exchanges_what_its_layout_needs_and_no_more(quickstart, n
     _outside_of_layers(found, experiment)
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_an_update_holds_no_weights_in_one_piece_but_those_of_the_layer_it_is_at(quickstart, remat):
+    # So few tokens that weights are nearly all that there is.
+    policy = dataclasses.replace(quickstart.policy, layers=12, width=256, mlp=1024, remat=remat)
+    text = dataclasses.replace(quickstart.text, length=8, prompt_length=4)
+    sft = dataclasses.replace(quickstart.sft, optim=dataclasses.replace(quickstart.sft.optim, rows=8), pack_length=None)
+    smaller = dataclasses.replace(
+        quickstart, policy=policy, text=text, sft=sft, reward=None, ppo=None, mesh=MESHES["fsdp"]
+    )
+    compiled = trace_updates(smaller, make_mesh(smaller.mesh))["sft"].lower().compile()
+    found = list(Program(compiled.as_text()).collectives)
+    assert of_layers(found, policy.layers)["all-gather", 8] == 2 * len(MATRICES)
+    layer = 4 * policy.width * (4 * policy.width + 3 * policy.mlp)
+    of_update = compiled.memory_analysis().temp_size_in_bytes
+    assert of_update < policy.layers * layer / 2, of_update / layer
+
+
 @pytest.mark.parametrize("name", MESHES)
 def test_a_ppo_update_exchanges_as_much_for_each_model_and_minibatch_as_an_sft_update(quickstart, name):
     mesh = MESHES[name]
