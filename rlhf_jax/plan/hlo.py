@@ -111,6 +111,11 @@ class Program:
         """
         return sum(times * self._touched(name, each) for name, each, times in self._run(self._entry, 1))
 
+    @property
+    def instructions(self) -> int:
+        """How many instructions the text has, each once."""
+        return sum(map(len, self._computations.values()))
+
     @cached_property
     def kernels(self) -> tuple[str, ...]:
         """Names of the kernels for TPUs that were written by hand (Pallas)."""

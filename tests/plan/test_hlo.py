@@ -79,6 +79,7 @@ def test_traffic_is_slices_where_slices_are_read_and_nothing_of_what_stays_near(
     body = 2 * 64 + 4 + 64 + 2 * 64  # the slice in and out with its number; to the kernel; the sum in and out
     assert Program(TEXT).traffic == 6 * body + 64 + 16
     assert Program(TEXT).kernels == ("splash_mha",)
+    assert Program(TEXT).instructions == 3 + 2 + 5 + 10 + 4 + 7
 
 
 INSIDE = """HloModule m
