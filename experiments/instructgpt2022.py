@@ -82,7 +82,17 @@ def _paper() -> Experiment:
         "dtype": "bfloat16",
         "remat": True,
     }
-    policy = ModelConfig(vocab=32_000, width=2048, layers=24, heads=16, kv_heads=16, mlp=8192, max_length=2048, **shape)
+    policy = ModelConfig(
+        vocab=32_000,
+        width=2048,
+        layers=24,
+        heads=16,
+        kv_heads=16,
+        mlp=8192,
+        max_length=2048,
+        gather_once=True,
+        **shape,
+    )
     reward_model = ModelConfig(
         vocab=32_000, width=4096, layers=32, heads=32, kv_heads=32, mlp=16_384, max_length=2048, **shape
     )

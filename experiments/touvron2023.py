@@ -40,7 +40,9 @@ def chat(scale: str) -> Experiment:
         name="touvron2023/chat",
         scale="tpu",
         # A chip has one row of an update: 512 columns of it are a product with the output layer that is not bound by reading its weights.
-        policy=dataclasses.replace(preset("llama-2-7b"), dtype="bfloat16", remat=True, logit_chunk=512),
+        policy=dataclasses.replace(
+            preset("llama-2-7b"), dtype="bfloat16", remat=True, logit_chunk=512, gather_once=True
+        ),
         checkpoint="hf:meta-llama/Llama-2-7b-hf",
         text=Text(
             tokenizer="checkpoint", template="llama2", length=4096, prompt_length=2048, buckets=(512, 1024, 2048)

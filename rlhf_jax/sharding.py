@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -117,10 +118,24 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec_of(names, x.shape, mesh))
 
 
+_whole: contextvars.ContextVar[bool] = contextvars.ContextVar("whole", default=False)
+
+
 def in_pieces() -> bool:
     """Whether the ambient mesh has each parameter in pieces, over devices that have rows of their own (FSDP)."""
     mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and any(mesh.shape.get(axis, 1) > 1 for axis in RULES["embed"])
+    return not (_whole.get() or mesh.empty) and any(mesh.shape.get(axis, 1) > 1 for axis in RULES["embed"])
+
+
+@contextlib.contextmanager
+def in_one_piece(params: Any) -> Iterator[Any]:
+    """The parameters, each `gathered`, for what is traced while this is open."""
+    whole = jax.tree.map(lambda leaf, names: gathered(leaf, *names), params, logical_axes(params))
+    token = _whole.set(True)
+    try:
+        yield whole
+    finally:
+        _whole.reset(token)
 
 
 def gathered(x: jax.Array, *names: str | None) -> jax.Array:

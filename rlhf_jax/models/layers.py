@@ -37,9 +37,10 @@ class Project(nn.Module):
         leading = x.shape[: x.ndim - len(self.inputs)]
         kernel = self.param("kernel", nn.initializers.normal(self.scale), (*self.inputs, *self.outputs))
         flat = x.reshape(-1, rows).astype(self.dtype)
+        place = f"{self.name}/kernel"
+        names = PARAMETERS[place] if place in PARAMETERS else (None,) * kernel.ndim
 
         def product(x, kernel):
-            names = PARAMETERS.get(f"{self.name}/kernel", (None,) * kernel.ndim)
             return x @ gathered(kernel.astype(self.dtype), *names).reshape(rows, columns)
 
         if in_pieces() and not self.remat:  # or the backward pass would keep every kernel in one piece

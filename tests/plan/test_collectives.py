@@ -12,7 +12,7 @@ import pytest
 from experiments.registry import find
 from rlhf_jax.config import Experiment, MeshConfig
 from rlhf_jax.plan.hlo import Collective, Program
-from rlhf_jax.plan.programs import trace_ppo, trace_updates
+from rlhf_jax.plan.programs import trace_ppo, trace_rollout, trace_updates
 from rlhf_jax.sharding import make_mesh
 
 MESHES = {"fsdp": MeshConfig(fsdp=8), "tensor": MeshConfig(tensor=4), "both": MeshConfig(fsdp=4, tensor=2)}
@@ -81,6 +81,26 @@ def test_a_ppo_update_exchanges_as_much_for_each_model_and_minibatch_as_an_sft_u
     models = 2  # the value model has as many layers
     assert layers["all-gather", mesh.fsdp] == (models * 2 * len(MATRICES) if mesh.fsdp > 1 else 0)
     assert layers["all-reduce", mesh.tensor] == (models * 4 if mesh.tensor > 1 else 0)
+
+
+@pytest.mark.parametrize("gather_once", [False, True])
+def test_sampling_gathers_every_weight_for_every_token_or_once_before(quickstart, gather_once):
+    policy = dataclasses.replace(quickstart.policy, gather_once=gather_once, dtype="bfloat16")
+    experiment = dataclasses.replace(quickstart, policy=policy, mesh=MESHES["fsdp"])
+    assert experiment.ppo is not None
+    program = Program(
+        trace_rollout(experiment, make_mesh(experiment.mesh))["ppo/responses"].lower().compile().as_text()
+    )
+    kernels = 2 * policy.layers * policy.width * (4 * policy.width + 3 * policy.mlp)
+    by_times = Counter[int]()
+    for each in program.collectives:
+        if each.kind == "all-gather":
+            by_times[each.times] += each.bytes
+    turns = [times for times in by_times if times >= experiment.ppo.new_tokens - 1]
+    if gather_once:
+        assert not turns and by_times[1] >= kernels, by_times
+    else:
+        assert sum(times * by_times[times] for times in turns) >= (experiment.ppo.new_tokens - 1) * kernels, by_times
 
 
 def _outside_of_layers(found: list[Collective], experiment: Experiment) -> None:
