@@ -288,9 +288,15 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("(raw - chance) / (100.0 - chance)", "(raw - chance) / 100.0"),
     ],
     ("sharding.py", "plan/test_collectives.py"): [
+        ("return not (_whole.get() or mesh.empty)", "return not mesh.empty"),
         ('(jax.lax.pcast(leaf, axes, to="varying") for leaf in given)', "iter(given)"),
     ],
     ("plan/hlo.py", "plan/test_hlo.py"): [
+        ("read, updated = read + pieces[0], updated + pieces[1]", "read, updated = read, updated"),
+        (
+            '            elif each.op == "fusion" and (called := each.called("calls")) is not None:\n                for',
+            "            elif False:\n                for",
+        ),
         ("times * self._trips(each, condition)", "times"),
         ("share = (self.group - 1) / self.group", "share = 1.0"),
         ("_shapes(text) if not shape[2])", "_shapes(text))"),
