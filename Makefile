@@ -28,7 +28,7 @@ RUN := $(abspath $(VENV))/bin
 # parameters. One arena that keeps what it has costs a fifth less CPU. Read before Python starts; other systems ignore it.
 KEEP := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000
 
-.PHONY: help quickstart test lint format types bench beam tpu-compiler install clean
+.PHONY: help quickstart test plans lint format types bench beam tpu-compiler install clean
 .DELETE_ON_ERROR:
 
 help:  ## This list
@@ -39,6 +39,9 @@ quickstart: $(BASE)  ## Fresh machine -> SFT -> reward model -> PPO on the CPU, 
 
 test: $(TEST) $(BEAM) $(TPU)  ## All tests
 	$(RUN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+plans: $(TEST) $(TPU)  ## Every program of every experiment for TPUs, compiled for its slice: half an hour
+	RLHF_JAX_PLANS=1 $(RUN)/python -m pytest tests/plan/test_topologies.py $(ARGS)
 
 lint: $(TEST)  ## Style: ruff check and format
 	$(RUN)/ruff check .

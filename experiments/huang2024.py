@@ -20,6 +20,7 @@ def _optim(steps: int | None, rows: int, schedule: str = "cosine") -> Optim:
     paper="Huang et al. 2024",
     claim="SFT, reward model and PPO on TL;DR from Pythia 1B: the reward model's score rises at a bounded KL",
     costs={"tpu": "not run; a million episodes with Pythia 1B"},
+    topology="v5e:4x4",
 )
 def tldr(scale: str) -> Experiment:
     """Pythia 1B through the three stages, with the numbers of the paper and its released code.
@@ -36,7 +37,7 @@ def tldr(scale: str) -> Experiment:
     return Experiment(
         name="huang2024/tldr",
         scale="tpu",
-        policy=dataclasses.replace(preset("pythia-1b"), dtype="bfloat16", remat=True),
+        policy=dataclasses.replace(preset("pythia-1b"), dtype="bfloat16", remat=True, gather_once=True),
         checkpoint="hf:EleutherAI/pythia-1b-deduped",
         text=Text(tokenizer="checkpoint", template="tldr", length=638, prompt_length=512),
         prompts=POSTS,

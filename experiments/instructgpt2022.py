@@ -39,6 +39,7 @@ def judge_ppo_ptx(figures: Mapping[str, list[float]]) -> list[Claim]:
         "tpu": "not run; 256,000 episodes with a 1.3B policy and a 6B reward model",
     },
     judge=judge_ppo_ptx,
+    topology="v5p:2x2x4",
 )
 def ppo_ptx(scale: str) -> Experiment:
     """PPO-ptx, section 3.5 and appendix C: beta 0.02, clip 0.2, gamma 1, 8 minibatches, one inner epoch, ptx coefficient 27.8.
@@ -81,7 +82,17 @@ def _paper() -> Experiment:
         "dtype": "bfloat16",
         "remat": True,
     }
-    policy = ModelConfig(vocab=32_000, width=2048, layers=24, heads=16, kv_heads=16, mlp=8192, max_length=2048, **shape)
+    policy = ModelConfig(
+        vocab=32_000,
+        width=2048,
+        layers=24,
+        heads=16,
+        kv_heads=16,
+        mlp=8192,
+        max_length=2048,
+        gather_once=True,
+        **shape,
+    )
     reward_model = ModelConfig(
         vocab=32_000, width=4096, layers=32, heads=32, kv_heads=32, mlp=16_384, max_length=2048, **shape
     )

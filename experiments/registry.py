@@ -12,6 +12,7 @@ from rlhf_jax.config import Experiment
 from rlhf_jax.config.study import Study
 from rlhf_jax.eval.preference import mean_and_error
 from rlhf_jax.overrides import unknown_name
+from rlhf_jax.plan.chips import parse_topology
 
 if TYPE_CHECKING:
     from rlhf_jax.report.study import StudyResult
@@ -26,6 +27,7 @@ MODULES = (
     "instructgpt2022",
     "snell2022",
     "stiennon2020",
+    "touvron2023",
     "exact.entries",
     "exact.reward_entries",
     "exact.offline_entries",
@@ -91,6 +93,7 @@ class Entry:
     make: Make
     judge: Judge | None
     run_study: str | None = None  # of a study: "module:function", imported when it runs; None: the pipeline of stages
+    topology: str | None = None  # the slice that the scale tpu is laid out for, as `rlhf_jax.plan` names it
 
     @property
     def doc(self) -> str:
@@ -120,15 +123,24 @@ def register(
     costs: Mapping[str, str],
     judge: Judge | None = None,
     run_study: str | None = None,
+    topology: str | None = None,
 ):
     """Enters `make(scale) -> Experiment` under a name, or with `run_study` a `Study`.
 
-    Its docstring states source, expected cost and expected outcome."""
+    Its docstring states source, expected cost and expected outcome. Raises: ValueError for a scale tpu without the topology that it is
+    laid out for, such as v5p:4x4x4, and for a topology without that scale.
+    """
+    if ("tpu" in costs) != (topology is not None):
+        raise ValueError(
+            f"experiment {name!r} has scales {', '.join(costs)} and topology={topology!r}; the scale tpu has one, such as 'v5p:4x4x4'"
+        )
+    if topology is not None and not parse_topology(topology).compiles:
+        raise ValueError(f"experiment {name!r} has topology={topology!r}, which is no slice of a TPU")
 
     def enter(make: Made) -> Made:
         if name in _ENTRIES:
             raise ValueError(f"experiment {name!r} is registered twice")
-        _ENTRIES[name] = Entry(name, paper, claim, costs, make, judge, run_study)
+        _ENTRIES[name] = Entry(name, paper, claim, costs, make, judge, run_study, topology)
         return make
 
     return enter

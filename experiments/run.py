@@ -102,6 +102,8 @@ def show_command(options: argparse.Namespace) -> None:
     print(f"paper   {entry.paper}\nclaim   {entry.claim}")
     for scale, cost in entry.costs.items():
         print(f"cost    {scale}: {cost}")
+    if entry.topology is not None:
+        print(f"planned tpu: {entry.topology}")
     print(f"\n{json.dumps(to_dict(experiment), indent=2, ensure_ascii=False)}")
 
 

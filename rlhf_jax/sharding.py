@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -119,6 +120,44 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh.empty or all(mesh.shape[axis] == 1 for axis in AXES if axis in mesh.shape):
         return x
     return jax.lax.with_sharding_constraint(x, spec_of(names, x.shape, mesh))
+
+
+_whole: contextvars.ContextVar[bool] = contextvars.ContextVar("whole", default=False)
+
+
+def in_pieces() -> bool:
+    """Whether the ambient mesh has each parameter in pieces, over devices that have rows of their own (FSDP)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not (_whole.get() or mesh.empty) and any(mesh.shape.get(axis, 1) > 1 for axis in RULES["embed"])
+
+
+@contextlib.contextmanager
+def in_one_piece(params: Any) -> Iterator[Any]:
+    """The parameters, each `gathered`, for what is traced while this is open."""
+    whole = jax.tree.map(lambda leaf, names: gathered(leaf, *names), params, logical_axes(params))
+    token = _whole.set(True)
+    try:
+        yield whole
+    finally:
+        _whole.reset(token)
+
+
+def gathered(x: jax.Array, *names: str | None) -> jax.Array:
+    """A parameter with these logical axes in one piece, as far as rows are what splits it; its gradient is in pieces again.
+
+    Where XLA is left to choose, it goes through the pieces in turn, with a product of each: a ring whose every turn reads and writes all of
+    the result, or of what the gradient is made from.
+    """
+    if not in_pieces():
+        return x
+    whole = [None if name == "embed" else name for name in names]
+
+    @jax.custom_vjp
+    def gather(x):
+        return constrain(constrain(x, *names), *whole)
+
+    gather.defvjp(lambda x: (gather(x), None), lambda _, gradient: (constrain(gradient, *names),))
+    return gather(x)
 
 
 def over_rows(function: Callable[..., Any], weights: Any, *arrays: jax.Array) -> Any:

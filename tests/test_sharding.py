@@ -22,6 +22,8 @@ from rlhf_jax.sharding import (
     compile_step,
     compiler_options,
     constrain,
+    gathered,
+    in_pieces,
     initialise,
     logical_axes,
     make_mesh,
@@ -82,6 +84,28 @@ def test_constrain_does_nothing_without_a_mesh_and_splits_rows_with_one():
     out = compile_function(lambda x: constrain(x * 2.0, "batch", None), mesh)(x)
     assert out.addressable_shards[0].data.shape == (2, 3)
     np.testing.assert_array_equal(out, 2.0 * np.ones((8, 3)))
+
+
+def test_a_gathered_parameter_is_whole_but_for_the_tensor_axis_and_its_gradient_in_pieces():
+    mesh = make_mesh(CUBE)
+    kernel = jax.device_put(
+        jnp.arange(32.0).reshape(4, 8), tree_shardings({"up": {"kernel": jnp.ones((4, 8))}}, mesh)["up"]["kernel"]
+    )
+    assert kernel.sharding.spec == PartitionSpec("fsdp", "tensor")
+
+    def run(kernel):
+        return jax.value_and_grad(lambda k: jnp.sum(gathered(k, "embed", "mlp") ** 2))(kernel)
+
+    assert gathered(kernel, "embed", "mlp") is kernel and not in_pieces()
+    with jax.set_mesh(mesh):
+        assert in_pieces()
+        assert jax.jit(lambda k: gathered(k, "embed", "mlp"))(kernel).sharding.spec == PartitionSpec(None, "tensor")
+        value, gradient = jax.jit(run)(kernel)
+    assert gradient.sharding.spec == PartitionSpec("fsdp", "tensor")
+    assert float(value) == float(jnp.sum(kernel**2))
+    np.testing.assert_array_equal(gradient, 2 * kernel)
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=2))):
+        assert not in_pieces(), "without fsdp parameters are split over the tensor axis alone"
 
 
 @pytest.mark.parametrize("config", [LLAMA, dataclasses.replace(GPT2, tied=False)])

@@ -113,6 +113,9 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters and softmax stay float32
     remat: bool = False  # recompute each layer in the backward pass
     logit_chunk: int = 128  # columns of the output layer alive at once
+    gather_once: bool = (
+        False  # sampling gathers all weights before it begins and holds them, rather than a layer's at every token
+    )
 
     def __post_init__(self):
         positive(self, "vocab", "width", "layers", "heads", "kv_heads", "mlp", "max_length", "logit_chunk", "norm_eps")

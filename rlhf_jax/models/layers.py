@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.attention import attend
-from rlhf_jax.sharding import constrain
+from rlhf_jax.sharding import PARAMETERS, constrain, gathered, in_pieces
 
 
 class Project(nn.Module):
@@ -29,6 +29,7 @@ class Project(nn.Module):
     scale: float  # standard deviation of the initial weights
     bias: bool = False
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False  # the layer around it is made again in the backward pass anyway
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -36,7 +37,15 @@ class Project(nn.Module):
         leading = x.shape[: x.ndim - len(self.inputs)]
         kernel = self.param("kernel", nn.initializers.normal(self.scale), (*self.inputs, *self.outputs))
         flat = x.reshape(-1, rows).astype(self.dtype)
-        y = flat @ kernel.reshape(rows, columns).astype(self.dtype)
+        place = f"{self.name}/kernel"
+        names = PARAMETERS[place] if place in PARAMETERS else (None,) * kernel.ndim
+
+        def product(x, kernel):
+            return x @ gathered(kernel.astype(self.dtype), *names).reshape(rows, columns)
+
+        if in_pieces() and not self.remat:  # or the backward pass would keep every kernel in one piece
+            product = jax.checkpoint(product, prevent_cse=False)
+        y = product(flat, kernel)
         if self.has_variable("params", "lora_a"):  # see models/lora.py
             a, b = self.get_variable("params", "lora_a"), self.get_variable("params", "lora_b")
             y = y + (flat @ a.reshape(rows, -1).astype(self.dtype)) @ b.reshape(-1, columns).astype(self.dtype)
@@ -154,6 +163,7 @@ def queries(config: ModelConfig) -> Project:
         scale / math.sqrt(c.width),
         c.bias or c.qkv_bias,
         jnp.dtype(c.dtype),
+        c.remat,
         name="q",
     )
 
@@ -168,6 +178,7 @@ def keys_and_values(config: ModelConfig, x: jax.Array) -> tuple[jax.Array, jax.A
         1 / math.sqrt(c.width),
         c.bias or c.qkv_bias,
         jnp.dtype(c.dtype),
+        c.remat,
     )
     return project(name="k")(x), project(name="v")(x)
 
@@ -176,7 +187,7 @@ def attended(config: ModelConfig) -> Project:
     """The projection of what the heads read, inside the module that calls it."""
     c = config
     scale = 1 / math.sqrt(c.width) / math.sqrt(2 * c.layers)
-    return Project((c.heads, c.head_size), (c.width,), scale, c.bias, jnp.dtype(c.dtype), name="o")
+    return Project((c.heads, c.head_size), (c.width,), scale, c.bias, jnp.dtype(c.dtype), c.remat, name="o")
 
 
 class RelativeBias(nn.Module):
@@ -234,12 +245,12 @@ class FeedForward(nn.Module):
         c = self.config
         width, mlp, dtype = (c.width,), (c.mlp,), jnp.dtype(c.dtype)
         scale = 1 / math.sqrt(c.width)
-        h = Project(width, mlp, scale, c.bias, dtype, name="up")(x)
+        h = Project(width, mlp, scale, c.bias, dtype, c.remat, name="up")(x)
         activate = ACTIVATIONS[c.activation]
         if c.activation in GATED:
-            gate = Project(width, mlp, scale, c.bias, dtype, name="gate")(x)
+            gate = Project(width, mlp, scale, c.bias, dtype, c.remat, name="gate")(x)
             h = activate(gate) * h
         else:
             h = activate(h)
         h = constrain(h, "batch", "length", "mlp")
-        return Project(mlp, width, 1 / math.sqrt(c.mlp * 2 * c.layers), c.bias, dtype, name="down")(h)
+        return Project(mlp, width, 1 / math.sqrt(c.mlp * 2 * c.layers), c.bias, dtype, c.remat, name="down")(h)

@@ -13,6 +13,16 @@ def count_parameters(params: Params) -> int:
     return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(params))
 
 
+def in_dtype(params: Params, dtype: str) -> Params:
+    """The parameters with the kernels of layers as a model that computes in this dtype reads them."""
+
+    def cast(path, leaf):
+        names = [getattr(entry, "key", None) for entry in path]
+        return leaf.astype(dtype) if "layers" in names and names[-1] == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 SCORING = ("score", "pool", "classify")
 """Parts that make scores or classes of hidden states."""
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m rlhf_jax.plan EXPERIMENT --topology v5e:4x4`."""
+"""The command line: `python -m rlhf_jax.plan EXPERIMENT`, for another slice than its own with `--topology v5e:4x4`."""
 
 from __future__ import annotations
 
@@ -41,9 +41,19 @@ def run(options: argparse.Namespace) -> int:
     from rlhf_jax.plan.table import as_json, table
     from rlhf_jax.sharding import split_cpu
 
-    topology = parse_topology(options.topology)
+    # By its name, as experiments stand above this package.
+    entry = importlib.import_module("experiments.registry").find(options.experiment)
+    if entry.run_study is not None:
+        raise ValueError(f"{entry.name} is a study of small models, which has no updates to plan")
+    scale = options.scale or ("tpu" if "tpu" in entry.costs else "cpu")
+    planned = options.topology or (entry.topology if scale == "tpu" else None)
+    if planned is None:
+        raise ValueError(
+            f"{entry.name} is laid out for no slice at scale {scale}; say which with --topology, such as v5e:2x2"
+        )
+    topology = parse_topology(planned)
     split_cpu(1 if topology.compiles else topology.chips)
-    experiment = _experiment(options, topology.chips)
+    experiment = _experiment(options, entry.experiment(scale), topology.chips)
     if options.search:
         found = search(experiment, topology, only=options.only, most=options.most, tell=_tell)
         print(found.table())
@@ -60,17 +70,12 @@ def run(options: argparse.Namespace) -> int:
     return 0 if fits else LARGE
 
 
-def _experiment(options: argparse.Namespace, chips: int) -> Any:
-    """The experiment at its scale, on the mesh that was asked for, else on its own, else split over fsdp as far as it can be."""
+def _experiment(options: argparse.Namespace, experiment: Any, chips: int) -> Any:
+    """The experiment with its overrides, on the mesh that was asked for, else on its own, else split over fsdp as far as it can be."""
     from rlhf_jax.config import MeshConfig
     from rlhf_jax.overrides import apply_overrides
     from rlhf_jax.plan.planner import meshes
 
-    # By its name, as experiments stand above this package.
-    entry = importlib.import_module("experiments.registry").find(options.experiment)
-    if entry.run_study is not None:
-        raise ValueError(f"{entry.name} is a study of small models, which has no updates to plan")
-    experiment = entry.experiment(options.scale or ("tpu" if "tpu" in entry.costs else "cpu"))
     experiment = apply_overrides(experiment, options.set)
     if options.mesh:
         return dataclasses.replace(experiment, mesh=MeshConfig(**dict(map(_axis, options.mesh.split(",")))))
@@ -79,7 +84,7 @@ def _experiment(options: argparse.Namespace, chips: int) -> Any:
     found = next(meshes(experiment, chips), None)
     if found is None:
         raise ValueError(
-            f"{entry.name}: no mesh of {chips} devices divides its rows and heads; set other rows, such as sft.optim.rows"
+            f"{experiment.name}: no mesh of {chips} devices divides its rows and heads; set other rows, such as sft.optim.rows"
         )
     return found
 
@@ -99,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rlhf_jax.plan", description=DESCRIPTION)
     parser.add_argument("experiment", metavar="EXPERIMENT", help="as `python -m experiments.run list` has it")
     parser.add_argument(
-        "--topology", required=True, metavar="CHIP:SHAPE", help="such as v5e:4x4, v5p:4x4x4, v6e:8x8, h200:8"
+        "--topology",
+        metavar="CHIP:SHAPE",
+        help="such as v5e:4x4, v5p:4x4x4, v6e:8x8, h200:8; default: what the experiment is laid out for at scale tpu",
     )
     parser.add_argument("--scale", help="cpu, gpu or tpu; default: tpu where the experiment has it")
     parser.add_argument(

@@ -111,6 +111,11 @@ class Program:
         """
         return sum(times * self._touched(name, each) for name, each, times in self._run(self._entry, 1))
 
+    @property
+    def instructions(self) -> int:
+        """How many instructions the text has, each once."""
+        return sum(map(len, self._computations.values()))
+
     @cached_property
     def kernels(self) -> tuple[str, ...]:
         """Names of the kernels for TPUs that were written by hand (Pallas)."""
@@ -205,23 +210,51 @@ class Program:
         return found
 
     def _fused(self, name: str, sizes: list[int], written: int) -> int:
-        inside = self._computations[name]
-        parameters = {each.name: int(each.rest.partition(")")[0]) for each in inside.values() if each.op == "parameter"}
         total = 0
-        for parameter, number in parameters.items():
-            readers = list(_readers(inside, parameter))
+        for each in self._computations[name].values():
+            if each.op != "parameter":
+                continue
+            number = int(each.rest.partition(")")[0])
             size = sizes[number] if number < len(sizes) else 0
-            sliced = [each for _, each in readers if each.op in ("dynamic-slice", "gather")]
-            updated = [each for name, each in readers if each.op == "dynamic-update-slice" and each.operands[0] == name]
-            if size and readers and len(sliced) == len(readers):
-                size = min(size, sum(_size(each.shape) for each in sliced))
-            elif size and readers and len(updated) == len(readers):
-                # Written in place, as the root: what is written is the slice.
-                slices = sum(_size(inside[each.operands[1]].shape) for each in updated)
-                written = max(written - size, 0) + slices
-                size = 0
-            total += size
+            pieces = self._pieces(name, each.name) if size else None
+            if pieces is None:
+                total += size
+                continue
+            read, updated = pieces
+            total += min(read, size)
+            if updated:  # in place, as the root: what is written is the slices
+                written = max(written - size, 0) + updated
         return total + written
+
+    def _pieces(self, name: str, parameter: str) -> tuple[int, int] | None:
+        """Bytes of the slices that a fusion reads of a parameter, and of those that it writes into it; None where it touches all of it.
+
+        A fusion inside of it, such as what makes an operand of a matrix product, touches what its own instructions do.
+        """
+        inside, read, updated = self._computations[name], 0, 0
+        readers = list(_readers(inside, parameter))
+        for under, each in readers:
+            if each.op in ("dynamic-slice", "gather"):
+                read += _size(each.shape)
+            elif each.op == "dynamic-update-slice" and each.operands[0] == under:
+                updated += _size(inside[each.operands[1]].shape)
+            elif each.op == "fusion" and (called := each.called("calls")) is not None:
+                for number in (number for number, operand in enumerate(each.operands) if operand == under):
+                    pieces = self._pieces(called, self._parameter(called, number))
+                    if pieces is None:
+                        return None
+                    read, updated = read + pieces[0], updated + pieces[1]
+            else:
+                return None
+        return (read, updated) if readers else None
+
+    def _parameter(self, name: str, number: int) -> str:
+        """The name of a computation's parameter of that number."""
+        return next(
+            each.name
+            for each in self._computations[name].values()
+            if each.op == "parameter" and each.rest.startswith(f"{number})")
+        )
 
 
 def _readers(inside: dict[str, Instruction], name: str) -> Iterator[tuple[str, Instruction]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +35,7 @@ def plan(
     programs = traced_programs(experiment, mesh)
     if only is not None and only not in programs:
         raise KeyError(f"no program {only!r}; {experiment.name} has {', '.join(programs)}")
-    work = {name: flops_of(experiment, name) for name in programs if only in (None, name)}
+    work = work_of(experiment, [name for name in programs if only in (None, name)])
     costs = []
     for name, (flops, model_flops) in work.items():
         tell(f"{name} for {topology.name}, {told(experiment.mesh)}")
@@ -48,17 +48,20 @@ def traced_programs(experiment: Experiment, mesh: Any) -> dict[str, Traced]:
     return trace_updates(experiment, mesh) | ({} if experiment.ppo is None else trace_rollout(experiment, mesh))
 
 
-def flops_of(experiment: Experiment, name: str) -> tuple[float, float]:
-    """Operations of one program, and the same without what is done again in the backward pass.
+def work_of(experiment: Experiment, names: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Program -> its operations, and the same without what is done again in the backward pass.
 
     Attention is counted whole, as if nothing were masked; a loop of responses as if every row had all its tokens.
     """
     turns = 1 if experiment.ppo is None else experiment.ppo.new_tokens
     same, mesh = dataclasses.replace(experiment, mesh=ONE_DEVICE), make_mesh(ONE_DEVICE)
-    flops = matmul_flops(traced_programs(same, mesh)[name].jaxpr, turns=turns)
+    done = traced_programs(same, mesh)
     with _nothing_again():
-        once = traced_programs(with_remat(same, False), mesh)[name].jaxpr
-    return flops, matmul_flops(once, turns=turns)
+        once = traced_programs(with_remat(same, False), mesh)
+    return {
+        name: (matmul_flops(done[name].jaxpr, turns=turns), matmul_flops(once[name].jaxpr, turns=turns))
+        for name in names
+    }
 
 
 @contextlib.contextmanager

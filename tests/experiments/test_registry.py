@@ -12,6 +12,7 @@ import pytest
 from experiments import registry
 from experiments.registry import SCALES, entries, find, measured, register
 from rlhf_jax.overrides import from_dict, to_dict
+from rlhf_jax.plan.chips import parse_topology
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = [(name, scale) for name, entry in entries().items() for scale in entry.costs]
@@ -63,6 +64,28 @@ def test_a_name_is_registered_once(monkeypatch):
     monkeypatch.setattr(registry, "_ENTRIES", dict(entries()))
     with pytest.raises(ValueError, match="'smoke/sft' is registered twice"):
         register("smoke/sft", paper="-", claim="-", costs={"cpu": "-"})(lambda scale: None)
+
+
+def test_every_experiment_for_tpus_is_laid_out_on_all_chips_of_its_topology():
+    planned = {name: entry for name, entry in entries().items() if "tpu" in entry.costs}
+    assert len(planned) >= 3
+    for name, entry in planned.items():
+        assert entry.topology is not None
+        assert entry.experiment("tpu").mesh.devices == parse_topology(entry.topology).chips, name
+
+
+@pytest.mark.parametrize(
+    ("costs", "topology", "said"),
+    [
+        ({"tpu": "-"}, None, "'new/one' has scales tpu and topology=None; the scale tpu has one, such as 'v5p:4x4x4'"),
+        ({"cpu": "-"}, "v5e:2x2", "'new/one' has scales cpu and topology='v5e:2x2'"),
+        ({"tpu": "-"}, "h200:8", "'new/one' has topology='h200:8', which is no slice of a TPU"),
+        ({"tpu": "-"}, "v5e:4", "a slice of v5e has 2 axes"),
+    ],
+)
+def test_an_experiment_for_tpus_names_its_topology_and_others_have_none(costs, topology, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        register("new/one", paper="-", claim="-", costs=costs, topology=topology)
 
 
 def test_a_figure_has_its_error_over_seeds_or_with_one_seed_that_over_its_prompts():

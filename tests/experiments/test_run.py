@@ -266,6 +266,13 @@ def test_show_prints_what_it_is_and_the_whole_config_with_overrides(capsys):
     assert "A few iterations of PPO" in printed
 
 
+def test_show_says_what_slice_an_experiment_is_laid_out_for(capsys):
+    assert run.main(["show", "touvron2023/chat"]) == 0
+    printed = capsys.readouterr().out
+    assert "\nplanned tpu: v5p:4x4x4\n" in printed
+    assert '"fsdp": 64' in printed
+
+
 def test_list_and_show_answer_without_loading_jax():
     script = "import sys; from experiments.run import main; main(['show', 'smoke/sft']); sys.exit('jax' in sys.modules)"
     assert (

@@ -107,11 +107,11 @@ def ilql(mesh):
 
 
 @functools.cache
-def rollout(mesh):
+def rollout(mesh, config=LLAMA):
     prompts = left_padded([1 + row % 4 for row in range(8)], 4, seed=7)
     keys = row_keys(jax.random.key(5), 0, np.arange(8), np.zeros(8, np.int32))
     there = make_mesh(mesh)
-    run = compile_function(partial(generate, model=built(LLAMA), new_tokens=6, stop=STOPS), there)
+    run = compile_function(partial(generate, model=built(config), new_tokens=6, stop=STOPS), there)
     return run(place(lively(LLAMA), there), *place_batch((prompts, keys), there), 0.7)
 
 
@@ -142,8 +142,9 @@ def test_the_updates_compared_do_move_the_parameters(stage):
 
 
 @every_mesh
-def test_sampling_on_eight_devices_writes_the_same_tokens(mesh):
-    one, eight = rollout(ALONE), rollout(mesh)
+@pytest.mark.parametrize("gather_once", [False, True])
+def test_sampling_on_eight_devices_writes_the_same_tokens(gather_once, mesh):
+    one, eight = rollout(ALONE), rollout(mesh, dataclasses.replace(LLAMA, gather_once=gather_once))
     np.testing.assert_array_equal(one.batch.tokens, eight.batch.tokens)
     np.testing.assert_array_equal(one.batch.loss_mask, eight.batch.loss_mask)
     np.testing.assert_allclose(one.logprobs, eight.logprobs, atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 from experiments.registry import find
 from rlhf_jax.config import Experiment, MeshConfig
 from rlhf_jax.plan.hlo import Collective, Program
-from rlhf_jax.plan.programs import trace_ppo, trace_updates
+from rlhf_jax.plan.programs import trace_ppo, trace_rollout, trace_updates
 from rlhf_jax.sharding import make_mesh
 
 MESHES = {"fsdp": MeshConfig(fsdp=8), "tensor": MeshConfig(tensor=4), "both": MeshConfig(fsdp=4, tensor=2)}
@@ -53,6 +53,23 @@ def test_an_sft_update_exchanges_what_its_layout_needs_and_no_more(quickstart, n
     _outside_of_layers(found, experiment)
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_an_update_holds_no_weights_in_one_piece_but_those_of_the_layer_it_is_at(quickstart, remat):
+    # So few tokens that weights are nearly all that there is.
+    policy = dataclasses.replace(quickstart.policy, layers=12, width=256, mlp=1024, remat=remat)
+    text = dataclasses.replace(quickstart.text, length=8, prompt_length=4)
+    sft = dataclasses.replace(quickstart.sft, optim=dataclasses.replace(quickstart.sft.optim, rows=8), pack_length=None)
+    smaller = dataclasses.replace(
+        quickstart, policy=policy, text=text, sft=sft, reward=None, ppo=None, mesh=MESHES["fsdp"]
+    )
+    compiled = trace_updates(smaller, make_mesh(smaller.mesh))["sft"].lower().compile()
+    found = list(Program(compiled.as_text()).collectives)
+    assert of_layers(found, policy.layers)["all-gather", 8] == 2 * len(MATRICES)
+    layer = 4 * policy.width * (4 * policy.width + 3 * policy.mlp)
+    of_update = compiled.memory_analysis().temp_size_in_bytes
+    assert of_update < policy.layers * layer / 2, of_update / layer
+
+
 @pytest.mark.parametrize("name", MESHES)
 def test_a_ppo_update_exchanges_as_much_for_each_model_and_minibatch_as_an_sft_update(quickstart, name):
     mesh = MESHES[name]
@@ -64,6 +81,26 @@ def test_a_ppo_update_exchanges_as_much_for_each_model_and_minibatch_as_an_sft_u
     models = 2  # the value model has as many layers
     assert layers["all-gather", mesh.fsdp] == (models * 2 * len(MATRICES) if mesh.fsdp > 1 else 0)
     assert layers["all-reduce", mesh.tensor] == (models * 4 if mesh.tensor > 1 else 0)
+
+
+@pytest.mark.parametrize("gather_once", [False, True])
+def test_sampling_gathers_every_weight_for_every_token_or_once_before(quickstart, gather_once):
+    policy = dataclasses.replace(quickstart.policy, gather_once=gather_once, dtype="bfloat16")
+    experiment = dataclasses.replace(quickstart, policy=policy, mesh=MESHES["fsdp"])
+    assert experiment.ppo is not None
+    program = Program(
+        trace_rollout(experiment, make_mesh(experiment.mesh))["ppo/responses"].lower().compile().as_text()
+    )
+    kernels = 2 * policy.layers * policy.width * (4 * policy.width + 3 * policy.mlp)
+    by_times = Counter[int]()
+    for each in program.collectives:
+        if each.kind == "all-gather":
+            by_times[each.times] += each.bytes
+    turns = [times for times in by_times if times >= experiment.ppo.new_tokens - 1]
+    if gather_once:
+        assert not turns and by_times[1] >= kernels, by_times
+    else:
+        assert sum(times * by_times[times] for times in turns) >= (experiment.ppo.new_tokens - 1) * kernels, by_times
 
 
 def _outside_of_layers(found: list[Collective], experiment: Experiment) -> None:

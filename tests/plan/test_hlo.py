@@ -79,6 +79,70 @@ def test_traffic_is_slices_where_slices_are_read_and_nothing_of_what_stays_near(
     body = 2 * 64 + 4 + 64 + 2 * 64  # the slice in and out with its number; to the kernel; the sum in and out
     assert Program(TEXT).traffic == 6 * body + 64 + 16
     assert Program(TEXT).kernels == ("splash_mha",)
+    assert Program(TEXT).instructions == 3 + 2 + 5 + 10 + 4 + 7
+
+
+INSIDE = """HloModule m
+
+%one (s: bf16[6,4,4], i: s32[]) -> bf16[4,4] {
+  %s = bf16[6,4,4]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %d = bf16[1,4,4]{2,1,0} dynamic-slice(%s, %i, %zero, %zero), dynamic_slice_sizes={1,4,4}
+  ROOT %r = bf16[4,4]{1,0} bitcast(%d)
+}
+
+%product (x: bf16[4,4], stack: bf16[6,4,4], i: s32[]) -> f32[4,4] {
+  %x = bf16[4,4]{1,0} parameter(0)
+  %stack = bf16[6,4,4]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %w = bf16[4,4]{1,0} fusion(%stack, %i), kind=kLoop, calls=%one
+  ROOT %y = f32[4,4]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+}
+
+%whole (s: bf16[6,4,4], i: s32[]) -> bf16[4,4] {
+  %s = bf16[6,4,4]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %d = bf16[1,4,4]{2,1,0} dynamic-slice(%s, %i, %zero, %zero), dynamic_slice_sizes={1,4,4}
+  %sum = bf16[4,4]{1,0} reduce(%s, %zero), dimensions={0}, to_apply=%add
+  %r = bf16[4,4]{1,0} bitcast(%d)
+  ROOT %both = bf16[4,4]{1,0} add(%r, %sum)
+}
+
+%put (t: f32[6,4,4], x: f32[4,4], i: s32[]) -> f32[6,4,4] {
+  %t = f32[6,4,4]{2,1,0} parameter(0)
+  %x = f32[4,4]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %u = f32[1,4,4]{2,1,0} bitcast(%x)
+  ROOT %d = f32[6,4,4]{2,1,0} dynamic-update-slice(%t, %u, %i, %zero, %zero)
+}
+
+%kept (t: f32[6,4,4], x: f32[4,4], i: s32[]) -> f32[6,4,4] {
+  %t = f32[6,4,4]{2,1,0} parameter(0)
+  %x = f32[4,4]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %p = f32[6,4,4]{2,1,0} fusion(%t, %x, %i), kind=kLoop, calls=%put
+}
+
+ENTRY %main (x: bf16[4,4], stack: bf16[6,4,4], all: f32[6,4,4], i: s32[]) -> f32[6,4,4] {
+  %x = bf16[4,4]{1,0} parameter(0)
+  %stack = bf16[6,4,4]{2,1,0} parameter(1)
+  %all = f32[6,4,4]{2,1,0} parameter(2)
+  %i = s32[] parameter(3)
+  %y = f32[4,4]{1,0} fusion(%x, %stack, %i), kind=kOutput, calls=%product
+  %z = bf16[4,4]{1,0} fusion(%stack, %i), kind=kLoop, calls=%whole
+  ROOT %out = f32[6,4,4]{2,1,0} fusion(%all, %y, %i), kind=kLoop, calls=%kept
+}
+"""
+
+
+def test_traffic_is_slices_where_a_fusion_inside_a_fusion_takes_them():
+    product = 32 + 32 + 4 + 64  # the operand, the slice of the stack, its number, and what comes out
+    whole = 192 + 4 + 32  # a stack that is added up as well is read whole
+    kept = 64 + 4 + 64  # the new part, its number, and the part of the old that it takes the place of
+    assert Program(INSIDE).traffic == product + whole + kept
 
 
 def test_a_text_that_is_no_program_is_refused():

@@ -65,6 +65,10 @@ def test_the_kernel_of_tpus_is_what_the_compiler_finds_and_a_search_ranks_meshes
         (("quickstart", "--topology", "v5e:2x2", "--search", "--most", "0"), "--most 0: at least 1"),
         (("quickstrt", "--topology", "v5e:2x2"), "quickstart"),
         (("exact/on_policy", "--topology", "v5e:2x2"), "exact/on_policy is a study"),
+        (("quickstart",), "quickstart is laid out for no slice at scale cpu; say which with --topology"),
+        (("instructgpt2022/ppo_ptx", "--scale", "cpu"), "ppo_ptx is laid out for no slice at scale cpu"),
+        # Without --topology it is the experiment's own, so that a mesh of another number of devices is refused.
+        (("instructgpt2022/ppo_ptx", "--mesh", "fsdp=2"), "has 2 devices, and v5p:2x2x4 has 16"),
     ],
 )
 def test_what_makes_no_sense_is_said_in_one_line(with_compiler, arguments, said):

@@ -4,13 +4,17 @@ import dataclasses
 import json
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from experiments.registry import find
 from rlhf_jax.config import ONE_DEVICE, LoRA
 from rlhf_jax.models import build_model
+from rlhf_jax.plan.hlo import Program
+from rlhf_jax.plan.planner import traced_programs
 from rlhf_jax.plan.programs import lower_ppo
 from rlhf_jax.sharding import make_mesh
 
@@ -44,6 +48,27 @@ def test_the_updates_of_the_paper_lower_on_sixteen_devices_without_memory_for_we
     assert all(count > 10 for count in found["sharded"].values())
     # The 1.3B policy alone is 5 GiB in float32; a process without weights stays far below.
     assert found["mib"] < 3000
+
+
+def deep(layers: int) -> dict[str, Any]:
+    """The quickstart's traced programs, by name, of models with so many layers."""
+    experiment = find("quickstart").experiment("cpu")
+    policy = dataclasses.replace(experiment.policy, layers=layers)
+    return traced_programs(dataclasses.replace(experiment, policy=policy), make_mesh(experiment.mesh))
+
+
+def test_programs_are_as_long_for_24_layers_as_for_2():
+    few, many = ({name: one.lower().as_text() for name, one in deep(layers).items()} for layers in (2, 24))
+    assert set(few) == {"sft", "reward", "ppo", "ppo/responses", "ppo/reward", "ppo/scoring"}
+    assert {name: text.count("\n") for name, text in many.items()} == {
+        name: text.count("\n") for name, text in few.items()
+    }
+
+
+def test_what_the_compiler_makes_of_24_layers_is_as_long_as_of_2():
+    few, many = (Program(deep(layers)["sft"].lower().compile().as_text()) for layers in (2, 24))
+    # Which of a few copies and constants there are depends on sizes.
+    assert many.instructions == pytest.approx(few.instructions, rel=0.02)
 
 
 def parameter_bytes(lora: LoRA | None) -> int:
