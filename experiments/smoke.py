@@ -166,6 +166,22 @@ def smoke_lora(scale: str) -> Experiment:
 
 
 @register(
+    "smoke/optimiser_state",
+    paper="Shazeer & Stern 2018",
+    claim="SFT runs with Adam's moments in bfloat16, and a reward model with Adafactor's factored ones",
+    costs=COST,
+)
+def smoke_optimiser_state(scale: str) -> Experiment:
+    """Half of Adam's memory, and next to none of it. Expect the losses to fall as in smoke/sft and smoke/reward."""
+    sft, reward = _sft(30), _reward(20)
+    return _smoke(
+        "smoke/optimiser_state",
+        sft=dataclasses.replace(sft, optim=dataclasses.replace(sft.optim, moments="bfloat16")),
+        reward=dataclasses.replace(reward, optim=Optim(lr=1e-2, steps=20, rows=16, kind="adafactor")),
+    )
+
+
+@register(
     "smoke/ilql",
     paper="Snell et al. 2022",
     claim="the loop of offline values runs: ILQL on replies sampled from the fine-tuned policy and scored by the world",

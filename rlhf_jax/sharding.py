@@ -144,15 +144,45 @@ def over_rows(function: Callable[..., Any], weights: Any, *arrays: jax.Array) ->
     return sharded([jnp.asarray(leaves[number]) for number in read], *arrays)
 
 
+def keys_of(path: Any) -> list[str]:
+    """The names along the path of a leaf."""
+    return [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
+
+
+def sides(keys: Sequence[str], ndim: int) -> tuple[int, int] | None:
+    """Of a matrix (at which dimension its inputs begin, at which its outputs do); None of what is none: biases, norms.
+
+    Heads and their dimensions are one side; in front of the inputs stand the layers. Of paths that PARAMETERS does not know, those of two
+    dimensions, the layers' apart, are matrices.
+    """
+    inside = int("layers" in keys)
+    names = PARAMETERS.get("/".join(keys[-2:]), (None, None) if ndim - inside == 2 else ())
+    first = ndim - len(names)
+    if len(names) < 2 or list(keys[-1:]) == ["bias"] or first not in (0, inside):
+        return None
+    return first, first + _inputs(names)
+
+
+def _inputs(names: Sequence[str | None]) -> int:
+    """How many of the dimensions of a matrix are of its inputs."""
+    return 2 if names[1] == "head_dim" else 1
+
+
 def logical_axes(tree: Any) -> Any:
-    """For each leaf the names of its dimensions, by its path: works for parameters and for all that mirrors them (Adam moments)."""
+    """For each leaf the names of its dimensions, by its path: works for parameters and for all that mirrors them.
+
+    Adam's moments are like their parameters; `row` and `col` below a parameter (Adafactor) lack its outputs and its inputs.
+    """
 
     def names_of(path, leaf) -> tuple[str | None, ...]:
-        keys = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
-        names = PARAMETERS.get("/".join(keys[-2:]), ()) if np.ndim(leaf) else ()
-        if "layers" in keys and len(names) + 1 == np.ndim(leaf):
+        keys, ndim = keys_of(path), np.ndim(leaf)
+        part = keys.pop() if keys and keys[-1] in ("row", "col") else None
+        names = PARAMETERS.get("/".join(keys[-2:]), ()) if ndim else ()
+        if part is not None and names:
+            names = names[: _inputs(names)] if part == "row" else names[_inputs(names) :]
+        if "layers" in keys and len(names) + 1 == ndim:
             names = ("layers", *names)
-        return names if len(names) == np.ndim(leaf) else (None,) * np.ndim(leaf)
+        return names if len(names) == ndim else (None,) * ndim
 
     return jax.tree_util.tree_map_with_path(names_of, tree)
 

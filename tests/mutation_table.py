@@ -237,11 +237,13 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("linear_schedule(config.lr / config.warmup, ", "linear_schedule(0.0, "),
         ("[warmup, decay], [config.warmup]", "[warmup, decay], [config.warmup + 1]"),
         ("eps=config.eps", "eps_root=config.eps"),
+        ("(bits + noise) >> 16", "(bits + 0x8000) >> 16"),
+        ("jax.random.fold_in(jax.random.key(0), count)", "jax.random.key(0)"),
         ("(config.weight_decay, is_matrix)", "(config.weight_decay)"),
         ("jnp.sqrt(1 - b2**count) / (1 - b1**count)", "1.0 / (1 - b1**count)"),
         (
-            "optax.clip_by_global_norm(config.max_grad_norm), adam",
-            "adam, optax.clip_by_global_norm(config.max_grad_norm)",
+            "optax.clip_by_global_norm(config.max_grad_norm), chain",
+            "chain, optax.clip_by_global_norm(config.max_grad_norm)",
         ),
     ],
     ("train/critics.py", "train/test_critic_step.py"): [
@@ -265,6 +267,15 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("scale = 1.0 / jnp.maximum(weight, 1e-9)", "scale = jnp.float32(1 / microbatches)"),
         ("ema * old + (1 - ema) * new", "(1 - ema) * old + ema * new"),
         ("(1 - ema) * new, old, live)", "(1 - ema) * new, old, split_frozen(state.params)[0])"),
+    ],
+    ("train/adafactor.py", "train/test_adafactor.py"): [
+        ("count.astype(jnp.float32) ** -DECAY", "(count + 1).astype(jnp.float32) ** -DECAY"),
+        ("jnp.mean(row, axis=ins, keepdims=True)", "jnp.mean(row, keepdims=True)"),
+        ("jnp.maximum(1.0, _rms(u, apart) / CLIP)", "1.0"),
+        ('int("layers" in keys_of(path) and u.ndim > 0)', "0"),
+    ],
+    ("sharding.py", "test_sharding.py"): [
+        ('names[: _inputs(names)] if part == "row"', 'names[: _inputs(names)] if part == "col"'),
     ],
     ("train/optimizer.py", "models/test_lora.py"): [
         ('("kernel", "embedding", "lora_a", "lora_b")', '("kernel", "embedding")'),
