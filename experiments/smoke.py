@@ -318,3 +318,18 @@ def smoke_mesh(scale: str) -> Experiment:
     ppo = PPO(optim=optim, value_optim=optim, value_init="policy", iterations=2, prompts=16, new_tokens=8)
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
     return _smoke("smoke/mesh", sft=_sft(10), reward=_reward(10), ppo=ppo, mesh=mesh)
+
+
+@register(
+    "smoke/context",
+    paper="-",
+    claim="SFT on packed rows, reward model and PPO run with every text on two devices",
+    costs={"cpu": "60 s on 2 cores"},
+)
+def smoke_context(scale: str) -> Experiment:
+    """All stages on 8 devices (virtual ones on a CPU), of which two share a text, and the parameters with two of fsdp."""
+    optim = Optim(lr=1e-3, rows=16)
+    ppo = PPO(optim=optim, value_optim=optim, value_init="policy", iterations=2, prompts=16, new_tokens=8)
+    sft = dataclasses.replace(_sft(10), pack_length=128)
+    mesh = MeshConfig(fsdp=2, tensor=2, context=2)
+    return _smoke("smoke/context", sft=sft, reward=_reward(10), ppo=ppo, mesh=mesh)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,18 +20,21 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from rlhf_jax.config import MeshConfig
 from rlhf_jax.frozen import join_frozen, split_frozen
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "context")
 
 RULES: dict[str | None, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
-    "embed": ("fsdp",),  # the width of a parameter; activations keep their width whole
+    # The width of a parameter; activations keep their width whole. Devices that share a text share parameters too.
+    "embed": ("fsdp", "context"),
+    "replicas": ("data",),  # rows, and widths, of embeddings on their way
+    "shards": ("fsdp",),
     "heads": ("tensor",),
     "kv": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
     "layers": (),
     "head_dim": (),
-    "length": (),
+    "length": ("context",),  # of activations, and of what attends; batches, keys and caches keep theirs whole
     None: (),
 }
 
@@ -73,12 +77,12 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of axes data, fsdp, tensor over the first `config.devices` devices.
+    """A mesh of axes data, fsdp, tensor, context over the first `config.devices` devices.
 
     Raises: ValueError where there are fewer devices than the mesh needs.
     """
     found = jax.devices() if devices is None else list(devices)
-    shape = (config.data, config.fsdp, config.tensor)
+    shape = (config.data, config.fsdp, config.tensor, config.context)
     sizes = ", ".join(f"{name}={size}" for name, size in zip(AXES, shape, strict=True))
     if config.devices > len(found):
         raise ValueError(f"mesh {sizes} needs {config.devices} devices; there are {len(found)}")
@@ -101,12 +105,19 @@ def split_cpu(devices: int) -> None:
 
 def spec_of(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The PartitionSpec of an array with these logical axes. A dimension that its mesh axes do not divide is replicated."""
-    entries: list[Any] = []
-    for name, size in zip(names, shape, strict=True):
-        axes = tuple(axis for axis in RULES[name] if mesh.shape.get(axis, 1) > 1)
-        divides = size % int(np.prod([mesh.shape[axis] for axis in axes], dtype=np.int64)) == 0
-        entries.append(axes if axes and divides else None)
-    return PartitionSpec(*entries)
+    return PartitionSpec(*(axes_of(name, size, mesh) or None for name, size in zip(names, shape, strict=True)))
+
+
+def axes_of(name: str | None, size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The mesh axes that a dimension of this name and size is split over: none where they do not divide it."""
+    axes = tuple(axis for axis in RULES[name] if mesh.shape.get(axis, 1) > 1)
+    return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
+
+
+def pieces(name: str, size: int) -> int:
+    """In how many pieces such a dimension lies on the ambient mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes_of(name, size, mesh))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -117,15 +128,18 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec_of(names, x.shape, mesh))
 
 
-def over_rows(function: Callable[..., Any], weights: Any, *arrays: jax.Array) -> Any:
-    """`function(weights, *arrays)`, of arrays whose rows do not bear on each other, with the rows of each device apart.
+def over_tokens(function: Callable[..., Any], weights: Any, *arrays: jax.Array) -> Any:
+    """`function(weights, *arrays)`, of arrays [B, T, ...] whose tokens do not bear on each other, with the tokens of each device apart.
 
-    What comes out has rows too. Those of the weights that it reads are gathered before it begins, as far as rows are split, and their
-    gradients are added up when it has ended. Without an ambient mesh, or where rows do not divide, it is called as it is.
+    What comes out is [B, T, ...] too. Those of the weights that it reads are gathered before it begins, as far as tokens are split, and
+    their gradients are added up when it has ended. Without an ambient mesh, or where nothing divides, it is called as it is.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = () if mesh.empty else tuple(axis for axis in RULES["batch"] if mesh.shape.get(axis, 1) > 1)
-    if not axes or arrays[0].shape[0] % int(np.prod([mesh.shape[axis] for axis in axes])):
+    if mesh.empty:
+        return function(weights, *arrays)
+    own = [axes_of(name, size, mesh) for name, size in zip(("batch", "length"), arrays[0].shape, strict=False)]
+    axes, tokens = (*own[0], *own[1]), PartitionSpec(*(part or None for part in own))
+    if not axes:
         return function(weights, *arrays)
     leaves, tree = jax.tree.flatten(weights)
     traced = jax.make_jaxpr(function)(weights, *arrays).jaxpr
@@ -138,9 +152,8 @@ def over_rows(function: Callable[..., Any], weights: Any, *arrays: jax.Array) ->
         told = dict(zip(read, own, strict=True))
         return function(tree.unflatten([told.get(number, leaf) for number, leaf in enumerate(leaves)]), *pieces)
 
-    rows, whole = PartitionSpec(axes), PartitionSpec()
-    specs = ([whole] * len(read), *(rows for _ in arrays))
-    sharded = jax.shard_map(apart, in_specs=specs, out_specs=rows, axis_names=set(axes))
+    specs = ([PartitionSpec()] * len(read), *(tokens for _ in arrays))
+    sharded = jax.shard_map(apart, in_specs=specs, out_specs=tokens, axis_names=set(axes))
     return sharded([jnp.asarray(leaves[number]) for number in read], *arrays)
 
 

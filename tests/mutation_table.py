@@ -300,6 +300,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("sharding.py", "plan/test_collectives.py"): [
         ('(jax.lax.pcast(leaf, axes, to="varying") for leaf in given)', "iter(given)"),
+        ('"embed": ("fsdp", "context")', '"embed": ("fsdp",)'),
     ],
     ("plan/hlo.py", "plan/test_hlo.py"): [
         ("times * self._trips(each, condition)", "times"),

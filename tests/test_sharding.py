@@ -36,7 +36,7 @@ CUBE = MeshConfig(data=2, fsdp=2, tensor=2)
 
 
 def test_a_mesh_bigger_than_the_machine_is_refused_with_its_sizes():
-    with pytest.raises(ValueError, match=r"data=4, fsdp=2, tensor=2 needs 16 devices; there are 8"):
+    with pytest.raises(ValueError, match=r"data=4, fsdp=2, tensor=2, context=1 needs 16 devices; there are 8"):
         make_mesh(MeshConfig(4, 2, 2))
     with pytest.raises(ValueError, match=r"needs 2 devices; there are 1"):
         make_mesh(MeshConfig(data=2), jax.devices()[:1])
@@ -44,7 +44,7 @@ def test_a_mesh_bigger_than_the_machine_is_refused_with_its_sizes():
 
 def test_a_mesh_has_the_axes_asked_for_over_the_first_devices():
     mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=3))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 3}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 3, "context": 1}
     assert mesh.axis_names == AXES
     assert mesh.devices.flatten().tolist() == jax.devices()[:6]
     assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
@@ -56,6 +56,9 @@ def test_a_mesh_has_the_axes_asked_for_over_the_first_devices():
         (("embed", "heads", "head_dim"), (16, 4, 4), CUBE, (("fsdp",), ("tensor",), None)),
         (("batch", "length", None), (8, 5, 16), CUBE, (("data", "fsdp"), None, None)),
         (("batch",), (8,), MeshConfig(data=8), (("data",),)),
+        (("batch", "length", None), (4, 6, 16), MeshConfig(fsdp=4, context=2), (("fsdp",), ("context",), None)),
+        (("batch", "length", None), (4, 5, 16), MeshConfig(fsdp=4, context=2), (("fsdp",), None, None)),
+        (("embed", "mlp"), (16, 24), MeshConfig(fsdp=4, context=2), (("fsdp", "context"), None)),
         (("vocab", "embed"), (31, 16), CUBE, (None, ("fsdp",))),
         (("embed", "kv", "head_dim"), (16, 1, 4), CUBE, (("fsdp",), None, None)),
         (("batch",), (2,), CUBE, (None,)),
@@ -150,7 +153,9 @@ def test_two_updates_of_small_states_on_eight_devices_are_those_on_one(how, conf
         updates, kept = tx.update(grads, kept, params)
         return (optax.apply_updates(params, updates), kept), {}
 
-    start = lively(GPT2)
+    whole = lively(GPT2)
+    attention, norm = whole["layers"]["attention"], whole["layers"]["mlp_norm"]
+    start = {"layers": {"q": attention["q"], "o": attention["o"], "mlp_norm": norm}, "tokens": whole["tokens"]}
     results = []
     for mesh in (make_mesh(MeshConfig()), make_mesh(config)):
         step, state = compile_step(update, mesh), place((jax.tree.map(jnp.copy, start), tx.init(start)), mesh)

@@ -15,13 +15,14 @@ class MeshConfig:
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+    context: int = 1
 
     def __post_init__(self):
-        positive(self, "data", "fsdp", "tensor")
+        positive(self, "data", "fsdp", "tensor", "context")
 
     @property
     def devices(self) -> int:
-        return self.data * self.fsdp * self.tensor
+        return self.data * self.fsdp * self.tensor * self.context
 
     @property
     def row_shards(self) -> int:
