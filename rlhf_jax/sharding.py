@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.config import MeshConfig
@@ -79,14 +80,35 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of axes data, fsdp, tensor, context over the first `config.devices` devices.
 
-    Raises: ValueError where there are fewer devices than the mesh needs.
+    Raises: ValueError where there are fewer devices than the mesh needs, or TPUs of more slices than it says.
     """
-    found = jax.devices() if devices is None else list(devices)
+    order = device_order(config, jax.devices() if devices is None else list(devices))
+    return Mesh(order, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def device_order(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
+    """[data, fsdp, tensor, context], the first `config.devices` devices: neighbours along an axis are neighbours in a torus of TPUs,
+    and nothing but data crosses slices.
+
+    Other devices, and a part of a torus, stand as they come, host by host.
+    """
     shape = (config.data, config.fsdp, config.tensor, config.context)
     sizes = ", ".join(f"{name}={size}" for name, size in zip(AXES, shape, strict=True))
-    if config.devices > len(found):
-        raise ValueError(f"mesh {sizes} needs {config.devices} devices; there are {len(found)}")
-    return Mesh(np.asarray(found[: config.devices]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    if config.devices > len(devices):
+        raise ValueError(f"mesh {sizes} needs {config.devices} devices; there are {len(devices)}")
+    used = list(devices[: config.devices])
+    if used[0].platform != "tpu":
+        return np.asarray(used).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in used})
+    if slices not in (1, config.slices):
+        raise ValueError(f"mesh {sizes}, slices={config.slices}: these devices are of {slices} slices; set mesh.slices")
+    if len(used) < len(devices):
+        return np.asarray(used).reshape(shape)
+    how: Any = {"allow_split_physical_axes": True}
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, used, **how)
+    inside, across = (config.data // slices, *shape[1:]), (slices, 1, 1, 1)
+    return mesh_utils.create_hybrid_device_mesh(inside, across, used, **how)
 
 
 def split_cpu(devices: int) -> None:

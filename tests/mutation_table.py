@@ -276,6 +276,11 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("sharding.py", "test_sharding.py"): [
         ('names[: _inputs(names)] if part == "row"', 'names[: _inputs(names)] if part == "col"'),
+        (
+            "(config.data // slices, *shape[1:]), (slices, 1, 1, 1)",
+            "(*shape[:1], shape[1] // slices, *shape[2:]), (1, slices, 1, 1)",
+        ),
+        ("mesh_utils.create_device_mesh(shape, used, **how)", "np.asarray(used).reshape(shape)"),
     ],
     ("train/optimizer.py", "models/test_lora.py"): [
         ('("kernel", "embedding", "lora_a", "lora_b")', '("kernel", "embedding")'),

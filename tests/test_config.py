@@ -178,6 +178,7 @@ RELATIVE = dataclasses.replace(
         (OPTIM, {"kind": "adafactor", "b2": 0.999}, "b2=0.999 is of Adam, and kind is 'adafactor'"),
         (OPTIM, {"kind": "adafactor", "moments": "bfloat16"}, "moments='bfloat16' is of Adam"),
         (BASE, {"mesh": MeshConfig(tensor=8)}, "policy.heads=4 is not a multiple of mesh.tensor=8"),
+        (MeshConfig(data=4), {"slices": 3}, "data=4 does not split over slices=3"),
         (BASE, {"mesh": MeshConfig(context=5)}, "text.length=24 does not split over mesh.context=5 devices"),
         (
             BASE,

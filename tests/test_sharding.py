@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from rlhf_jax.sharding import (
     compile_step,
     compiler_options,
     constrain,
+    device_order,
     initialise,
     logical_axes,
     make_mesh,
@@ -48,6 +51,60 @@ def test_a_mesh_has_the_axes_asked_for_over_the_first_devices():
     assert mesh.axis_names == AXES
     assert mesh.devices.flatten().tolist() == jax.devices()[:6]
     assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu:
+    """What orders of devices are made from."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def torus(slices: int, side: int = 4) -> list[Any]:
+    places = [(number, x, y) for number in range(slices) for y in range(side) for x in range(side)]
+    return [Tpu(place, (x, y, 0), number) for place, (number, x, y) in enumerate(places)]
+
+
+def test_slices_are_crossed_by_data_alone_whatever_order_the_devices_come_in():
+    devices = torus(2)
+    mixed = [devices[place] for place in np.random.default_rng(0).permutation(len(devices))]
+    order = device_order(MeshConfig(data=4, fsdp=4, tensor=2, slices=2), mixed)
+    assert order.shape == (4, 4, 2, 1)
+    assert len(set(order.flatten().tolist())) == 32
+    assert [{device.slice_index for device in half.flatten()} for half in (order[:2], order[2:])] == [{0}, {1}]
+
+
+def test_neighbours_along_an_axis_are_neighbours_in_the_torus():
+    mixed = [torus(1)[place] for place in np.random.default_rng(0).permutation(16)]
+    order = device_order(MeshConfig(fsdp=4, tensor=4), mixed)[0, :, :, 0]
+    for line in (*order, *order.T):
+        steps = [np.abs(np.subtract(a.coords, b.coords)).sum() for a, b in itertools.pairwise(line)]
+        assert steps == [1, 1, 1]
+    # Axes of the mesh may be pieces of those of the torus.
+    assert len(set(device_order(MeshConfig(fsdp=8, tensor=2), mixed).flatten().tolist())) == 16
+
+
+def test_a_mesh_for_two_slices_fits_one_as_well():
+    two, one = MeshConfig(data=4, fsdp=4, slices=2), MeshConfig(data=4, fsdp=4)
+    assert (device_order(two, torus(1)) == device_order(one, torus(1))).all()
+
+
+def test_a_part_of_a_torus_and_other_devices_stand_as_they_come():
+    assert device_order(MeshConfig(fsdp=6), torus(1)).flatten().tolist() == torus(1)[:6]
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2, slices=2))
+    assert mesh.devices.flatten().tolist() == jax.devices()
+
+
+@pytest.mark.parametrize(("slices", "there"), [(1, 2), (4, 2)])
+def test_tpus_of_other_slices_than_the_mesh_says_are_refused(slices, there):
+    with pytest.raises(ValueError, match=rf"slices={slices}: these devices are of {there} slices"):
+        make_mesh(MeshConfig(data=4, fsdp=4 * there, slices=slices), torus(there))
 
 
 @pytest.mark.parametrize(

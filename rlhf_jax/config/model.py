@@ -16,9 +16,11 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
     context: int = 1
+    slices: int = 1  # of TPUs, with a network between them that `data` alone uses
 
     def __post_init__(self):
-        positive(self, "data", "fsdp", "tensor", "context")
+        positive(self, "data", "fsdp", "tensor", "context", "slices")
+        require(self.data % self.slices == 0, f"data={self.data} does not split over slices={self.slices}")
 
     @property
     def devices(self) -> int:
