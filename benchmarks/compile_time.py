@@ -22,12 +22,13 @@ def compiled(layers: int) -> dict[str, Any]:
     import jax
 
     from benchmarks.workloads import OPTIM, SIZES
+    from rlhf_jax.compiled import compile_step
     from rlhf_jax.config import ONE_DEVICE
     from rlhf_jax.loops.sft import make_sft_step
     from rlhf_jax.models import build_model
     from rlhf_jax.plan.hlo import Program
     from rlhf_jax.plan.programs import on_mesh_rows, state_shapes, token_shapes
-    from rlhf_jax.sharding import compile_step, make_mesh
+    from rlhf_jax.sharding import make_mesh
 
     settings: Any = jax.config
     settings.update("jax_enable_compilation_cache", False)

@@ -53,9 +53,12 @@ def main() -> None:
     start_jax(experiment)
     memory: dict[int, float] = {}
     compiled: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(time.monotonic()) if event == COMPILED else None
-    )
+
+    def heard(event: str, seconds: float, **_: Any) -> None:
+        if event == COMPILED:
+            compiled.append(time.monotonic())
+
+    jax.monitoring.register_event_duration_secs_listener(heard)  # pyright: ignore[reportArgumentType]
     marks: dict[int, float] = {}
 
     def on_step(at: str, done: int) -> None:

@@ -19,19 +19,18 @@ LENGTHS = (2048, 8192)
 
 def compiled(length: int, kernel: bool) -> dict[str, Any]:
     """Seconds of compilation and memory per chip of an update on rows of this length."""
-    import numpy as np
     from jax.experimental import topologies
-    from jax.sharding import AxisType, Mesh
 
-    from rlhf_jax.config import Optim
+    from rlhf_jax.compiled import compile_step
+    from rlhf_jax.config import MeshConfig, Optim
     from rlhf_jax.loops.sft import make_sft_step
     from rlhf_jax.models import attention, build_model
     from rlhf_jax.models.presets import preset
     from rlhf_jax.plan.programs import on_mesh_rows, state_shapes, token_shapes
-    from rlhf_jax.sharding import AXES, compile_step
+    from rlhf_jax.sharding import make_mesh
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
-    mesh = Mesh(np.asarray(devices).reshape(1, CHIPS, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    mesh = make_mesh(MeshConfig(fsdp=CHIPS), devices)
     model = build_model(dataclasses.replace(preset(PRESET), dtype="bfloat16", remat=True))
     optim = Optim(lr=1e-4, rows=CHIPS, steps=1)
     _, update = make_sft_step(model, optim)

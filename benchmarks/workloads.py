@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import PPO, MeshConfig, ModelConfig, Optim
 from rlhf_jax.loops.rlhf import make_update
 from rlhf_jax.losses.reward import comparison_loss
@@ -19,7 +20,7 @@ from rlhf_jax.models import build_model
 from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.rollout.score import make_trajectory
-from rlhf_jax.sharding import compile_function, compile_step, make_mesh, place
+from rlhf_jax.sharding import make_mesh, place
 from rlhf_jax.train import init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import start_ppo

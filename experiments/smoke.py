@@ -166,6 +166,22 @@ def smoke_lora(scale: str) -> Experiment:
 
 
 @register(
+    "smoke/optimiser_state",
+    paper="Shazeer & Stern 2018",
+    claim="SFT runs with Adam's moments in bfloat16, and a reward model with Adafactor's factored ones",
+    costs=COST,
+)
+def smoke_optimiser_state(scale: str) -> Experiment:
+    """Half of Adam's memory, and next to none of it. Expect the losses to fall as in smoke/sft and smoke/reward."""
+    sft, reward = _sft(30), _reward(20)
+    return _smoke(
+        "smoke/optimiser_state",
+        sft=dataclasses.replace(sft, optim=dataclasses.replace(sft.optim, moments="bfloat16")),
+        reward=dataclasses.replace(reward, optim=Optim(lr=1e-2, steps=20, rows=16, kind="adafactor")),
+    )
+
+
+@register(
     "smoke/ilql",
     paper="Snell et al. 2022",
     claim="the loop of offline values runs: ILQL on replies sampled from the fine-tuned policy and scored by the world",
@@ -297,8 +313,26 @@ def smoke_ppo_max(scale: str) -> Experiment:
     costs={"cpu": "40 s on 2 cores"},
 )
 def smoke_mesh(scale: str) -> Experiment:
-    """All stages on 8 devices (virtual ones on a CPU): rows over data and fsdp, weights over fsdp and tensor, heads over tensor."""
+    """All stages on 8 devices (virtual ones on a CPU): rows over data and fsdp, weights over fsdp and tensor, heads over tensor.
+
+    On TPUs data would be two slices.
+    """
     optim = Optim(lr=1e-3, rows=16)
     ppo = PPO(optim=optim, value_optim=optim, value_init="policy", iterations=2, prompts=16, new_tokens=8)
-    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2, slices=2)
     return _smoke("smoke/mesh", sft=_sft(10), reward=_reward(10), ppo=ppo, mesh=mesh)
+
+
+@register(
+    "smoke/context",
+    paper="-",
+    claim="SFT on packed rows, reward model and PPO run with every text on two devices",
+    costs={"cpu": "60 s on 2 cores"},
+)
+def smoke_context(scale: str) -> Experiment:
+    """All stages on 8 devices (virtual ones on a CPU), of which two share a text, and the parameters with two of fsdp."""
+    optim = Optim(lr=1e-3, rows=16)
+    ppo = PPO(optim=optim, value_optim=optim, value_init="policy", iterations=2, prompts=16, new_tokens=8)
+    sft = dataclasses.replace(_sft(10), pack_length=128)
+    mesh = MeshConfig(fsdp=2, tensor=2, context=2)
+    return _smoke("smoke/context", sft=sft, reward=_reward(10), ppo=ppo, mesh=mesh)

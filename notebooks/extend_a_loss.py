@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
+from rlhf_jax.compiled import compile_step
 from rlhf_jax.config import MeshConfig, ModelConfig, Optim
 from rlhf_jax.data.batching.batches import packed_batches
 from rlhf_jax.data.tokens.encode import encode_demonstration
@@ -33,7 +34,7 @@ from rlhf_jax.data.tokens.tokenizer import train_sentencepiece
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.masking import mask_weight, masked_mean
 from rlhf_jax.models import build_model
-from rlhf_jax.sharding import compile_step, make_mesh
+from rlhf_jax.sharding import make_mesh
 from rlhf_jax.train import init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import Aux

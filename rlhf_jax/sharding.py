@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh, the one table of logical axis -> mesh axis, and the one `jit` of training.
+"""Where arrays live: the mesh, and the one table of logical axis -> mesh axis.
 
 `jax.sharding.AxisType.Auto` on purpose: under Explicit, ordinary research expressions (`x[perm]`, `top_k`) raise.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,23 +15,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.config import MeshConfig
-from rlhf_jax.frozen import join_frozen, split_frozen
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "context")
 
 RULES: dict[str | None, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
-    "embed": ("fsdp",),  # the width of a parameter; activations keep their width whole
+    # The width of a parameter; activations keep their width whole. Devices that share a text share parameters too.
+    "embed": ("fsdp", "context"),
+    "replicas": ("data",),  # rows, and widths, of embeddings on their way
+    "shards": ("fsdp",),
     "heads": ("tensor",),
     "kv": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
     "layers": (),
     "head_dim": (),
-    "length": (),
+    "length": ("context",),  # of activations, and of what attends; batches, keys and caches keep theirs whole
     None: (),
 }
 
@@ -74,16 +77,37 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of axes data, fsdp, tensor over the first `config.devices` devices.
+    """A mesh of axes data, fsdp, tensor, context over the first `config.devices` devices.
 
-    Raises: ValueError where there are fewer devices than the mesh needs.
+    Raises: ValueError where there are fewer devices than the mesh needs, or TPUs of more slices than it says.
     """
-    found = jax.devices() if devices is None else list(devices)
-    shape = (config.data, config.fsdp, config.tensor)
+    order = device_order(config, jax.devices() if devices is None else list(devices))
+    return Mesh(order, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def device_order(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
+    """[data, fsdp, tensor, context], the first `config.devices` devices: neighbours along an axis are neighbours in a torus of TPUs,
+    and nothing but data crosses slices.
+
+    Other devices, and a part of a torus, stand as they come, host by host.
+    """
+    shape = (config.data, config.fsdp, config.tensor, config.context)
     sizes = ", ".join(f"{name}={size}" for name, size in zip(AXES, shape, strict=True))
-    if config.devices > len(found):
-        raise ValueError(f"mesh {sizes} needs {config.devices} devices; there are {len(found)}")
-    return Mesh(np.asarray(found[: config.devices]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    if config.devices > len(devices):
+        raise ValueError(f"mesh {sizes} needs {config.devices} devices; there are {len(devices)}")
+    used = list(devices[: config.devices])
+    if used[0].platform != "tpu":
+        return np.asarray(used).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in used})
+    if slices not in (1, config.slices):
+        raise ValueError(f"mesh {sizes}, slices={config.slices}: these devices are of {slices} slices; set mesh.slices")
+    if len(used) < len(devices):
+        return np.asarray(used).reshape(shape)
+    how: Any = {"allow_split_physical_axes": True}
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, used, **how)
+    inside, across = (config.data // slices, *shape[1:]), (slices, 1, 1, 1)
+    return mesh_utils.create_hybrid_device_mesh(inside, across, used, **how)
 
 
 def split_cpu(devices: int) -> None:
@@ -102,16 +126,23 @@ def split_cpu(devices: int) -> None:
 
 def spec_of(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The PartitionSpec of an array with these logical axes. A dimension that its mesh axes do not divide is replicated."""
-    entries: list[Any] = []
-    for name, size in zip(names, shape, strict=True):
-        axes = tuple(axis for axis in RULES[name] if mesh.shape.get(axis, 1) > 1)
-        divides = size % int(np.prod([mesh.shape[axis] for axis in axes], dtype=np.int64)) == 0
-        entries.append(axes if axes and divides else None)
-    while (
-        entries and entries[-1] is None
-    ):  # as in the layouts that come out of a program, to which JAX holds those that go in
+    entries = [axes_of(name, size, mesh) or None for name, size in zip(names, shape, strict=True)]
+    # Without what is not split at the end, as in the layouts that come out of a program, to which JAX holds those that go in.
+    while entries and entries[-1] is None:
         entries.pop()
     return PartitionSpec(*entries)
+
+
+def axes_of(name: str | None, size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The mesh axes that a dimension of this name and size is split over: none where they do not divide it."""
+    axes = tuple(axis for axis in RULES[name] if mesh.shape.get(axis, 1) > 1)
+    return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
+
+
+def pieces(name: str, size: int) -> int:
+    """In how many pieces such a dimension lies on the ambient mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes_of(name, size, mesh))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -160,15 +191,18 @@ def gathered(x: jax.Array, *names: str | None) -> jax.Array:
     return gather(x)
 
 
-def over_rows(function: Callable[..., Any], weights: Any, *arrays: jax.Array) -> Any:
-    """`function(weights, *arrays)`, of arrays whose rows do not bear on each other, with the rows of each device apart.
+def over_tokens(function: Callable[..., Any], weights: Any, *arrays: jax.Array) -> Any:
+    """`function(weights, *arrays)`, of arrays [B, T, ...] whose tokens do not bear on each other, with the tokens of each device apart.
 
-    What comes out has rows too. Those of the weights that it reads are gathered before it begins, as far as rows are split, and their
-    gradients are added up when it has ended. Without an ambient mesh, or where rows do not divide, it is called as it is.
+    What comes out is [B, T, ...] too. Those of the weights that it reads are gathered before it begins, as far as tokens are split, and
+    their gradients are added up when it has ended. Without an ambient mesh, or where nothing divides, it is called as it is.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = () if mesh.empty else tuple(axis for axis in RULES["batch"] if mesh.shape.get(axis, 1) > 1)
-    if not axes or arrays[0].shape[0] % int(np.prod([mesh.shape[axis] for axis in axes])):
+    if mesh.empty:
+        return function(weights, *arrays)
+    own = [axes_of(name, size, mesh) for name, size in zip(("batch", "length"), arrays[0].shape, strict=False)]
+    axes, tokens = (*own[0], *own[1]), PartitionSpec(*(part or None for part in own))
+    if not axes:
         return function(weights, *arrays)
     leaves, tree = jax.tree.flatten(weights)
     traced = jax.make_jaxpr(function)(weights, *arrays).jaxpr
@@ -181,21 +215,50 @@ def over_rows(function: Callable[..., Any], weights: Any, *arrays: jax.Array) ->
         told = dict(zip(read, own, strict=True))
         return function(tree.unflatten([told.get(number, leaf) for number, leaf in enumerate(leaves)]), *pieces)
 
-    rows, whole = PartitionSpec(axes), PartitionSpec()
-    specs = ([whole] * len(read), *(rows for _ in arrays))
-    sharded = jax.shard_map(apart, in_specs=specs, out_specs=rows, axis_names=set(axes))
+    specs = ([PartitionSpec()] * len(read), *(tokens for _ in arrays))
+    sharded = jax.shard_map(apart, in_specs=specs, out_specs=tokens, axis_names=set(axes))
     return sharded([jnp.asarray(leaves[number]) for number in read], *arrays)
 
 
+def keys_of(path: Any) -> list[str]:
+    """The names along the path of a leaf."""
+    return [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
+
+
+def sides(keys: Sequence[str], ndim: int) -> tuple[int, int] | None:
+    """Of a matrix (at which dimension its inputs begin, at which its outputs do); None of what is none: biases, norms.
+
+    Heads and their dimensions are one side; in front of the inputs stand the layers. Of paths that PARAMETERS does not know, those of two
+    dimensions, the layers' apart, are matrices.
+    """
+    inside = int("layers" in keys)
+    names = PARAMETERS.get("/".join(keys[-2:]), (None, None) if ndim - inside == 2 else ())
+    first = ndim - len(names)
+    if len(names) < 2 or list(keys[-1:]) == ["bias"] or first not in (0, inside):
+        return None
+    return first, first + _inputs(names)
+
+
+def _inputs(names: Sequence[str | None]) -> int:
+    """How many of the dimensions of a matrix are of its inputs."""
+    return 2 if names[1] == "head_dim" else 1
+
+
 def logical_axes(tree: Any) -> Any:
-    """For each leaf the names of its dimensions, by its path: works for parameters and for all that mirrors them (Adam moments)."""
+    """For each leaf the names of its dimensions, by its path: works for parameters and for all that mirrors them.
+
+    Adam's moments are like their parameters; `row` and `col` below a parameter (Adafactor) lack its outputs and its inputs.
+    """
 
     def names_of(path, leaf) -> tuple[str | None, ...]:
-        keys = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
-        names = PARAMETERS.get("/".join(keys[-2:]), ()) if np.ndim(leaf) else ()
-        if "layers" in keys and len(names) + 1 == np.ndim(leaf):
+        keys, ndim = keys_of(path), np.ndim(leaf)
+        part = keys.pop() if keys and keys[-1] in ("row", "col") else None
+        names = PARAMETERS.get("/".join(keys[-2:]), ()) if ndim else ()
+        if part is not None and names:
+            names = names[: _inputs(names)] if part == "row" else names[_inputs(names) :]
+        if "layers" in keys and len(names) + 1 == ndim:
             names = ("layers", *names)
-        return names if len(names) == np.ndim(leaf) else (None,) * np.ndim(leaf)
+        return names if len(names) == ndim else (None,) * ndim
 
     return jax.tree_util.tree_map_with_path(names_of, tree)
 
@@ -242,149 +305,3 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
     return None
-
-
-@dataclasses.dataclass(frozen=True)
-class Traced:
-    """A program that is traced, and not compiled yet, with the shapes that it was traced for."""
-
-    program: Any  # jax.stages.Traced
-    args: Any
-
-    @property
-    def jaxpr(self) -> Any:
-        """The arithmetic, of whole arrays."""
-        return self.program.jaxpr
-
-    @property
-    def argument_bytes(self) -> int:
-        """Bytes of the arguments on one device."""
-        return sum(map(_bytes_on_a_device, jax.tree.leaves(self.args)))
-
-    def lower(self):
-        """The program as it is compiled for its devices."""
-        return self.program.lower()
-
-
-def _bytes_on_a_device(leaf: Any) -> int:
-    sharding = getattr(leaf, "sharding", None)
-    shape = np.shape(leaf) if sharding is None else sharding.shard_shape(np.shape(leaf))
-    # Keys have a type of their own: two words.
-    width = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else np.dtype(leaf.dtype).itemsize
-    return int(np.prod(shape, dtype=np.int64)) * width
-
-
-class Recompiled(RuntimeError):
-    """A program that was compiled again, for arguments of another shape, type or place than before."""
-
-
-class Compiled:
-    """A pure function under jit on a mesh. `trace` and `lower` need shapes alone.
-
-    `programs` is for how many kinds of arguments it may be compiled, such as batches of several lengths; None: for any number.
-    """
-
-    def __init__(self, function: Callable, mesh: Mesh, programs: int | None = None):
-        self._mesh = mesh
-        self._jit: Any = jax.jit(function, compiler_options=compiler_options(mesh))
-        self._allow(programs)
-
-    def _allow(self, programs: int | None) -> None:
-        self._programs, self._kinds = programs, []
-
-    def __call__(self, *args):
-        """What the function gives. Raises: Recompiled, naming what has changed."""
-        before = self._jit._cache_size()  # which counts for all that have this function under jit
-        with jax.set_mesh(self._mesh):
-            result = self._jit(*args)
-        if self._programs is not None and (not self._kinds or self._jit._cache_size() > before):
-            self._note(_kind(args))
-        return result
-
-    def _note(self, kind: dict[str, str]) -> None:
-        """Remembers arguments that it was compiled for."""
-        self._kinds.append(kind)
-        if self._programs is None or len(self._kinds) <= self._programs:
-            return
-        nearest = min(self._kinds[:-1], key=lambda other: len(_changes(other, kind)))
-        changed = _changes(nearest, kind) or ["what JAX is set to, as the arguments are of the same kind"]
-        more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
-        raise Recompiled(
-            f"compiled for {len(self._kinds)} kinds of arguments, and {self._programs} expected: {'; '.join(changed[:4])}{more}"
-        )
-
-    def trace(self, *args) -> Traced:
-        """The traced program for these arguments, which may be ShapeDtypeStructs with shardings."""
-        with jax.set_mesh(self._mesh):
-            return Traced(self._jit.trace(*args), args)
-
-    def lower(self, *args):
-        """The lowered program for these arguments, as `trace`."""
-        return self.trace(*args).lower()
-
-
-class CompiledStep(Compiled):
-    """A step `(state, *args) -> (state, metrics)` whose state is donated, but for its frozen parts, which come back as they went in.
-
-    The new state keeps the layout of the old one: what comes out can go in again.
-    """
-
-    def __init__(self, step: Callable, mesh: Mesh, programs: int | None = 1):
-        def laid_out(live, frozen, *args):
-            new_state, metrics = step(join_frozen(live, frozen), *args)
-            new_live, _ = split_frozen(new_state)
-            return jax.lax.with_sharding_constraint(new_live, tree_shardings(new_live, mesh)), metrics
-
-        self._mesh = mesh
-        self._jit = jax.jit(laid_out, donate_argnums=(0,), compiler_options=compiler_options(mesh))
-        # JAX looks for a NaN by taking the step again, operation by operation, for which the state must still be there.
-        self._searched = jax.jit(laid_out, compiler_options=compiler_options(mesh))
-        self._allow(programs)
-
-    def __call__(self, state, *args):
-        live, frozen = split_frozen(state)
-        settings: Any = jax.config
-        if settings.jax_debug_nans:
-            with jax.set_mesh(self._mesh):
-                live, metrics = self._searched(live, frozen, *args)
-        else:
-            live, metrics = super().__call__(live, frozen, *args)
-        return join_frozen(live, frozen), metrics
-
-    def trace(self, state, *args):
-        return super().trace(*split_frozen(state), *args)
-
-
-def _kind(args: Any) -> dict[str, str]:
-    """Of every argument the shape, type and place, by its path; an array whose memory was given away still tells them."""
-
-    def told(leaf: Any) -> str:
-        kind = f"{getattr(leaf, 'dtype', type(leaf).__name__)}{list(np.shape(leaf))}"
-        if not isinstance(leaf, jax.Array):
-            return f"{kind} of the host"
-        # The type of a Python number gives way to others, and one that was put nowhere goes wherever others are.
-        kind = f"weak {kind}" if getattr(leaf, "weak_type", False) else kind
-        place = getattr(leaf.sharding, "spec", None)
-        return f"{kind} as {place}" if leaf.committed else f"{kind} anywhere"
-
-    leaves, _ = jax.tree_util.tree_flatten_with_path(args)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): told(leaf) for path, leaf in leaves}
-
-
-def _changes(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    names = {**old, **new}
-    return [f"{n}: {old.get(n, 'nothing')} -> {new.get(n, 'nothing')}" for n in names if old.get(n) != new.get(n)]
-
-
-def compile_step(step: Callable, mesh: Mesh, programs: int | None = 1) -> Compiled:
-    """A training step `(state, batch, ...) -> (state, metrics)` as one compiled program that reuses the state's memory.
-
-    The new state is constrained to the layout of the old one, so that a step never moves parameters to other devices. A step that would
-    be compiled for more than `programs` kinds of batches raises Recompiled.
-    """
-    return CompiledStep(step, mesh, programs)
-
-
-def compile_function(function: Callable, mesh: Mesh, programs: int | None = None) -> Compiled:
-    """A pure function of parameters and batches (scoring, generation) as one compiled program; nothing is donated."""
-    return Compiled(function, mesh, programs)

@@ -230,11 +230,13 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("linear_schedule(config.lr / config.warmup, ", "linear_schedule(0.0, "),
         ("[warmup, decay], [config.warmup]", "[warmup, decay], [config.warmup + 1]"),
         ("eps=config.eps", "eps_root=config.eps"),
+        ("(bits + noise) >> 16", "(bits + 0x8000) >> 16"),
+        ("jax.random.fold_in(jax.random.key(0), count)", "jax.random.key(0)"),
         ("(config.weight_decay, is_matrix)", "(config.weight_decay)"),
         ("jnp.sqrt(1 - b2**count) / (1 - b1**count)", "1.0 / (1 - b1**count)"),
         (
-            "optax.clip_by_global_norm(config.max_grad_norm), adam",
-            "adam, optax.clip_by_global_norm(config.max_grad_norm)",
+            "optax.clip_by_global_norm(config.max_grad_norm), chain",
+            "chain, optax.clip_by_global_norm(config.max_grad_norm)",
         ),
     ],
     ("train/critics.py", "train/test_critic_step.py"): [
@@ -259,8 +261,8 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("& jnp.isfinite(optax.tree.norm(grads))", ""),
         ("skipped=jnp.where(finite, 0, state.skipped + 1)", "skipped=state.skipped"),
         (
-            "(state.step + 1, new, opt_state, newly_averaged), kept",
-            "(state.step + 1, new, opt_state, averaged), kept",
+            "lambda kept, grads: kept, kept, grads)",
+            "lambda kept, grads: (kept[0] + 1, *kept[1:]), kept, grads)",
         ),
         (
             "x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)",
@@ -269,7 +271,21 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("x * aux.weight.astype(x.dtype), (grads, aux.metrics, value))", "x, (grads, aux.metrics, value))"),
         ("scale = 1.0 / jnp.maximum(total.weight, 1e-9)", "scale = jnp.float32(1 / microbatches)"),
         ("ema * old + (1 - ema) * new", "(1 - ema) * old + ema * new"),
-        ("(1 - ema) * new, averaged, new)", "(1 - ema) * new, averaged, live)"),
+        ("(1 - ema) * new, averaged, live)", "(1 - ema) * new, averaged, kept[1])"),
+    ],
+    ("train/adafactor.py", "train/test_adafactor.py"): [
+        ("count.astype(jnp.float32) ** -DECAY", "(count + 1).astype(jnp.float32) ** -DECAY"),
+        ("jnp.mean(row, axis=ins, keepdims=True)", "jnp.mean(row, keepdims=True)"),
+        ("jnp.maximum(1.0, _rms(u, apart) / CLIP)", "1.0"),
+        ('int("layers" in keys_of(path) and u.ndim > 0)', "0"),
+    ],
+    ("sharding.py", "test_sharding.py"): [
+        ('names[: _inputs(names)] if part == "row"', 'names[: _inputs(names)] if part == "col"'),
+        (
+            "(config.data // slices, *shape[1:]), (slices, 1, 1, 1)",
+            "(*shape[:1], shape[1] // slices, *shape[2:]), (1, slices, 1, 1)",
+        ),
+        ("mesh_utils.create_device_mesh(shape, used, **how)", "np.asarray(used).reshape(shape)"),
     ],
     ("train/optimizer.py", "models/test_lora.py"): [
         ('("kernel", "embedding", "lora_a", "lora_b")', '("kernel", "embedding")'),
@@ -295,8 +311,10 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("sharding.py", "plan/test_collectives.py"): [
         ("return not (_whole.get() or mesh.empty)", "return not mesh.empty"),
         ('(jax.lax.pcast(leaf, axes, to="varying") for leaf in given)', "iter(given)"),
+        ('"embed": ("fsdp", "context")', '"embed": ("fsdp",)'),
     ],
     ("plan/hlo.py", "plan/test_hlo.py"): [
+        ('[max(called, key=self._traffic)] if each.op == "conditional" else called', "called"),
         ("read, updated = read + pieces[0], updated + pieces[1]", "read, updated = read, updated"),
         (
             '            elif each.op == "fusion" and (called := each.called("calls")) is not None:\n                for',

@@ -36,7 +36,15 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("scores = softcap(scores.", "scores = (scores."),
     ],
     ("models/visible.py", "models/test_attention.py"): [("(apart < window)", "(apart <= window)")],
+    ("models/layers.py", "plan/test_collectives.py"): [
+        ('len(leading) > 1 and pieces("length", leading[1]) > 1', "False"),
+    ],
+    ("models/decoder.py", "plan/test_collectives.py"): [
+        ('constrain(constrain(x, "replicas", "length", "shards"), "batch"', 'constrain(x, "batch"'),
+    ],
     ("models/kernels.py", "models/test_attention.py"): [
+        ("columns if of > 1 else None", "None"),
+        ("if visible.causal else ((length // parts, keys.shape[2]), 1)", "if True else ((0, 0), 1)"),
         ("(window - 1, 0)", "(window, 0)"),
         ("q = q * (size**-0.5 if scale is None else scale)", "q = q * size**-0.5"),
         ("attn_logits_soft_cap=cap", "attn_logits_soft_cap=None"),

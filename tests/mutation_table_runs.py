@@ -29,7 +29,7 @@ RUNS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("if not math.isfinite(value):", "if False:"),
         ("abs(usual) / 10", "0.0"),
     ],
-    ("sharding.py", "test_sharding.py"): [
+    ("compiled.py", "test_compiled.py"): [
         ("or len(self._kinds) <= self._programs:", "or True:"),
     ],
 }

@@ -174,7 +174,27 @@ RELATIVE = dataclasses.replace(
             },
             "ppo.value_init='reward': a reward model that is an encoder has no values per token",
         ),
+        (OPTIM, {"kind": "adam2"}, "'adam' or 'adafactor'"),
+        (OPTIM, {"kind": "adafactor", "b2": 0.999}, "b2=0.999 is of Adam, and kind is 'adafactor'"),
+        (OPTIM, {"kind": "adafactor", "moments": "bfloat16"}, "moments='bfloat16' is of Adam"),
         (BASE, {"mesh": MeshConfig(tensor=8)}, "policy.heads=4 is not a multiple of mesh.tensor=8"),
+        (MeshConfig(data=4), {"slices": 3}, "data=4 does not split over slices=3"),
+        (BASE, {"mesh": MeshConfig(context=5)}, "text.length=24 does not split over mesh.context=5 devices"),
+        (
+            BASE,
+            {"mesh": MeshConfig(context=2), "text": dataclasses.replace(BASE.text, buckets=(9,))},
+            "text.buckets=9 does not split over mesh.context=2",
+        ),
+        (
+            BASE,
+            {"mesh": MeshConfig(context=2), "sft": SFT(data=WORLD, optim=BASE.sft.optim, pack_length=33)},
+            "sft.pack_length=33 does not split",
+        ),
+        (
+            BASE,
+            {"mesh": MeshConfig(context=2), "ppo": dataclasses.replace(BASE.ppo, new_tokens=7)},
+            r"text.prompt_length \+ ppo.new_tokens=23 does not split",
+        ),
         (BASE, {"mesh": MeshConfig(data=3)}, "does not split over mesh data x fsdp = 3 devices"),
         (BASE, {"sft": SFT(data=WORLD, optim=OPTIM)}, "sft.optim.steps is not set"),
         (BASE, {"reward": None}, "PPO needs a reward stage"),
@@ -264,7 +284,7 @@ def test_what_follows_from_a_config():
     assert BASE.ppo.with_steps(OPTIM).total == BASE.ppo.policy_optim.total == 3 * 2 * 2
     assert dataclasses.replace(BASE.ppo, value_warmup=1).policy_optim.total == 2 * 2 * 2
     assert BASE.reward_shape == dataclasses.replace(MODEL, head="scalar")
-    assert (MeshConfig(2, 3, 5).devices, MeshConfig(2, 3, 5).row_shards) == (30, 6)
+    assert (MeshConfig(2, 3, 5, 7).devices, MeshConfig(2, 3, 5, 7).row_shards) == (210, 6)
 
 
 def test_the_number_of_updates_must_be_said_before_it_is_used():

@@ -1,27 +1,28 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from builders import GPT2, LLAMA, built, lively, right_padded
+from builders import GPT2, LLAMA, assert_trees_close, built, lively, right_padded
 from jax.sharding import PartitionSpec
 
+from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import MeshConfig, Optim
 from rlhf_jax.data.batching.batches import prompt_batches
 from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.sharding import (
     AXES,
-    Recompiled,
     batch_shardings,
-    compile_function,
-    compile_step,
     compiler_options,
     constrain,
+    device_order,
     gathered,
     in_pieces,
     initialise,
@@ -39,7 +40,7 @@ CUBE = MeshConfig(data=2, fsdp=2, tensor=2)
 
 
 def test_a_mesh_bigger_than_the_machine_is_refused_with_its_sizes():
-    with pytest.raises(ValueError, match=r"data=4, fsdp=2, tensor=2 needs 16 devices; there are 8"):
+    with pytest.raises(ValueError, match=r"data=4, fsdp=2, tensor=2, context=1 needs 16 devices; there are 8"):
         make_mesh(MeshConfig(4, 2, 2))
     with pytest.raises(ValueError, match=r"needs 2 devices; there are 1"):
         make_mesh(MeshConfig(data=2), jax.devices()[:1])
@@ -47,10 +48,64 @@ def test_a_mesh_bigger_than_the_machine_is_refused_with_its_sizes():
 
 def test_a_mesh_has_the_axes_asked_for_over_the_first_devices():
     mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=3))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 3}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 3, "context": 1}
     assert mesh.axis_names == AXES
     assert mesh.devices.flatten().tolist() == jax.devices()[:6]
     assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu:
+    """What orders of devices are made from."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def torus(slices: int, side: int = 4) -> list[Any]:
+    places = [(number, x, y) for number in range(slices) for y in range(side) for x in range(side)]
+    return [Tpu(place, (x, y, 0), number) for place, (number, x, y) in enumerate(places)]
+
+
+def test_slices_are_crossed_by_data_alone_whatever_order_the_devices_come_in():
+    devices = torus(2)
+    mixed = [devices[place] for place in np.random.default_rng(0).permutation(len(devices))]
+    order = device_order(MeshConfig(data=4, fsdp=4, tensor=2, slices=2), mixed)
+    assert order.shape == (4, 4, 2, 1)
+    assert len(set(order.flatten().tolist())) == 32
+    assert [{device.slice_index for device in half.flatten()} for half in (order[:2], order[2:])] == [{0}, {1}]
+
+
+def test_neighbours_along_an_axis_are_neighbours_in_the_torus():
+    mixed = [torus(1)[place] for place in np.random.default_rng(0).permutation(16)]
+    order = device_order(MeshConfig(fsdp=4, tensor=4), mixed)[0, :, :, 0]
+    for line in (*order, *order.T):
+        steps = [np.abs(np.subtract(a.coords, b.coords)).sum() for a, b in itertools.pairwise(line)]
+        assert steps == [1, 1, 1]
+    # Axes of the mesh may be pieces of those of the torus.
+    assert len(set(device_order(MeshConfig(fsdp=8, tensor=2), mixed).flatten().tolist())) == 16
+
+
+def test_a_mesh_for_two_slices_fits_one_as_well():
+    two, one = MeshConfig(data=4, fsdp=4, slices=2), MeshConfig(data=4, fsdp=4)
+    assert (device_order(two, torus(1)) == device_order(one, torus(1))).all()
+
+
+def test_a_part_of_a_torus_and_other_devices_stand_as_they_come():
+    assert device_order(MeshConfig(fsdp=6), torus(1)).flatten().tolist() == torus(1)[:6]
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2, slices=2))
+    assert mesh.devices.flatten().tolist() == jax.devices()
+
+
+@pytest.mark.parametrize(("slices", "there"), [(1, 2), (4, 2)])
+def test_tpus_of_other_slices_than_the_mesh_says_are_refused(slices, there):
+    with pytest.raises(ValueError, match=rf"slices={slices}: these devices are of {there} slices"):
+        make_mesh(MeshConfig(data=4, fsdp=4 * there, slices=slices), torus(there))
 
 
 @pytest.mark.parametrize(
@@ -59,6 +114,9 @@ def test_a_mesh_has_the_axes_asked_for_over_the_first_devices():
         (("embed", "heads", "head_dim"), (16, 4, 4), CUBE, (("fsdp",), ("tensor",))),
         (("batch", "length", None), (8, 5, 16), CUBE, (("data", "fsdp"),)),
         (("batch",), (8,), MeshConfig(data=8), (("data",),)),
+        (("batch", "length", None), (4, 6, 16), MeshConfig(fsdp=4, context=2), (("fsdp",), ("context",))),
+        (("batch", "length", None), (4, 5, 16), MeshConfig(fsdp=4, context=2), (("fsdp",),)),
+        (("embed", "mlp"), (16, 24), MeshConfig(fsdp=4, context=2), (("fsdp", "context"),)),
         (("vocab", "embed"), (31, 16), CUBE, (None, ("fsdp",))),
         (("embed", "kv", "head_dim"), (16, 1, 4), CUBE, (("fsdp",),)),
         (("batch",), (2,), CUBE, ()),
@@ -140,6 +198,58 @@ def test_moments_of_the_optimiser_live_where_their_parameters_do():
         assert optax.tree_utils.tree_get(axes.opt_state, name) == axes.params
     assert axes.ema == axes.params
     assert axes.step == ()
+
+
+def test_what_adafactor_keeps_of_a_matrix_lies_where_its_inputs_and_outputs_do():
+    tx = make_optimizer(Optim(lr=1.0, rows=4, steps=2, kind="adafactor"))
+    params = lively(dataclasses.replace(GPT2, tied=False))
+    nu = optax.tree_utils.tree_get(logical_axes(tx.init(params)), "nu")
+    attention, mlp = nu["layers"]["attention"], nu["layers"]["mlp"]
+    assert (attention["q"]["kernel"].row, attention["q"]["kernel"].col) == (
+        ("layers", "embed"),
+        ("layers", "heads", "head_dim"),
+    )
+    assert (attention["o"]["kernel"].row, attention["o"]["kernel"].col) == (
+        ("layers", "heads", "head_dim"),
+        ("layers", "embed"),
+    )
+    assert attention["q"]["bias"] == ("layers", "heads", "head_dim")
+    assert (mlp["down"]["kernel"].row, mlp["down"]["kernel"].col) == (("layers", "mlp"), ("layers", "embed"))
+    assert (nu["unembed"]["kernel"].row, nu["tokens"]["embedding"].row) == (("embed",), ("vocab",))
+    assert (nu["places"]["embedding"].row, nu["places"]["embedding"].col) == ((None,), ("embed",))
+
+
+STATES = [{"kind": "adafactor"}, {"moments": "bfloat16", "eps": 1e-2}]
+
+
+@pytest.mark.parametrize("how", STATES, ids=str)
+@pytest.mark.parametrize("config", [CUBE, MeshConfig(1, 4, 2)], ids=str)
+def test_two_updates_of_small_states_on_eight_devices_are_those_on_one(how, config):
+    tx = make_optimizer(Optim(lr=0.1, rows=4, steps=4, weight_decay=0.01, **how))
+
+    def update(state):
+        params, kept = state
+        grads = jax.tree.map(lambda x: jnp.cos(7.0 * x) + x, params)
+        updates, kept = tx.update(grads, kept, params)
+        return (optax.apply_updates(params, updates), kept), {}
+
+    whole = lively(GPT2)
+    attention, norm = whole["layers"]["attention"], whole["layers"]["mlp_norm"]
+    start = {"layers": {"q": attention["q"], "o": attention["o"], "mlp_norm": norm}, "tokens": whole["tokens"]}
+    results = []
+    for mesh in (make_mesh(MeshConfig()), make_mesh(config)):
+        step, state = compile_step(update, mesh), place((jax.tree.map(jnp.copy, start), tx.init(start)), mesh)
+        for _ in range(2):
+            state, _ = step(state)
+        results.append(state)
+    one, eight = results
+    assert_trees_close(one[0], eight[0], atol=1e-5)
+    # Rounded by chance, a moment may come out as the bfloat16 beside it where sums are added up in another order.
+    tolerance = {"atol": 1e-5} if "kind" in how else {"atol": 0.0, "rtol": 2**-7}
+    assert_trees_close(one[1], eight[1], **tolerance)
+    kept = jax.tree.leaves(optax.tree_utils.tree_get(eight[1], "nu"))
+    split = [x.addressable_shards[0].data.size < x.size for x in kept]
+    assert sum(split) >= len(split) / 2
 
 
 def test_parameters_and_moments_are_really_split():
@@ -253,31 +363,3 @@ def test_only_a_cpu_that_stands_for_several_devices_runs_its_collectives_one_by_
     assert (compiler_options(mesh) is not None) == expected
     # XLA knows the option: a name of its own it would refuse here.
     np.testing.assert_array_equal(compile_function(lambda x: 2 * x, mesh)(jnp.arange(8.0)), 2 * jnp.arange(8.0))
-
-
-def test_a_step_that_would_be_compiled_again_names_what_changed():
-    step = compile_step(lambda state, batch: (state + batch["x"].sum(), {}), make_mesh(MeshConfig()))
-    state = place(jnp.zeros(()), make_mesh(MeshConfig()))
-    for _ in range(3):
-        state, _ = step(state, {"x": jnp.ones((4, 8)), "y": jnp.ones(3)})
-    with pytest.raises(
-        Recompiled, match=r"2 kinds of arguments, and 1 expected: 2/x: float32\[4, 8\].* -> float32\[4, 9\]"
-    ):
-        step(state, {"x": jnp.ones((4, 9)), "y": jnp.ones(3)})
-
-
-def test_batches_of_several_lengths_have_as_many_programs_and_no_more():
-    step = compile_step(lambda state, x: (state + x.sum(), {}), make_mesh(MeshConfig()), 2)
-    state = place(jnp.zeros(()), make_mesh(MeshConfig()))
-    for length in (4, 8, 4, 8):
-        state, _ = step(state, jnp.ones((2, length)))
-    with pytest.raises(Recompiled, match=r"2: float32\[2, 4\] anywhere -> float32\[2, 16\]"):
-        step(state, jnp.ones((2, 16)))
-
-
-def test_a_function_may_be_compiled_for_anything_unless_it_is_told_otherwise():
-    free, held = (compile_function(jnp.sum, make_mesh(MeshConfig()), programs) for programs in (None, 1))
-    assert [float(free(jnp.ones(n))) for n in (1, 2, 3)] == [1, 2, 3]
-    held(jnp.ones(1))
-    with pytest.raises(Recompiled, match=r"0: float32\[1\].* -> int32\[1\]"):
-        held(jnp.ones(1, jnp.int32))

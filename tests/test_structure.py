@@ -22,7 +22,7 @@ MAX_LINES = 400
 LAYERS = (
     {"rlhf_jax"},
     {"types", "checks", "files", "frozen", "config", "overrides", "endpoint"},
-    {"masking", "sharding", "data", "worlds"},
+    {"masking", "sharding", "compiled", "data", "worlds"},
     {"models"},
     {"losses"},
     {"train", "rollout", "eval", "feedback"},

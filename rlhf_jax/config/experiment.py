@@ -82,6 +82,11 @@ class Experiment:
                 f"{name}.vocab={model.vocab} is not policy.vocab={self.policy.vocab}; both read the same tokens",
             )
         self._check_kinds()
+        for name, length in self._lengths():
+            require(
+                length % self.mesh.context == 0,
+                f"{name}={length} does not split over mesh.context={self.mesh.context} devices",
+            )
         for name, rows in self._row_counts():
             require(
                 rows % self.mesh.row_shards == 0,
@@ -165,6 +170,15 @@ class Experiment:
         """Tokens of the longest sequence that a model may read."""
         new_tokens = max(self.evaluation.new_tokens, 0 if self.ppo is None else self.ppo.new_tokens)
         return max(self.text.length, self.text.prompt_length + new_tokens)
+
+    def _lengths(self):
+        """(name, columns) of what updates read. Prompts alone may be of any length: what does not divide, every device has whole."""
+        yield "text.length", self.text.length
+        yield from (("text.buckets", bucket) for bucket in self.text.buckets)
+        if self.sft is not None and self.sft.pack_length is not None:
+            yield "sft.pack_length", self.sft.pack_length
+        if self.ppo is not None:
+            yield "text.prompt_length + ppo.new_tokens", self.text.prompt_length + self.ppo.new_tokens
 
     def _row_counts(self):
         names = ("sft", "reward", "preference", "ilql", "classify", "ppo")

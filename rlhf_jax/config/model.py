@@ -15,13 +15,16 @@ class MeshConfig:
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+    context: int = 1
+    slices: int = 1  # of TPUs, with a network between them that `data` alone uses
 
     def __post_init__(self):
-        positive(self, "data", "fsdp", "tensor")
+        positive(self, "data", "fsdp", "tensor", "context", "slices")
+        require(self.data % self.slices == 0, f"data={self.data} does not split over slices={self.slices}")
 
     @property
     def devices(self) -> int:
-        return self.data * self.fsdp * self.tensor
+        return self.data * self.fsdp * self.tensor * self.context
 
     @property
     def row_shards(self) -> int:

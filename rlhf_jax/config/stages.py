@@ -8,10 +8,16 @@ from typing import Literal
 from rlhf_jax.checks import fraction, not_negative, one_of, positive, require
 from rlhf_jax.config.data import Mixture
 
+ADAMS = ("b1", "b2", "eps", "adam", "moments")
+
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    """AdamW with a learning-rate schedule. `steps` are optimiser updates, `rows` the batch over all devices."""
+    """AdamW, or Adafactor, with a learning-rate schedule. `steps` are optimiser updates, `rows` the batch over all devices.
+
+    With `kind="adafactor"` second moments are factored and there are no first ones; `lr` is a share of each parameter's size, and b1, b2,
+    eps, adam and moments, which are Adam's, stay as they are here.
+    """
 
     lr: float
     rows: int
@@ -24,17 +30,24 @@ class Optim:
     b2: float = 0.95
     eps: float = 1e-8
     adam: Literal["torch", "tf1"] = "torch"  # eps beside the corrected second moment, or the raw one
+    kind: Literal["adam", "adafactor"] = "adam"
+    moments: Literal["float32", "bfloat16"] = "float32"  # what both moments are kept in between updates
     weight_decay: float = 0.0  # on matrices only
     max_grad_norm: float | None = 1.0  # None: no clipping
 
     def __post_init__(self):
         positive(self, "lr", "steps", "rows", "microbatches", "eps", "max_grad_norm")
-        one_of(self, "schedule", "adam")
+        one_of(self, "schedule", "adam", "kind", "moments")
         fraction(self, "final_lr", "b1", "b2")
         not_negative(self, "warmup", "weight_decay")
         require(
             self.rows % self.microbatches == 0, f"{self.rows} rows do not split into {self.microbatches} microbatches"
         )
+        for field in dataclasses.fields(self):
+            require(
+                self.kind == "adam" or field.name not in ADAMS or getattr(self, field.name) == field.default,
+                f"{field.name}={getattr(self, field.name)!r} is of Adam, and kind is {self.kind!r}; leave it",
+            )
         require(
             self.steps is None or self.warmup <= self.steps, f"warmup={self.warmup} is longer than steps={self.steps}"
         )

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax.checkpoint import Checkpoints
+from rlhf_jax.compiled import Compiled, compile_step
 from rlhf_jax.config import MeshConfig, Optim
 from rlhf_jax.config.model import ONE_DEVICE
 from rlhf_jax.data.batching.packing import pack_right
@@ -38,7 +39,7 @@ from rlhf_jax.losses.policy import policy_loss
 from rlhf_jax.losses.ppo import ppo_value_loss
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.rollout.score import make_trajectory
-from rlhf_jax.sharding import Compiled, compile_step, make_mesh, place, place_batch
+from rlhf_jax.sharding import make_mesh, place, place_batch
 from rlhf_jax.train import TrainState, init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import PPOState, combined, make_ppo_update, start_ppo

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.compiled import compile_function
 from rlhf_jax.config import LoRA
 from rlhf_jax.files import write_atomic
 from rlhf_jax.loops.run import Run
 from rlhf_jax.models import Model
 from rlhf_jax.models.lora import BASE, adapted, merged, with_lora
 from rlhf_jax.report.runs import read_json
-from rlhf_jax.sharding import compile_function, place
+from rlhf_jax.sharding import place
 from rlhf_jax.types import Params
 
 BASES = "bases.json"

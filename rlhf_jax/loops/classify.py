@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import ModelConfig, Optim
 from rlhf_jax.data.batching.batches import evaluation_batches, label_batches, pad_labels
 from rlhf_jax.data.erasure.seen import seen_from_the_start
@@ -22,7 +23,7 @@ from rlhf_jax.loops.sources import load_examples, note_seen
 from rlhf_jax.losses.classification import class_loss
 from rlhf_jax.models import Model, build_model
 from rlhf_jax.models.params import carry_over, count_parameters
-from rlhf_jax.sharding import compile_function, compile_step, initialise, place_batch
+from rlhf_jax.sharding import initialise, place_batch
 from rlhf_jax.train import TrainState, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import LossFn, Params, TokenBatch

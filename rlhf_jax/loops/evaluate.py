@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.compiled import compile_function
 from rlhf_jax.config import Experiment
 from rlhf_jax.data.schema import Comparison, Prompt
 from rlhf_jax.data.tokens.texts import Texts
@@ -29,7 +30,6 @@ from rlhf_jax.report.metrics import MetricsWriter
 from rlhf_jax.report.progress import progress
 from rlhf_jax.rollout.replies import Sampler, make_sampler, response_texts
 from rlhf_jax.rollout.score import describe_rows
-from rlhf_jax.sharding import compile_function
 from rlhf_jax.types import Params, Rollout
 from rlhf_jax.worlds.instruct import Split
 

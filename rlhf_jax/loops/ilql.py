@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.compiled import compile_step
 from rlhf_jax.config import ILQL
 from rlhf_jax.data.batching.batches import Mixture, pad_rewarded, rewarded_batches
 from rlhf_jax.data.schema import Comparison, LabelledReply, Rated, Record
@@ -18,7 +19,7 @@ from rlhf_jax.loops.sft import make_evaluation
 from rlhf_jax.losses.q_learning import ilql_loss, with_targets
 from rlhf_jax.models.critics import Critics, build_critics
 from rlhf_jax.models.params import carry_over
-from rlhf_jax.sharding import compile_step, initialise, place_batch, tree_shardings
+from rlhf_jax.sharding import initialise, place_batch, tree_shardings
 from rlhf_jax.train.critics import CriticState, make_critic_step, start_critics
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import LossFn, Params

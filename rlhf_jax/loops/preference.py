@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import Preference
 from rlhf_jax.data.batching.batches import Mixture, pad_pairs, preference_batches
 from rlhf_jax.data.batching.unpaired import pad_replies, reply_batches
@@ -21,7 +22,7 @@ from rlhf_jax.losses.preference import (
     with_reference,
 )
 from rlhf_jax.models import Model
-from rlhf_jax.sharding import compile_function, compile_step, place_batch
+from rlhf_jax.sharding import place_batch
 from rlhf_jax.train import TrainState, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import LabelledReplies, LossFn, Params, PreferenceBatch, ReferencedLabels, ReferencedPairs

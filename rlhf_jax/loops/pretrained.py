@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from rlhf_jax.compiled import compile_function
 from rlhf_jax.config import Experiment, LoRA, ModelConfig
 from rlhf_jax.data.tokens.tokenizer import (
     SentencePieceTokenizer,
@@ -29,7 +30,7 @@ from rlhf_jax.models.convert.peft import load_adapters, read_adapter_config
 from rlhf_jax.models.convert.save import FREE, shape_difference
 from rlhf_jax.models.lora import BASE, LORA, merged, targets_of
 from rlhf_jax.models.params import without_scores
-from rlhf_jax.sharding import compile_function, place
+from rlhf_jax.sharding import place
 from rlhf_jax.types import Params
 
 HUB = "hf:"

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import Optim
 from rlhf_jax.data.batching.batches import (
     Mixture,
@@ -23,7 +24,7 @@ from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
 from rlhf_jax.losses.reward import comparison_loss, label_loss
 from rlhf_jax.models import Model
-from rlhf_jax.sharding import compile_function, compile_step, place_batch
+from rlhf_jax.sharding import place_batch
 from rlhf_jax.train import TrainState, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import LossFn, Params, TokenBatch

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import PPO
 from rlhf_jax.data.batching.batches import Batches, prompt_batches, take_rows
 from rlhf_jax.data.tokens.encode import Encoded
@@ -28,7 +29,7 @@ from rlhf_jax.rollout.refill import Scored, has_signal, refill
 from rlhf_jax.rollout.replies import response_texts
 from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.rollout.score import make_trajectory, token_kl_to
-from rlhf_jax.sharding import compile_function, compile_step, place, place_batch
+from rlhf_jax.sharding import place, place_batch
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import PPOState, Term, combined, if_finite, make_ppo_update, start_ppo
 from rlhf_jax.types import Params, Rollout, TokenBatch

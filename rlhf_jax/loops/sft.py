@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import numpy as np
 
+from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import Optim
 from rlhf_jax.data.batching.batches import evaluation_batches, packed_batches, pad_right, token_batches
 from rlhf_jax.data.erasure.seen import seen_by
@@ -19,7 +20,7 @@ from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sources import IMITATED, load_examples, note_seen
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import Model
-from rlhf_jax.sharding import compile_function, compile_step, place_batch, tree_shardings
+from rlhf_jax.sharding import place_batch, tree_shardings
 from rlhf_jax.train import TrainState, init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import LossFn, Params

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from rlhf_jax.models.kernels import cudnn, cudnn_fits, platform, splash, splash_fits
 from rlhf_jax.models.visible import Visible
+from rlhf_jax.sharding import constrain
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -52,19 +53,23 @@ def attend_plainly(
 ) -> Float[Array, "B T H K"]:
     """Softmax attention with grouped queries (Ainslie et al. 2023), heads of one group folded into rows; softmax in float32.
 
+    Where a text lies on several devices, each has its own queries, and all keys and values.
+
     Scores are q k times `scale` (by default K ** -0.5), `softcap` of it, with `bias` added.
 
     A query without anything to attend to (padding) gets a plain mean: finite, and never used.
     """
     rows, length, heads, size = q.shape
     groups = keys.shape[1]
-    q = q.reshape(rows, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
+    keys, values = (constrain(x, "batch", "kv", None, "head_dim") for x in (keys, values))
+    # Heads of a group behind the tokens: pieces of a text stay pieces when the two are folded.
+    q = q.reshape(rows, length, groups, heads // groups, size).transpose(0, 2, 1, 3, 4)
     scores = jnp.einsum("bgqk,bgsk->bgqs", q.reshape(rows, groups, -1, size), keys)
     scores = scores / math.sqrt(size) if scale is None else scores * scale
-    scores = softcap(scores.reshape(rows, groups, heads // groups, length, -1).astype(jnp.float32), cap)
+    scores = softcap(scores.reshape(rows, groups, length, heads // groups, -1).astype(jnp.float32), cap)
     if bias is not None:
-        scores = scores + bias.reshape(1, groups, heads // groups, length, -1)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1).astype(values.dtype)
+        scores = scores + bias.reshape(1, groups, heads // groups, length, -1).swapaxes(2, 3)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, :, None], scores, -1e30), axis=-1).astype(values.dtype)
     out = jnp.einsum("bgqs,bgsk->bgqk", weights.reshape(rows, groups, -1, keys.shape[2]), values)
-    out = out.reshape(rows, groups, heads // groups, length, size).transpose(0, 3, 1, 2, 4)
+    out = out.reshape(rows, groups, length, heads // groups, size).transpose(0, 2, 1, 3, 4)
     return out.reshape(rows, length, heads, size)

@@ -28,5 +28,5 @@ def empty_cache(config: ModelConfig, rows: int, length: int) -> Cache:
 
 def laid(keys: jax.Array, values: jax.Array, filled: jax.Array) -> Cache:
     """A cache whose parts lie where they belong on the mesh."""
-    keys, values = (constrain(x, "layers", "batch", "kv", "length", "head_dim") for x in (keys, values))
+    keys, values = (constrain(x, "layers", "batch", "kv", None, "head_dim") for x in (keys, values))
     return Cache(keys, values, filled)

@@ -15,7 +15,7 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.attention import softcap
 from rlhf_jax.models.layers import Attention, CrossAttention, FeedForward, Norm, RelativeBias
 from rlhf_jax.models.visible import Visible
-from rlhf_jax.sharding import constrain
+from rlhf_jax.sharding import constrain, pieces
 from rlhf_jax.types import Params, pytree
 
 
@@ -107,7 +107,12 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, indices: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         table = self.param("embedding", nn.initializers.normal(self.scale), (self.rows, self.width))
-        return jnp.take(table, indices, axis=0)
+        if pieces("length", indices.shape[1]) == 1:
+            return jnp.take(table, indices, axis=0)
+        # Each device looks all tokens up in its piece of the width. From there to pieces of rows and texts one axis after the other: XLA
+        # knows no exchange that does both, and would have all of it everywhere.
+        x = constrain(jnp.take(table, constrain(indices, "replicas", None), axis=0), "replicas", None, "embed")
+        return constrain(constrain(x, "replicas", "length", "shards"), "batch", "length", None)
 
 
 class Unembed(nn.Module):
@@ -180,7 +185,8 @@ class Decoder(nn.Module):
         x = x.astype(jnp.dtype(c.dtype))
         if c.embedding_scale != 1.0:
             x = x * jnp.asarray(c.embedding_scale, x.dtype)
-        x, written, _ = run_layers(c, c.layers, x, cache, Reading(positions, visible, cached=cached))
+        given = Reading(constrain(positions, "batch", "length"), visible.laid(), cached=cached)
+        x, written, _ = run_layers(c, c.layers, x, cache, given)
         return x if c.norm_at == "after" else Norm(c.norm, c.norm_eps, name="final_norm")(x), written
 
 
@@ -198,7 +204,7 @@ class Stack(nn.Module):
         c = self.config
         queries, keys = visible.first + jnp.arange(x.shape[1]), jnp.arange(visible.keys.shape[1])
         bias = RelativeBias(c, both_ways=not self.crossed, name="relative")(queries, keys)
-        given = Reading(jnp.zeros(x.shape[:2], jnp.int32), visible, bias, **told)
+        given = Reading(jnp.zeros(x.shape[:2], jnp.int32), visible.laid(), bias, **told)
         count = c.layers if self.crossed else c.encoder_layers
         assert count is not None, "held by the config"
         x, cache, kept = run_layers(c, count, x, cache, given, kept)

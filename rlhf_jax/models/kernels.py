@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax.models.visible import Visible
-from rlhf_jax.sharding import spec_of
+from rlhf_jax.sharding import axes_of, pieces
 
 LANES = 128
 """Tokens of the smallest block of a kernel on a TPU."""
@@ -28,9 +28,8 @@ def platform() -> str:
 
 
 def splash_fits(q: jax.Array, keys: jax.Array, visible: Visible) -> bool:
-    """Whether splash attention takes these: whole blocks of queries and keys that begin in one column, so no single tokens."""
-    lengths = q.shape[1], keys.shape[2]
-    return all(length % LANES == 0 for length in lengths) and visible.column is None
+    """Whether splash attention takes these: whole blocks of queries on each device and of keys, and both begin in one column."""
+    return q.shape[1] % (LANES * pieces("length", q.shape[1])) == 0 == keys.shape[2] % LANES and visible.column is None
 
 
 def splash(
@@ -45,31 +44,38 @@ def splash(
     local: Any = True,
     interpret: bool = False,
 ) -> jax.Array:
-    """Splash attention, rows and heads where they lie on the ambient mesh; `local` may be known when the program runs only."""
+    """Splash attention, rows, heads and queries where they lie on the ambient mesh; `local` may be known when the program runs only."""
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
-    rows, length, heads, size = q.shape
+    _, length, heads, size = q.shape
     mesh = jax.sharding.get_abstract_mesh()
     sharded = not mesh.empty and mesh.size > 1
     q = q * (size**-0.5 if scale is None else scale)
-    q, names = q.swapaxes(1, 2), ("batch", "heads", "length", "head_dim")
-    if sharded and spec_of(names, q.shape, mesh)[1] != spec_of(("batch", "kv"), keys.shape[:2], mesh)[1]:
+    q, names = q.swapaxes(1, 2), ("batch", "heads", "length")
+    if sharded and axes_of("heads", heads, mesh) != axes_of("kv", keys.shape[1], mesh):
         # Fewer heads of keys than devices: each gets those of its queries.
         keys, values = (jnp.repeat(x, heads // x.shape[1], axis=1) for x in (keys, values))
-    shards = mesh.shape.get("tensor", 1) if sharded and heads % mesh.shape.get("tensor", 1) == 0 else 1
+    here, parts = heads // pieces("heads", heads), pieces("length", length)
 
     def by(window: int | None):
-        kernel = splash_kernel(heads // shards, length, keys.shape[2], visible.causal, window, cap, interpret)
+        # What sees everything sees the same from every part, of which splash attention takes one only.
+        shape, of = ((length, keys.shape[2]), parts) if visible.causal else ((length // parts, keys.shape[2]), 1)
+        kernel = splash_kernel(here, shape, of, visible.causal, window, cap, interpret)
 
         def run(kernel, q, k, v, queries, columns):
             return jax.vmap(kernel)(q, k, v, SegmentIds(queries, columns))
 
         if not sharded:
             return partial(run, kernel)
-        whole, ids = spec_of(names, q.shape, mesh), spec_of(("batch",), (rows,), mesh)
-        ids, everywhere = PartitionSpec(*ids, None), jax.tree.map(lambda _: PartitionSpec(), kernel)
-        specs = (everywhere, whole, whole, whole, ids, ids)
-        return partial(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False), kernel)
+        rows, its_heads, columns = (axes_of(*named, mesh) or None for named in zip(names, q.shape, strict=False))
+        own, every = (
+            PartitionSpec(rows, its_heads, columns),
+            PartitionSpec(rows, its_heads),
+        )  # each has all keys of its rows
+        of_kernel = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, columns if of > 1 else None)))
+        ids = PartitionSpec(rows, columns), PartitionSpec(rows)
+        specs = (of_kernel, own, every, every, *ids)
+        return partial(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False), kernel)
 
     given = (q, keys, values, visible.queries, visible.keys)
     if window is None or not visible.causal:
@@ -82,9 +88,18 @@ def splash(
 
 
 def splash_kernel(
-    heads: int, queries: int, keys: int, causal: bool, window: int | None, cap: float | None, interpret: bool
+    heads: int,
+    shape: tuple[int, int],
+    parts: int,
+    causal: bool,
+    window: int | None,
+    cap: float | None,
+    interpret: bool,
 ) -> Any:
-    """The kernel (q [H, T, K], keys [G, S, K], values, segments) -> [H, T, K]. Made anew for every trace, which its arrays belong to."""
+    """The kernel (q [H, T, K], keys [G, S, K], values, segments) -> [H, T, K] for T and S of `shape`, or one of so many parts of T.
+
+    Made anew for every trace, which its arrays belong to.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         BlockSizes,
         CausalMask,
@@ -94,12 +109,12 @@ def splash_kernel(
         make_splash_mha,
     )
 
-    shape = (queries, keys)
     if not causal:
         mask: Any = FullMask(shape)
     else:
         mask = CausalMask(shape) if window is None else LocalMask(shape, (window - 1, 0), 0)
-    rows, columns = (next(size for size in BLOCKS if length % size == 0) for length in shape)
+    lengths = shape[0] // parts, shape[1]
+    rows, columns = (next(size for size in BLOCKS if length % size == 0) for length in lengths)
     sizes = BlockSizes(
         block_q=rows,
         block_kv=columns,
@@ -112,17 +127,18 @@ def splash_kernel(
         MultiHeadMask([mask] * heads),
         block_sizes=sizes,
         head_shards=1,
-        q_seq_shards=1,
+        q_seq_shards=parts,
         attn_logits_soft_cap=cap,
         interpret=interpret,
     )
 
 
 def cudnn_fits(q: jax.Array, keys: jax.Array) -> bool:
-    """Whether cudnn's attention takes these: two-byte floats, heads of up to 128 dimensions by eights, even numbers of tokens."""
+    """Whether cudnn's attention takes these: two-byte floats, heads of up to 128 dimensions by eights, whole texts of even length."""
     lengths = q.shape[1], keys.shape[2]
     even = all(length % 2 == 0 for length in lengths)
-    return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and even
+    whole = pieces("length", q.shape[1]) == 1
+    return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and even and whole
 
 
 def cudnn(

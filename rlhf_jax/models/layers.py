@@ -14,14 +14,15 @@ from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.attention import attend
-from rlhf_jax.sharding import PARAMETERS, constrain, gathered, in_pieces
+from rlhf_jax.sharding import PARAMETERS, constrain, gathered, in_pieces, pieces
 
 
 class Project(nn.Module):
     """The one place where a matrix is applied: [..., *inputs] -> [..., *outputs].
 
     All leading dimensions are flattened into rows first: the transpose of a product with several leading dimensions leaves XLA a
-    weight gradient in a layout that misses its fast matrix kernels on CPUs.
+    weight gradient in a layout that misses its fast matrix kernels on CPUs. Not where a text lies on several devices: rows and pieces of
+    their columns do not flatten into pieces.
     """
 
     inputs: Sequence[int]
@@ -36,7 +37,7 @@ class Project(nn.Module):
         rows, columns = math.prod(self.inputs), math.prod(self.outputs)
         leading = x.shape[: x.ndim - len(self.inputs)]
         kernel = self.param("kernel", nn.initializers.normal(self.scale), (*self.inputs, *self.outputs))
-        flat = x.reshape(-1, rows).astype(self.dtype)
+        flat = x.reshape(*(leading if self._in_pieces(leading) else (-1,)), rows).astype(self.dtype)
         place = f"{self.name}/kernel"
         names = PARAMETERS[place] if place in PARAMETERS else (None,) * kernel.ndim
 
@@ -51,8 +52,12 @@ class Project(nn.Module):
             y = y + (flat @ a.reshape(rows, -1).astype(self.dtype)) @ b.reshape(-1, columns).astype(self.dtype)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, tuple(self.outputs))
-            y = y + bias.reshape(1, columns).astype(self.dtype)
+            y = y + bias.reshape((1,) * (y.ndim - 1) + (columns,)).astype(self.dtype)
         return y.reshape(*leading, *self.outputs)
+
+    @staticmethod
+    def _in_pieces(leading: Sequence[int]) -> bool:
+        return len(leading) > 1 and pieces("length", leading[1]) > 1
 
 
 class Norm(nn.Module):

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models.api import TokenStats
-from rlhf_jax.sharding import over_rows
+from rlhf_jax.sharding import over_tokens
 from rlhf_jax.types import TokenBatch
 
 Unembed = Callable[[jax.Array], jax.Array]
@@ -40,10 +40,10 @@ def shift_right(x: jax.Array) -> jax.Array:
 def by_columns(function: Callable[..., Any], chunk: int, weights: Any, *arrays: jax.Array) -> Any:
     """`function(weights, *arrays)` over arrays [B, T, ...], at most `chunk` columns at a time, recomputed in the backward pass.
 
-    On a mesh each device goes through the columns of its own rows: weights are gathered once before, and their gradients added up once
+    On a mesh each device goes through the columns of its own tokens: weights are gathered once before, and their gradients added up once
     behind, rather than at every chunk.
     """
-    return over_rows(partial(_by_columns, function, chunk), weights, *arrays)
+    return over_tokens(partial(_by_columns, function, chunk), weights, *arrays)
 
 
 def _by_columns(function: Callable[..., Any], chunk: int, weights: Any, *arrays: jax.Array) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from rlhf_jax.sharding import constrain
 from rlhf_jax.types import pytree
 
 
@@ -26,6 +29,11 @@ class Visible:
     def first(self) -> jax.Array | int:
         """The column of the first query."""
         return 0 if self.column is None else self.column
+
+    def laid(self) -> Visible:
+        """The same, its queries where their tokens lie on the mesh; every device has all keys of its rows."""
+        queries, keys = constrain(self.queries, "batch", "length"), constrain(self.keys, "batch", None)
+        return dataclasses.replace(self, queries=queries, keys=keys)
 
     def mask(self, window: int | None = None, local: Bool[Array, ""] | bool = True) -> Bool[Array, "B T S"]:
         """The same for each query and key; in a `local` layer a query sees itself and the window - 1 columns before it."""

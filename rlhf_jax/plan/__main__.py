@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 LARGE, USER_ERROR = 1, 2
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "context")
 DESCRIPTION = """Compiles the programs of an experiment for a TPU slice that need not be there (libtpu, extra `tpu`), from shapes
 alone, and says what a chip's memory has to hold, what is exchanged, and how long a step takes at least. Ends with 0 when everything fits, 1
 when something does not, 2 for arguments that make no sense. For GPUs it gives the arithmetic only, as there is no compiler without them."""

@@ -109,7 +109,7 @@ class Program:
 
         Of a fusion that reads or writes a slice of an array, the slice. What the compiler keeps in faster memory, S(1) and so on, is free.
         """
-        return sum(times * self._touched(name, each) for name, each, times in self._run(self._entry, 1))
+        return self._traffic(self._entry)
 
     @property
     def instructions(self) -> int:
@@ -136,10 +136,15 @@ class Program:
                 assert body is not None and condition is not None, "a loop has both"
                 yield from self._run(body, times * self._trips(each, condition))
             elif each.op in ("call", "conditional", "async-start"):
-                branches = re.findall(r"(?:to_apply|calls|\w+_computation)=%?([\w.\-]+)", each.rest)
+                called = re.findall(r"(?:to_apply|calls|\w+_computation)=%?([\w.\-]+)", each.rest)
                 several = re.search(r"branch_computations=\{([^}]*)\}", each.rest)
-                for branch in branches + (re.findall(r"%([\w.\-]+)", several[1]) if several else []):
-                    yield from self._run(branch, times)
+                called += re.findall(r"%([\w.\-]+)", several[1]) if several else []
+                # One branch runs: the one that touches most memory, such as an update, rather than leaving all as it is.
+                for computation in [max(called, key=self._traffic)] if each.op == "conditional" else called:
+                    yield from self._run(computation, times)
+
+    def _traffic(self, name: str) -> int:
+        return sum(times * self._touched(inside, each) for inside, each, times in self._run(name, 1))
 
     def _trips(self, loop: Instruction, condition: str) -> int:
         """How often a loop runs: as the compiler has noted, else up to the constant that its counter is compared with."""

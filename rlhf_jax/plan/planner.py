@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 
+from rlhf_jax.compiled import Traced
 from rlhf_jax.config import ONE_DEVICE, Experiment, MeshConfig
 from rlhf_jax.plan.chips import Topology
 from rlhf_jax.plan.flops import matmul_flops
 from rlhf_jax.plan.programs import trace_rollout, trace_updates
 from rlhf_jax.plan.roofline import Cost, cost_of
-from rlhf_jax.sharding import Traced, make_mesh
+from rlhf_jax.sharding import make_mesh
 
 Tell = Callable[[str], None]
 
@@ -86,16 +87,22 @@ def with_remat(experiment: Experiment, remat: bool) -> Experiment:
 
 
 def told(mesh: MeshConfig) -> str:
-    """data x fsdp x tensor."""
-    return f"data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}"
+    """data x fsdp x tensor, and context where it splits anything."""
+    context = f" context={mesh.context}" if mesh.context > 1 else ""
+    return f"data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}{context}"
 
 
 def meshes(experiment: Experiment, chips: int) -> Iterator[Experiment]:
-    """The experiment on every mesh of so many chips that its rows and heads can be split over, all of fsdp first."""
-    for tensor in _divisors(chips):
-        for data in _divisors(chips // tensor):
+    """The experiment on every mesh of so many chips that its rows and heads can be split over, all of fsdp first.
+
+    Its context stays, where it divides the chips.
+    """
+    context = experiment.mesh.context if chips % experiment.mesh.context == 0 else 1
+    for tensor in _divisors(chips // context):
+        for data in _divisors(chips // context // tensor):
+            fsdp = chips // context // tensor // data
             try:
-                yield dataclasses.replace(experiment, mesh=MeshConfig(data, chips // tensor // data, tensor))
+                yield dataclasses.replace(experiment, mesh=MeshConfig(data, fsdp, tensor, context))
             except ValueError:  # which says what does not divide
                 continue
 

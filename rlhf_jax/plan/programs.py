@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import Experiment, ModelConfig, Optim
 from rlhf_jax.loops.classify import make_class_step
 from rlhf_jax.loops.ilql import make_ilql_step
@@ -22,7 +23,7 @@ from rlhf_jax.models.critics import build_critics
 from rlhf_jax.models.lora import with_lora
 from rlhf_jax.rollout.generate import Ending, responses
 from rlhf_jax.rollout.score import make_trajectory
-from rlhf_jax.sharding import batch_shardings, compile_function, compile_step, tree_shardings
+from rlhf_jax.sharding import batch_shardings, tree_shardings
 from rlhf_jax.train import TrainState, init_state
 from rlhf_jax.train.critics import start_critics
 from rlhf_jax.train.optimizer import make_optimizer

@@ -7,9 +7,9 @@ import re
 import time
 from typing import Any
 
+from rlhf_jax.compiled import Traced
 from rlhf_jax.plan.chips import Topology
 from rlhf_jax.plan.hlo import Collective, Program
-from rlhf_jax.sharding import Traced
 
 EXHAUSTED = (
     re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", re.IGNORECASE),

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rlhf_jax.compiled import compile_function
 from rlhf_jax.data.batching.batches import evaluation_batches, pad_prompts
 from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.data.tokens.tokenizer import Tokenizer
 from rlhf_jax.models.api import Model
 from rlhf_jax.rollout.generate import Ending, responses
 from rlhf_jax.rollout.sampling import greedy_tokens, row_keys, sample_tokens
-from rlhf_jax.sharding import compile_function, place_batch
+from rlhf_jax.sharding import place_batch
 from rlhf_jax.types import Params, Rollout
 
 

@@ -102,19 +102,22 @@ def apply_gradients(
     """
     live, frozen = split_frozen(state.params)
     averaged, _ = split_frozen(state.ema)
-    updates, opt_state = tx.update(grads, state.opt_state, live)
-    new = optax.apply_updates(live, updates)
-    newly_averaged = averaged
-    if ema is not None:
-        newly_averaged = jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, averaged, new)
+
+    def apply(kept, grads):
+        step, live, opt_state, averaged = kept
+        updates, opt_state = tx.update(grads, opt_state, live)
+        live = optax.apply_updates(live, updates)
+        if ema is not None:
+            averaged = jax.tree.map(lambda old, new, ema=ema: ema * old + (1 - ema) * new, averaged, live)
+        return step + 1, live, opt_state, averaged
+
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+    # A branch writes into the memory of the state; a choice between new and old would need both moments twice.
     kept = (state.step, live, state.opt_state, averaged)
-    step, new, opt_state, averaged = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (state.step + 1, new, opt_state, newly_averaged), kept
-    )
+    step, live, opt_state, averaged = jax.lax.cond(finite, apply, lambda kept, grads: kept, kept, grads)
     return TrainState(
         step=step,
-        params=join_frozen(new, frozen),
+        params=join_frozen(live, frozen),
         opt_state=opt_state,
         ema=None if state.ema is None else join_frozen(averaged, frozen),
         skipped=jnp.where(finite, 0, state.skipped + 1),

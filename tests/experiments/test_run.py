@@ -311,9 +311,10 @@ def test_a_mesh_of_the_cpu_gets_as_many_devices_as_it_asks_for_and_programs_are_
     assert len(jax.devices()) == 8
 
 
-def test_the_sharded_smoke_run_finishes_in_a_process_of_its_own(tmp_path):
+@pytest.mark.parametrize("name", ["smoke/mesh", "smoke/context"])
+def test_a_sharded_smoke_run_finishes_in_a_process_of_its_own(tmp_path, name):
     # Eight virtual devices on few threads: collectives that may run in any order wait for each other until XLA ends the process.
-    arguments = [sys.executable, "-m", "experiments.run", "run", "smoke/mesh", "--workdir", str(tmp_path / "mesh")]
+    arguments = [sys.executable, "-m", "experiments.run", "run", name, "--workdir", str(tmp_path / "mesh")]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "mesh" / "report.html").is_file()

@@ -12,6 +12,7 @@ import pytest
 from builders import LLAMA, assert_trees_close, built, lively, nearby
 
 from experiments.smoke import smoke_kto
+from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import MeshConfig, Mixture, Optim, Preference
 from rlhf_jax.data.batching import batches
 from rlhf_jax.data.batching.unpaired import pad_replies, reply_batches
@@ -22,7 +23,7 @@ from rlhf_jax.loops.run import open_run
 from rlhf_jax.losses.preference import kto_baseline
 from rlhf_jax.plan.programs import lower_updates
 from rlhf_jax.report.metrics import read_metrics
-from rlhf_jax.sharding import compile_function, compile_step, make_mesh, place, place_batch
+from rlhf_jax.sharding import make_mesh, place, place_batch
 from rlhf_jax.train import init_state
 from rlhf_jax.train.optimizer import make_optimizer
 

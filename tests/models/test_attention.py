@@ -12,13 +12,14 @@ import pytest
 from builders import assert_trees_close, lively, right_padded
 from checkpoints import SMALL
 
+from rlhf_jax.compiled import compile_function
 from rlhf_jax.config import MeshConfig
 from rlhf_jax.models import attention as module
 from rlhf_jax.models import build_model
 from rlhf_jax.models.attention import attend_plainly
 from rlhf_jax.models.kernels import cudnn, cudnn_fits, splash, splash_fits
 from rlhf_jax.models.visible import Visible
-from rlhf_jax.sharding import compile_function, make_mesh, place, place_batch
+from rlhf_jax.sharding import make_mesh, place, place_batch
 
 ROWS, LENGTH, HEADS, GROUPS, SIZE = 2, 256, 4, 2, 16
 
@@ -85,17 +86,19 @@ def test_splash_attention_of_an_encoder_sees_both_ways():
     assert float(jnp.abs(one_way[1] - found[1]).max()) > 0.1
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(data=2), MeshConfig(tensor=2), MeshConfig(fsdp=2, tensor=4)], ids=str)
-def test_on_a_mesh_every_device_has_its_own_rows_and_heads(mesh):
-    given, visible, there = tensors(), packed(), make_mesh(mesh)
-
-    def run(given, visible):
-        return splash(*given, visible, scale=None, cap=None, window=9, interpret=True)
-
-    found = compile_function(run, there)(given, place_batch(visible, there))
-    expected = attend_plainly(*given, visible.mask(9))
-    real = np.asarray(visible.queries) != 0
-    np.testing.assert_allclose(np.asarray(found)[real], np.asarray(expected)[real], atol=1e-4)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    "mesh",
+    [MeshConfig(data=2), MeshConfig(fsdp=2, tensor=4), MeshConfig(context=2), MeshConfig(data=2, tensor=2, context=2)],
+    ids=str,
+)
+def test_on_a_mesh_every_device_has_its_own_rows_heads_and_queries(mesh, causal):
+    """Windows and texts reach from one piece of the queries into the keys of another."""
+    given = jax.tree.map(np.asarray, tensors())  # those that JAX has lie on one device
+    with jax.set_mesh(make_mesh(mesh)):
+        how = {"window": 140 if causal else None, "scale": None, "cap": None}
+        found, expected = compared(INTERPRETED, packed(causal), given, **how)
+    assert_trees_close(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("window", [None, 9])

@@ -32,6 +32,7 @@ from builders import (
 )
 from checkpoints import T5
 
+from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import MeshConfig, Optim
 from rlhf_jax.losses.policy import policy_loss
 from rlhf_jax.losses.ppo import ppo_value_loss
@@ -40,7 +41,7 @@ from rlhf_jax.losses.reward import comparison_loss
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.sampling import row_keys
-from rlhf_jax.sharding import compile_function, compile_step, make_mesh, place, place_batch
+from rlhf_jax.sharding import make_mesh, place, place_batch
 from rlhf_jax.train import init_state, make_step
 from rlhf_jax.train.critics import make_critic_step, start_critics
 from rlhf_jax.train.optimizer import make_optimizer

@@ -1,7 +1,7 @@
 """What devices exchange in an update, counted in the compiled program: a regression in the layout shows here first.
 
-Of a layer: weights gathered once in each pass (FSDP), two sums in each pass (tensor parallelism); nothing that grows with the vocabulary
-but the gradient of the table and its weights, once.
+Of a layer: weights gathered once in each pass (FSDP), two sums in each pass (tensor parallelism), keys and values gathered once and their
+gradients summed once (context); nothing that grows with the vocabulary but the gradient of the table and its weights, once.
 """
 
 import dataclasses
@@ -68,6 +68,40 @@ def test_an_update_holds_no_weights_in_one_piece_but_those_of_the_layer_it_is_at
     layer = 4 * policy.width * (4 * policy.width + 3 * policy.mlp)
     of_update = compiled.memory_analysis().temp_size_in_bytes
     assert of_update < policy.layers * layer / 2, of_update / layer
+
+
+CONTEXTS = {
+    "context": MeshConfig(context=4),
+    "with fsdp": MeshConfig(fsdp=4, context=2),
+    "with tensor": MeshConfig(tensor=4, context=2),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_texts_in_pieces_exchange_keys_and_values_of_a_layer_once_and_else_what_they_do_whole(quickstart, name):
+    mesh = CONTEXTS[name]
+    experiment = dataclasses.replace(quickstart, mesh=mesh, reward=None, ppo=None)
+    found = collectives(trace_updates(experiment, make_mesh(mesh))["sft"])
+    policy, shared = experiment.policy, mesh.fsdp * mesh.context
+    layers = [each for each in found if each.times == policy.layers and "shard_map" not in each.where]
+    tokens = experiment.sft.optim.rows // mesh.row_shards * experiment.sft.pack_length
+    keys = tokens * policy.width * 4 // mesh.tensor
+    gathered = Counter(each.group for each in layers if each.kind == "all-gather")
+    of_keys = [each.bytes for each in layers if each.kind == "all-gather" and "attention/transpose" in each.where]
+    assert of_keys == [keys, keys], "keys, and values, once: the backward pass has them still"
+    assert gathered == Counter({mesh.context: 2}) + Counter({shared: 2 * len(MATRICES)})
+    sums = [each for each in layers if each.kind == "all-reduce"]
+    back = [each.bytes for each in sums if each.group == mesh.context and "bgqs,bgsk->bgqk" in each.where]
+    assert back == [2 * keys], "the gradients of both, together"
+    if mesh.tensor > 1:
+        assert sum(each.group == mesh.tensor for each in sums) == 4
+    assert {each.kind for each in layers} <= {"all-gather", "all-reduce"}
+    # No text is ever whole: not its embeddings, not what the output layer reads.
+    states = tokens // mesh.context * policy.width * 4
+    moved = [each for each in found if each.times == 1 and ("/tokens/" in each.where or "pad" in each.where)]
+    assert moved and all(each.bytes <= states for each in moved), [
+        (each.kind, each.bytes, each.where) for each in moved
+    ]
 
 
 @pytest.mark.parametrize("name", MESHES)

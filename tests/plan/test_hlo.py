@@ -165,3 +165,16 @@ def test_it_reads_what_this_machine_compiles():
     found = {each.kind: each for each in Program(text).collectives}
     assert found["all-gather"].group == 8 and found["all-gather"].times * found["all-gather"].bytes == 5 * 32 * 32 * 4
     assert found["all-reduce"].times == 1
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_of_the_branches_of_a_condition_the_one_that_touches_most_counts(swapped):
+    def much(x):
+        return jnp.cumsum(x[::-1] * 2.0)
+
+    branches = (much, lambda x: x)
+    both = jax.jit(lambda p, x: jax.lax.cond(p, *(branches[::-1] if swapped else branches), x))
+    x, p = jax.ShapeDtypeStruct((4096,), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
+    one, other = (Program(jax.jit(each).lower(x).compile().as_text()).traffic for each in branches)
+    found = Program(both.lower(p, x).compile().as_text()).traffic
+    assert one > 2 * other and one <= found <= one + 2 * x.size * 4 + 8, (one, other, found)

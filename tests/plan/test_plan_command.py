@@ -57,9 +57,10 @@ def test_the_kernel_of_tpus_is_what_the_compiler_finds_and_a_search_ranks_meshes
         (("quickstart", "--topology", "v5x:2x2"), "no chip 'v5x'"),
         (("quickstart", "--topology", "v5e:2x2", "--mesh", "fsdp=3"), "does not split over mesh data x fsdp = 3"),
         (("quickstart", "--topology", "v5e:2x2", "--mesh", "fsdp=2"), "has 2 devices, and v5e:2x2 has 4"),
+        (("quickstart", "--topology", "v5e:2x2", "--mesh", "context=2"), "context=2 has 2 devices, and v5e:2x2 has 4"),
         (
             ("quickstart", "--topology", "v5e:2x2", "--mesh", "rows=4"),
-            "--mesh rows=4: expected sizes of data, fsdp, tensor",
+            "--mesh rows=4: expected sizes of data, fsdp, tensor, context",
         ),
         (("quickstart", "--topology", "v5e:2x2", "--only", "dpo"), "no program 'dpo'; quickstart has sft, reward, ppo"),
         (("quickstart", "--topology", "v5e:2x2", "--search", "--most", "0"), "--most 0: at least 1"),

@@ -8,7 +8,7 @@ from experiments.registry import find
 from rlhf_jax.config import MeshConfig
 from rlhf_jax.plan import search as module
 from rlhf_jax.plan.chips import parse_topology
-from rlhf_jax.plan.planner import meshes, plan, remedies, with_microbatches, with_remat, work_of
+from rlhf_jax.plan.planner import meshes, plan, remedies, told, with_microbatches, with_remat, work_of
 from rlhf_jax.plan.roofline import Cost
 from rlhf_jax.plan.search import remedy, search
 
@@ -37,6 +37,14 @@ def test_meshes_have_all_chips_and_divide_rows_and_heads(quickstart):
     assert found[0] == MeshConfig(fsdp=8) and len(set(found)) == len(found)
     assert all(mesh.devices == 8 and mesh.tensor <= quickstart.policy.heads for mesh in found)
     assert MeshConfig(tensor=8) not in found, "four heads do not split over eight devices"
+
+
+def test_meshes_keep_the_context_that_was_given_where_it_divides_the_chips(quickstart):
+    given = dataclasses.replace(quickstart, mesh=MeshConfig(context=2))
+    found = [experiment.mesh for experiment in meshes(given, 8)]
+    assert found[0] == MeshConfig(fsdp=4, context=2) and all(mesh.devices == 8 for mesh in found)
+    assert {mesh.context for mesh in found} == {2} and [mesh.mesh for mesh in meshes(given, 1)] == [MeshConfig()]
+    assert told(found[0]) == "data=1 fsdp=4 tensor=1 context=2" and told(MeshConfig()) == "data=1 fsdp=1 tensor=1"
 
 
 def test_the_smallest_change_is_tried_first(quickstart):

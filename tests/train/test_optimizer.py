@@ -10,7 +10,14 @@ import optax
 import pytest
 
 from rlhf_jax.config import Optim
-from rlhf_jax.train.optimizer import is_matrix, learning_rate, make_optimizer, scale_by_adam_tf1
+from rlhf_jax.train.optimizer import (
+    is_matrix,
+    learning_rate,
+    make_optimizer,
+    scale_by_adam_tf1,
+    stochastic_bfloat16,
+    with_bfloat16_moments,
+)
 
 
 def rates(**how):
@@ -124,3 +131,69 @@ def test_parameter_trees_of_other_people_can_be_lists_or_single_arrays(params):
     assert sum(marked) == (isinstance(params, tuple))
     after = one_update(Optim(lr=0.1, rows=1, steps=1), params, jax.tree.map(jnp.ones_like, params))
     assert all(np.all(leaf < 1.0) for leaf in jax.tree.leaves(after))
+
+
+def test_rounding_by_chance_is_right_in_the_mean_leaves_what_fits_and_passes_on_what_is_not_finite():
+    x = jnp.full(20_000, 1.0 + 0.3 / 128, jnp.float32)  # three tenths of the way from 1 to the next bfloat16
+    rounded = np.asarray(stochastic_bfloat16(x, jax.random.key(0)).astype(jnp.float32))
+    assert set(rounded.tolist()) == {1.0, 1.0 + 1 / 128}
+    np.testing.assert_allclose((rounded > 1.0).mean(), 0.3, atol=0.015)
+    exact = jnp.array([0.0, -1.5, 2.0**-130, jnp.inf, -jnp.inf], jnp.float32)
+    np.testing.assert_array_equal(stochastic_bfloat16(exact, jax.random.key(1)).astype(jnp.float32), exact)
+    assert jnp.isnan(stochastic_bfloat16(jnp.float32(jnp.nan), jax.random.key(2)))
+
+
+def second_moment(tx: optax.GradientTransformation, gradients) -> np.ndarray:
+    """What the optimiser keeps of the second moment of many parameters that all get the same gradients."""
+
+    def one(state, gradient):
+        return tx.update({"x": jnp.full(256, gradient)}, state)[1], None
+
+    start = tx.init({"x": jnp.zeros(256)})
+    state: optax.ScaleByAdamState = jax.jit(lambda: jax.lax.scan(one, start, gradients)[0])()
+    return np.asarray(state.nu["x"].astype(jnp.float32))
+
+
+def test_second_moments_in_bfloat16_follow_gradients_that_fall_where_rounding_to_the_nearest_would_not():
+    gradients = jnp.array([1.0] * 50 + [0.1] * 2000)
+    adam = optax.scale_by_adam(0.9, 0.999)
+
+    def nearest(updates, state, params=None):
+        updates, state = adam.update(updates, state, params)
+        return updates, state._replace(nu=jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), state.nu))
+
+    exact = second_moment(adam, gradients)[0]
+    stuck = second_moment(optax.GradientTransformation(adam.init, nearest), gradients)
+    kept = second_moment(with_bfloat16_moments(adam), gradients)
+    assert stuck.min() > 2 * exact, "rounded to the nearest it stays where the large gradients left it"
+    np.testing.assert_allclose(kept.mean(), exact, rtol=0.01)
+    assert 0.01 < kept.std() / exact < 0.08, "the price: noise of a few percent, whose root is in the step"
+
+
+@pytest.mark.parametrize("adam", ["torch", "tf1"])
+def test_moments_in_bfloat16_are_half_as_large_and_steps_those_of_float32_but_for_rounding(adam):
+    params = {"q": {"kernel": jnp.linspace(-1.0, 1.0, 64).reshape(8, 8)}}
+    steps, sizes = {}, {}
+    for moments in ("float32", "bfloat16"):
+        tx = make_optimizer(Optim(lr=0.1, rows=1, steps=9, schedule="constant", adam=adam, moments=moments))
+        state, after = tx.init(params), params
+        for number in range(4):
+            grads = jax.tree.map(lambda x, n=number: jnp.cos(7 * x + n), params)
+            updates, state = tx.update(grads, state, after)
+            after = optax.apply_updates(after, updates)
+        steps[moments] = after["q"]["kernel"] - params["q"]["kernel"]
+        sizes[moments] = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.ndim)
+    assert sizes == {"float32": 64 * 8, "bfloat16": 64 * 4}
+    apart = jnp.abs(steps["bfloat16"] - steps["float32"])
+    assert 0 < apart.max() < 0.02 * jnp.abs(steps["float32"]).max()
+
+
+def test_the_noise_of_rounding_is_another_at_every_update_and_the_same_when_that_is_done_again():
+    tx = with_bfloat16_moments(optax.scale_by_adam(0.9, 0.5))
+    grads = {"x": jnp.full(512, 1.03), "y": jnp.full(512, 1.03)}
+    once = tx.update(grads, tx.init(grads))[1]
+    again = tx.update(grads, tx.init(grads))[1]
+    np.testing.assert_array_equal(once.nu["x"], again.nu["x"])
+    assert jnp.any(once.nu["x"] != once.nu["y"])
+    later = tx.update(grads, tx.init(grads)._replace(count=jnp.int32(1)))[1]
+    assert jnp.any(once.nu["x"] != later.nu["x"])

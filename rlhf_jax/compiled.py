@@ -1,0 +1,165 @@
+"""Programs on a mesh: the one `jit` of training, which gives the state's memory back, and a guard against compiling again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rlhf_jax.frozen import join_frozen, split_frozen
+from rlhf_jax.sharding import compiler_options, place, tree_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A program that is traced, and not compiled yet, with the shapes that it was traced for."""
+
+    program: Any  # jax.stages.Traced
+    args: Any
+
+    @property
+    def jaxpr(self) -> Any:
+        """The arithmetic, of whole arrays."""
+        return self.program.jaxpr
+
+    @property
+    def argument_bytes(self) -> int:
+        """Bytes of the arguments on one device."""
+        return sum(map(_bytes_on_a_device, jax.tree.leaves(self.args)))
+
+    def lower(self):
+        """The program as it is compiled for its devices."""
+        return self.program.lower()
+
+
+def _bytes_on_a_device(leaf: Any) -> int:
+    sharding = getattr(leaf, "sharding", None)
+    shape = np.shape(leaf) if sharding is None else sharding.shard_shape(np.shape(leaf))
+    # Keys have a type of their own: two words.
+    width = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else np.dtype(leaf.dtype).itemsize
+    return int(np.prod(shape, dtype=np.int64)) * width
+
+
+class Recompiled(RuntimeError):
+    """A program that was compiled again, for arguments of another shape, type or place than before."""
+
+
+class Compiled:
+    """A pure function under jit on a mesh. `trace` and `lower` need shapes alone.
+
+    `programs` is for how many kinds of arguments it may be compiled, such as batches of several lengths; None: for any number.
+    """
+
+    def __init__(self, function: Callable, mesh: Mesh, programs: int | None = None):
+        self._mesh = mesh
+        self._jit: Any = jax.jit(function, compiler_options=compiler_options(mesh))
+        self._allow(programs)
+
+    def _allow(self, programs: int | None) -> None:
+        self._programs, self._kinds = programs, []
+
+    def __call__(self, *args):
+        """What the function gives. Raises: Recompiled, naming what has changed."""
+        before = self._jit._cache_size()  # which counts for all that have this function under jit
+        with jax.set_mesh(self._mesh):
+            result = self._jit(*args)
+        if self._programs is not None and (not self._kinds or self._jit._cache_size() > before):
+            self._note(_kind(args))
+        return result
+
+    def _note(self, kind: dict[str, str]) -> None:
+        """Remembers arguments that it was compiled for."""
+        self._kinds.append(kind)
+        if self._programs is None or len(self._kinds) <= self._programs:
+            return
+        nearest = min(self._kinds[:-1], key=lambda other: len(_changes(other, kind)))
+        changed = _changes(nearest, kind) or ["what JAX is set to, as the arguments are of the same kind"]
+        more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
+        raise Recompiled(
+            f"compiled for {len(self._kinds)} kinds of arguments, and {self._programs} expected: {'; '.join(changed[:4])}{more}"
+        )
+
+    def trace(self, *args) -> Traced:
+        """The traced program for these arguments, which may be ShapeDtypeStructs with shardings."""
+        with jax.set_mesh(self._mesh):
+            return Traced(self._jit.trace(*args), args)
+
+    def lower(self, *args):
+        """The lowered program for these arguments, as `trace`."""
+        return self.trace(*args).lower()
+
+
+class CompiledStep(Compiled):
+    """A step `(state, *args) -> (state, metrics)` whose state is donated, but for its frozen parts, which come back as they went in.
+
+    The new state keeps the layout of the old one: what comes out can go in again.
+    """
+
+    def __init__(self, step: Callable, mesh: Mesh, programs: int | None = 1):
+        def laid_out(live, frozen, *args):
+            new_state, metrics = step(join_frozen(live, frozen), *args)
+            new_live, _ = split_frozen(new_state)
+            return jax.lax.with_sharding_constraint(new_live, tree_shardings(new_live, mesh)), metrics
+
+        self._mesh = mesh
+        self._jit = jax.jit(laid_out, donate_argnums=(0,), compiler_options=compiler_options(mesh))
+        # JAX looks for a NaN by taking the step again, operation by operation, for which the state must still be there.
+        self._searched = jax.jit(laid_out, compiler_options=compiler_options(mesh))
+        self._allow(programs)
+
+    def __call__(self, state, *args):
+        live, frozen = split_frozen(state)
+        first = next(iter(jax.tree.leaves(live)), None)
+        if isinstance(first, jax.Array) and not first.committed:
+            # Laid out now, it is as it comes out, and the second step is not compiled for another kind of state.
+            live = place(live, self._mesh)
+        settings: Any = jax.config
+        if settings.jax_debug_nans:
+            with jax.set_mesh(self._mesh):
+                live, metrics = self._searched(live, frozen, *args)
+        else:
+            live, metrics = super().__call__(live, frozen, *args)
+        return join_frozen(live, frozen), metrics
+
+    def trace(self, state, *args):
+        return super().trace(*split_frozen(state), *args)
+
+
+def _kind(args: Any) -> dict[str, str]:
+    """Of every argument the shape, type and place, by its path; an array whose memory was given away still tells them."""
+
+    def told(leaf: Any) -> str:
+        kind = f"{getattr(leaf, 'dtype', type(leaf).__name__)}{list(np.shape(leaf))}"
+        if not isinstance(leaf, jax.Array):
+            return f"{kind} of the host"
+        # The type of a Python number gives way to others, and one that was put nowhere goes wherever others are.
+        kind = f"weak {kind}" if getattr(leaf, "weak_type", False) else kind
+        place = getattr(leaf.sharding, "spec", None)
+        return f"{kind} as {place}" if leaf.committed else f"{kind} anywhere"
+
+    leaves, _ = jax.tree_util.tree_flatten_with_path(args)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): told(leaf) for path, leaf in leaves}
+
+
+def _changes(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    names = {**old, **new}
+    return [f"{n}: {old.get(n, 'nothing')} -> {new.get(n, 'nothing')}" for n in names if old.get(n) != new.get(n)]
+
+
+def compile_step(step: Callable, mesh: Mesh, programs: int | None = 1) -> Compiled:
+    """A training step `(state, batch, ...) -> (state, metrics)` as one compiled program that reuses the state's memory.
+
+    The new state is constrained to the layout of the old one, so that a step never moves parameters to other devices. A step that would
+    be compiled for more than `programs` kinds of batches raises Recompiled.
+    """
+    return CompiledStep(step, mesh, programs)
+
+
+def compile_function(function: Callable, mesh: Mesh, programs: int | None = None) -> Compiled:
+    """A pure function of parameters and batches (scoring, generation) as one compiled program; nothing is donated."""
+    return Compiled(function, mesh, programs)
