@@ -45,7 +45,7 @@ from rlhf_jax.report.study import write_study
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to run and where. `seeds` is how many, from the experiment's own seed on."""
+    """What to run and where. `seeds` is how many, from the experiment's own seed on; `remesh` lets a resumed run go on on another mesh."""
 
     entry: Entry
     experiment: Experiment | Study
@@ -54,6 +54,7 @@ class Plan:
     resume: bool
     data_root: Path | None
     notice: Notice = dataclasses.field(default_factory=Notice)
+    remesh: bool = False
 
 
 def execute(plan: Plan) -> RunFiles:
@@ -129,6 +130,13 @@ def check_directory(plan: Plan) -> None:
             raise FileExistsError(f"{directory} is not empty and holds no run; choose another --workdir")
         return
     changes = difference(read_json(path, {}), _config(plan.experiment))
+    if plan.resume and changes and all(change.startswith("mesh.") for change in changes):
+        if plan.remesh:
+            return
+        listed = ", ".join(changes)
+        raise ValueError(
+            f"{directory} holds this run on another mesh ({listed}); with --remesh it goes on, the same to rounding but not to the bit"
+        )
     if changes:
         listed = "\n  ".join(changes)
         wrong = ValueError if plan.resume else FileExistsError

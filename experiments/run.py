@@ -117,8 +117,10 @@ def run_command(options: argparse.Namespace) -> None:
 
     resume = options.resume is not None
     seeds = seeds_to_run(directory, options.seeds, resume)
+    if options.remesh and not resume:
+        raise ValueError("--remesh lets a run go on on another mesh: it goes with --resume")
     with noticing() as notice:
-        run = execute(Plan(entry, experiment, directory, seeds, resume, options.data_root, notice))
+        run = execute(Plan(entry, experiment, directory, seeds, resume, options.data_root, notice, options.remesh))
     print_outcome(run)
 
 
@@ -254,6 +256,11 @@ def _parser() -> argparse.ArgumentParser:
         const="auto",
         choices=("auto",),
         help="go on from the newest checkpoints, or start where there are none; `--resume` and `--resume auto` are the same",
+    )
+    run.add_argument(
+        "--remesh",
+        action="store_true",
+        help="with --resume: go on on another mesh than the run began on; the same to rounding, no longer to the bit",
     )
     report = command("report", report_command, "the page of a run directory, or of several side by side")
     report.add_argument("directories", nargs="+", type=Path, metavar="DIR")

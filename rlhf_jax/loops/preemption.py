@@ -33,8 +33,8 @@ class Notice:
             raise Preempted("asked to end between two stages")
 
     def _come(self, number: int, frame: object) -> None:
-        self.given = True
-        if not self._held:
+        first, self.given = not self.given, True
+        if first and not self._held:  # a second one must not end what the first has begun to put in order
             raise Preempted("asked to end outside a step")
 
 

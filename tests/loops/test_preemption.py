@@ -41,6 +41,17 @@ def test_outside_a_step_the_end_comes_at_once():
         pytest.fail("not reached")
 
 
+def test_a_second_signal_does_not_interrupt_what_the_first_has_begun_to_put_in_order():
+    put_in_order = []
+    with noticing(), pytest.raises(Preempted):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            put_in_order.append(True)
+    assert put_in_order == [True]
+
+
 def test_inside_held_it_comes_at_the_end_and_an_error_comes_first():
     with noticing() as notice:
         with pytest.raises(Preempted, match="between two stages"), notice.held():
