@@ -6,9 +6,11 @@ it says, is damaged: opening the directory moves it aside, and the newest intact
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ from rlhf_jax.files import link_or_copy, sha256, write_atomic
 from rlhf_jax.frozen import join_frozen, split_frozen
 
 MANIFEST = "checksums.json"
-HELD_OUT = "held_out_loss"
+HELD_OUT, METRICS = "held_out_loss", "metrics/"
 SHOWN = 4  # faults of one checkpoint, at most, in a warning
 
 
@@ -121,9 +123,13 @@ class Checkpoints:
     def close(self) -> None:
         try:
             self.wait()
-        finally:
+        except BaseException:
             self._beside.shutdown()
-            self._checkpointer.close()
+            with contextlib.suppress(Exception):  # which orbax says again, without the checkpoint's name
+                self._checkpointer.close()
+            raise
+        self._beside.shutdown()
+        self._checkpointer.close()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -135,7 +141,8 @@ class Checkpoints:
 def held_out_losses(checkpointer: Any) -> dict[int, float]:
     """Step -> held-out loss, of the checkpoints that have one."""
     measured = {found.step: found.metrics for found in checkpointer.checkpoints}
-    return {step: _held_out_loss(metrics) for step, metrics in measured.items() if metrics}
+    found = {step: _held_out_loss(metrics) for step, metrics in measured.items() if metrics}
+    return {step: loss for step, loss in found.items() if math.isfinite(loss)}
 
 
 def check_room(directory: Path, state: Any) -> None:
@@ -167,17 +174,18 @@ def seal(checkpoint: Path) -> None:
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path != checkpoint / MANIFEST)
     if not files:
         raise FileNotFoundError(f"{checkpoint} has gone while it was written; does another process use this run?")
-    with ThreadPoolExecutor() as pool:
-        digests = pool.map(sha256, files)
-        listed = {
-            path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
-            for path, digest in zip(files, digests, strict=True)
-        }
+    # One after the other: a pool would not start any more while the interpreter ends, which this thread may outlive.
+    listed = {
+        path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in files
+    }
     write_atomic(checkpoint / MANIFEST, json.dumps({"sha256": _digest(listed), "files": listed}, indent=1))
 
 
-def faults(checkpoint: Path) -> list[str]:
+def faults(checkpoint: Path, below: str = "") -> list[str]:
     """What is wrong with a checkpoint, file by file; nothing where all that was saved is there. Files that came later do not matter.
+
+    With `below` those files are looked at whose name begins so.
 
     Raises: PermissionError for a file that may be intact, but not for this user.
     """
@@ -196,6 +204,7 @@ def faults(checkpoint: Path) -> list[str]:
         return [f"{MANIFEST} unreadable ({error.strerror})"]
     except (ValueError, KeyError, TypeError):
         return [f"{MANIFEST} changed"]
+    listed = {name: expected for name, expected in listed.items() if name.startswith(below)}
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda name: _fault(checkpoint / name, listed[name]), listed)
         return [f"{name} {fault}" for name, fault in zip(listed, found, strict=True) if fault is not None]
@@ -214,13 +223,16 @@ def newest_intact(directory: Path) -> tuple[Path | None, dict[Path, list[str]]]:
 
 
 def best_measured(directory: Path) -> Path | None:
-    """The checkpoint whose held-out loss is lowest; None where none has been measured. Reads only."""
+    """The checkpoint whose held-out loss is lowest; None where none has been measured. Reads only. Raises: ValueError for damage."""
     from orbax.checkpoint import v1 as ocp
 
     if not directory.is_dir():
         return None
-    with ocp.training.Checkpointer(str(directory.absolute())) as checkpointer:
-        losses = held_out_losses(checkpointer)
+    try:
+        with ocp.training.Checkpointer(str(directory.absolute())) as checkpointer:
+            losses = held_out_losses(checkpointer)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{directory}: the held-out loss of a checkpoint is damaged: {error}") from error
     return directory / str(min(losses, key=lambda step: losses[step])) if losses else None
 
 
@@ -257,6 +269,12 @@ def in_words(checkpoint: Path, wrong: list[str]) -> str:
 
 def _set_damaged_aside(directory: Path) -> None:
     newest, damaged = newest_intact(directory)
+    # Orbax reads the held-out losses of all of them, so that one that is damaged would keep it from reading any.
+    for path in directory.glob("*"):
+        if newest is not None and path.name.isdecimal() and int(path.name) < int(newest.name):
+            wrong = faults(path, METRICS)
+            if wrong:
+                damaged[path] = wrong
     if not damaged:
         return
     said = []

@@ -101,9 +101,14 @@ def differences(one: Path, other: Path) -> list[str]:
     return [*wrong, *(name for name, array in mine.items() if array.tobytes() != theirs[name].tobytes())]
 
 
-def ended_at(moment: float, number: int, name: str, whole: Path, directory: Path) -> Ended:
-    """A run that gets a signal after so many seconds, is started again, and is compared with one that was left alone."""
+def ended_at(moment: float, number: int, name: str, whole: Path, directory: Path, *, training: bool = False) -> Ended:
+    """A run that gets a signal after so many seconds, is started again, and is compared with one that was left alone.
+
+    The seconds are those since its start, or since it has written its first checkpoint.
+    """
     running = start(name, directory)
+    while training and running.poll() is None and not list(directory.glob("seed_0/checkpoints/*/*")):
+        time.sleep(0.01)
     time.sleep(moment)
     running.send_signal(number)
     code = running.wait()

@@ -241,7 +241,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("train/critics.py", "train/test_critic_step.py"): [
         ("with_targets(state.slow, batch", "with_targets(state.train.params, batch"),
-        ("polyak(state.slow, train.params", "polyak(state.slow, state.train.params"),
+        ("state.slow, train.params)\n", "state.slow, state.train.params)\n"),
     ],
     ("train/ppo.py", "train/test_ppo_update.py"): [
         (

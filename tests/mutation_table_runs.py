@@ -16,14 +16,14 @@ RUNS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("while free.exists():", "while False:"),
     ],
     ("loops/run.py", "loops/test_faults.py"): [
-        ("                rescue(checkpoints, writer, step, state)\n", ""),
+        ("                rescue(checkpoints, writer, known, state, bar.say)\n", ""),
     ],
     ("loops/faults.py", "loops/test_faults.py"): [
         ("if row > self._allowed:", "if row > self._allowed + 1:"),
         ("for older in fault_folders(self._directory)[:-REPLAYABLE]:", "for older in ():"),
     ],
     ("loops/run.py", "loops/test_preemption.py"): [
-        (" or run.notice.given\n", "\n"),
+        ("                if not kept:  # it came", "                if False:  # it came"),
     ],
     ("report/spikes.py", "report/test_spikes.py"): [
         ("if not math.isfinite(value):", "if False:"),

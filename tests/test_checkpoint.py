@@ -313,6 +313,18 @@ def test_the_checkpoint_of_the_lowest_held_out_loss_is_kept_beside_the_newest(tm
     assert {path.name for path in (tmp_path / "sft").iterdir()} == {"5", "6"}
 
 
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+def test_a_damaged_loss_of_an_older_checkpoint_is_set_aside_and_the_others_are_read(tmp_path, damage):
+    directory = tmp_path / "sft"
+    with Checkpoints(directory) as checkpoints:
+        for step, loss in ((1, 0.5), (2, 1.0), (3, 2.0)):
+            checkpoints.save(step, state_of(step), held_out=loss)
+    damage(one(directory / "1", "metrics/*"))
+    assert reopened(directory, r"sft/1 is not intact: metrics/(.|\n)*sft goes on from .*sft/3\.") == 3
+    with Checkpoints(directory) as checkpoints:
+        assert checkpoints.best == (2, 1.0)
+
+
 @pytest.mark.parametrize("like", [jnp.ones((3, 4), jnp.bfloat16), jnp.ones((4, 3)), jnp.ones((3, 4), jnp.int32)])
 def test_an_array_of_another_type_or_shape_is_refused_by_name_and_never_converted(tmp_path, like):
     directory = saved(tmp_path / "sft", 1)
@@ -358,11 +370,11 @@ def test_a_save_that_fails_in_the_background_is_told_by_the_next_call_and_leaves
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "seal", full)
-        checkpoints = Checkpoints(directory)
-        checkpoints.save(2, state_of(2))
-        with pytest.raises(OSError, match=r"sft/2: this checkpoint could not be written: .*No space left"):
-            checkpoints.wait()
-        checkpoints.close()
+        with (
+            pytest.raises(OSError, match=r"sft/2: this checkpoint could not be written: .*No space left"),
+            Checkpoints(directory) as checkpoints,
+        ):
+            checkpoints.save(2, state_of(2))
     assert reopened(directory, "sft/2 is not intact") == 1
 
 

@@ -1,8 +1,7 @@
-"""The short version of `kills.py`: processes that are ended at a moment, and go on to the bit."""
+"""The short version of `kills.py`: processes that are ended while they train, and go on to the bit."""
 
 from __future__ import annotations
 
-import random
 import signal
 
 import kills
@@ -10,14 +9,18 @@ import pytest
 
 from rlhf_jax.loops.preemption import PREEMPTED
 
+NAME = "smoke/sft"
+
 
 @pytest.mark.slow
-def test_processes_that_are_ended_at_a_moment_end_as_those_that_are_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(kills, "NAMES", ("smoke/sft",))
-    said: list[str] = []
-    dice = random.Random(4)
-    killed = kills.end_often(tmp_path, 2, signal.SIGKILL, dice, said.append)
-    asked = kills.end_often(tmp_path, 2, signal.SIGTERM, dice, said.append)
-    assert [found.differences for found in (*killed, *asked)] == [[]] * 4, said
-    assert [found.code for found in killed] == [-signal.SIGKILL] * 2
-    assert all(found.code in (PREEMPTED, -signal.SIGTERM, 0) for found in asked)
+def test_processes_that_are_ended_while_they_train_end_as_those_that_are_left_alone(tmp_path):
+    whole = tmp_path / "whole"
+    kills.finish(NAME, whole)
+    found = {}
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        for moment in (0.0, 0.1):
+            directory = tmp_path / f"{number}-{moment}"
+            found[number, moment] = kills.ended_at(moment, number, NAME, whole, directory, training=True)
+    assert [ended.differences for ended in found.values()] == [[]] * 4
+    assert all(found[signal.SIGKILL, moment].code == -signal.SIGKILL for moment in (0.0, 0.1))
+    assert all(found[signal.SIGTERM, moment].code == PREEMPTED for moment in (0.0, 0.1))

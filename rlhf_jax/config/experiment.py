@@ -60,9 +60,8 @@ class Experiment:
     mesh: MeshConfig = ONE_DEVICE
     seed: int = 0
     checkpoint_every: int = 100  # updates (PPO: iterations) between two checkpoints
-    max_skipped: int = (
-        10  # updates in a row that may be left out for a loss or gradient that is not finite; one more ends the run
-    )
+    # Updates in a row (of PPO minibatches) that may be left out for a loss or gradient that is not finite; one more ends the run.
+    max_skipped: int = 10
 
     def __post_init__(self):
         positive(self, "checkpoint_every")

@@ -55,7 +55,7 @@ def read_experiment(directory: Path) -> Experiment:
     if config is None:
         raise FileNotFoundError(f"{directory} holds no run: there is no {CONFIG} in it")
     if "policy" not in config:
-        raise ValueError(f"{directory} holds a study of algorithms, which leaves no policy to export")
+        raise ValueError(f"{directory} holds a study of algorithms, which trains no model that is kept")
     return from_dict(Experiment, config)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from rlhf_jax.checkpoint import Checkpoints
 from rlhf_jax.files import write_atomic
 from rlhf_jax.report.metrics import FILE, read_metrics
+from rlhf_jax.report.runs import SEED
 from rlhf_jax.report.spikes import WATCHED, Spikes
 
 FOLDER, FAULT, BATCH, CHECKPOINT = "faults", "fault.json", "batch.npz", "checkpoint"
@@ -75,7 +76,8 @@ class Faults:
             self._ended = True  # closing looks at the steps that were under way
             raise NotFinite(
                 f"{self._stage}: {row} updates in a row up to step {step} were not finite ({wrong}), and max_skipped={self._allowed}; "
-                f"look at one with: python -m experiments.run replay {self._directory.parent}, then try a smaller learning rate"
+                f"look at one with: python -m experiments.run replay {self._directory.parent}{_seed(self._directory)}, then try a smaller "
+                "learning rate"
             )
 
     def _record(self, step: int, metrics: Mapping[str, float], batch: Any) -> Path:
@@ -90,6 +92,10 @@ class Faults:
         for older in fault_folders(self._directory)[:-REPLAYABLE]:
             shutil.rmtree(older / CHECKPOINT, ignore_errors=True)
         return folder
+
+
+def _seed(directory: Path) -> str:
+    return f" --seed {directory.name.removeprefix(SEED)}" if directory.name.startswith(SEED) else ""
 
 
 def as_npz(tree: Any) -> bytes:

@@ -57,9 +57,7 @@ def find_fault(directory: Path, name: str | None) -> Path:
     wanted = [folder for folder in found if name in (None, folder.name)]
     if not wanted:
         there = ", ".join(folder.name for folder in found) or "none: no update of it was left out"
-        raise FileNotFoundError(
-            f"{directory / FOLDER} has no fault {name or ''}; there are: {there}".replace("  ", " ")
-        )
+        raise FileNotFoundError(f"{directory / FOLDER} has no fault{f' {name}' if name else ''}; there are: {there}")
     return wanted[-1]
 
 

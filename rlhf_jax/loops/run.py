@@ -121,52 +121,65 @@ def run_stage(
         stack.enter_context(run.notice.held())
         since = None
         for step in range(start, steps):
+            done, known, kept = step + 1, step, False  # `known` is how many steps the state is of
             try:
                 found = run.take(stage, advance, state, step)
-            except BaseException:
-                rescue(checkpoints, writer, step, state)
+                state, known = found.state, done
+                faults.keep(step, found.batch)
+                writer.write(stage, step, found.metrics, later=found.later)
+                measure = evaluate if done == steps or (eval_every and done % eval_every == 0) else None
+                save = done == steps or done % run.experiment.checkpoint_every == 0 or run.notice.given
+                if measure is not None or save or since is None:
+                    writer.flush()  # waits for the step, so that the clock stands between steps
+                    counted += 0.0 if since is None else time.monotonic() - since
+                    loss = None
+                    if measure is not None:
+                        metrics = measure(state)
+                        measured.write(held_out, done, metrics)
+                        measured.flush()
+                        loss = finite(metrics.get(show[0])) if show else None
+                    if save or is_best(checkpoints, loss):
+                        checkpoints.save(done, state, held_out=loss)
+                        kept = True
+                    since = time.monotonic()
+            except (Exception, KeyboardInterrupt):
+                rescue(checkpoints, writer, known, state, bar.say)
                 raise
-            state = found.state
-            faults.keep(step, found.batch)
-            writer.write(stage, step, found.metrics, later=found.later)
-            done = step + 1
-            measure = evaluate if done == steps or (eval_every and done % eval_every == 0) else None
-            save = done == steps or done % run.experiment.checkpoint_every == 0 or run.notice.given
-            if measure is not None or save or since is None:
-                writer.flush()  # waits for the step, so that the clock stands between steps
-                counted += 0.0 if since is None else time.monotonic() - since
-                loss = None
-                if measure is not None:
-                    metrics = measure(state)
-                    measured.write(held_out, done, metrics)
-                    measured.flush()
-                    loss = float(metrics[show[0]]) if show and show[0] in metrics else None
-                if save or is_best(checkpoints, loss):
-                    checkpoints.save(done, state, held_out=loss)
-                since = time.monotonic()
             if run.on_step is not None:
                 run.on_step(stage, done)
             bar.update(done, "  ".join(f"{name} {writer.latest[name]:.3g}" for name in show if name in writer.latest))
             if run.notice.given:
+                if not kept:  # it came behind the question above
+                    writer.flush()
+                    checkpoints.save(done, state)
                 raise Preempted(f"{stage}: saved at step {done} of {steps}")
     run.seconds[stage], run.step_seconds[stage] = time.monotonic() - started, counted
     return state
 
 
+def finite(value: Any) -> float | None:
+    """The number, or None where it is none that others can be compared with."""
+    return float(value) if value is not None and math.isfinite(float(value)) else None
+
+
 def is_best(checkpoints: Checkpoints, loss: float | None) -> bool:
     """Whether a held-out loss is below that of every checkpoint."""
-    if loss is None or not math.isfinite(loss):
-        return False
-    best = checkpoints.best
-    return best is None or loss < best[1]
+    best = None if loss is None else checkpoints.best
+    return loss is not None and (best is None or loss < best[1])
 
 
-def rescue(checkpoints: Checkpoints, writer: MetricsWriter, step: int, state: Any) -> None:
-    """Saves the state that there was before a step that failed, if it is still there: the step may have been using its memory."""
-    if step == checkpoints.latest or any(map(is_gone, jax.tree.leaves(state))):
-        return
-    writer.flush()
-    checkpoints.save(step, state)
+def rescue(checkpoints: Checkpoints, writer: MetricsWriter, known: int, state: Any, say: Callable[[str], None]) -> None:
+    """Saves the state that a failing step leaves behind, of `known` steps, if it is still there and its metrics are written.
+
+    The step may have been using its memory. What goes wrong here is told, and hides nothing of what went wrong before.
+    """
+    try:
+        writer.flush()
+        whole = known > 0 and writer.last == known - 1 and not any(map(is_gone, jax.tree.leaves(state)))
+        if whole and checkpoints.latest != known:
+            checkpoints.save(known, state)
+    except Exception as error:
+        say(f"the state of step {known} could not be saved: {error}")
 
 
 def is_gone(leaf: Any) -> bool:

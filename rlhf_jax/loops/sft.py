@@ -36,7 +36,8 @@ def weighted_average(parts: list[tuple[Mapping[str, jax.Array], jax.Array]]) -> 
 
 def make_evaluation(loss: LossFn, run: Run, data, rows: int):
     """params -> the loss's metrics over a padded data set, every example once."""
-    program = compile_function(lambda params, batch: _measured(loss, params, batch), run.mesh, 1)
+    # Twice at most: of a model with adapters, and of what they were merged into.
+    program = compile_function(lambda params, batch: _measured(loss, params, batch), run.mesh, 2)
 
     def evaluate(params: Params) -> dict[str, float]:
         return weighted_average([program(params, place_batch(b, run.mesh)) for b in evaluation_batches(data, rows)])

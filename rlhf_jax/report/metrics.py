@@ -62,6 +62,7 @@ class MetricsWriter:
             raise ValueError(f"resume_step={resume_step} needs the stage whose lines are to be dropped")
         self.path = Path(directory) / FILE
         self.latest: dict[str, float] = {}  # the metrics last written, already on the host
+        self.last: int | None = None  # their step
         self._resumed = (stage, resume_step)
         self._tensorboard, self._look = tensorboard, look
         self._events: dict[str, Any] = {}
@@ -104,21 +105,25 @@ class MetricsWriter:
         self.close()
 
     def _advance(self, entry: _Entry | None) -> None:
-        """Writes the pending entry and keeps this one."""
-        previous, self._pending = self._pending, entry
-        if previous is None:
-            return
+        """Writes the pending entry and keeps this one. Interrupted, it keeps the pending one."""
+        previous = self._pending
+        if previous is not None:
+            self._append(previous)
+        self._pending = entry
+        if previous is not None and self._look is not None:
+            self._look(previous.step, self.latest)
+
+    def _append(self, previous: _Entry) -> None:
         metrics = {**previous.metrics, **(previous.later() if previous.later is not None else {})}
         self.latest = {name: _number(name, value) for name, value in metrics.items()}
         line = {"step": previous.step, "stage": previous.stage} | {k: _to_json(v) for k, v in self.latest.items()}
         # Opened for every line: another writer of this directory may just have replaced the file.
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.last = previous.step
         if self._tensorboard:
             for name, value in self.latest.items():
                 self._events_of(previous.stage).add_scalar(name, value, previous.step)
-        if self._look is not None:
-            self._look(previous.step, self.latest)
 
     def _events_of(self, stage: str) -> Any:
         # One folder of events per stage: purging what a crashed run wrote too much hides everything in the folder.

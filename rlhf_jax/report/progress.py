@@ -1,4 +1,4 @@
-"""How far a loop is: a bar on a terminal, a line every few seconds elsewhere, nothing at all when asked to be quiet."""
+"""How far a loop is: a bar on a terminal, a line every few seconds elsewhere, nothing when asked to be quiet but what goes wrong."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,9 @@ def make_critic_step(
 
     def update(state: CriticState, batch: RewardedBatch):
         train, metrics = step(state.train, with_targets(state.slow, batch, critics=critics))
-        return CriticState(train, polyak(state.slow, train.params, rate=rate)), metrics
+        # Of an update that was left out they stay as well.
+        follow = partial(polyak, rate=rate)
+        slow = jax.lax.cond(train.skipped == 0, follow, lambda slow, params: slow, state.slow, train.params)
+        return CriticState(train, slow), metrics
 
     return update

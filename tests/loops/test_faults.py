@@ -205,6 +205,55 @@ def test_a_step_that_fails_leaves_a_checkpoint_of_what_was_before_it(tmp_path):
     assert read_metrics(tmp_path)["sft"]["loss"].steps.tolist() == list(range(6))
 
 
+def test_an_interruption_while_metrics_are_fetched_saves_the_step_and_leaves_no_hole(tmp_path):
+    class Slow(float):
+        def __float__(self) -> float:
+            raise KeyboardInterrupt
+
+    def interrupted(state, number):
+        found = counted(state, number)
+        return dataclasses.replace(found, later=lambda: {"gold": Slow()}) if number == 2 else found
+
+    run, start = open_run(tiny("sft"), tmp_path), {"x": jnp.zeros(())}
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(run, "sft", start, interrupted, 6)
+    assert read_metrics(tmp_path)["sft"]["loss"].steps.tolist() == [0, 1]
+    run_stage(run, "sft", start, counted, 6)
+    assert read_metrics(tmp_path)["sft"]["loss"].steps.tolist() == list(range(6))
+
+
+def test_what_cannot_be_saved_does_not_hide_what_went_wrong(tmp_path, monkeypatch, capsys):
+    def fails(state, number):
+        if number == 2:
+            monkeypatch.setattr(Checkpoints, "save", full)
+            raise ZeroDivisionError
+        return counted(state, number)
+
+    def full(self, step, state, **how):
+        raise OSError("no room")
+
+    with pytest.raises(ZeroDivisionError):
+        run_stage(open_run(tiny("sft"), tmp_path), "sft", {"x": jnp.zeros(())}, fails, 6)
+    assert "the state of step 2 could not be saved: no room" in capsys.readouterr().err
+
+
+def test_a_held_out_loss_that_is_no_number_does_not_push_out_the_best(tmp_path):
+    losses = iter([9.0, 2.0, float("nan"), float("nan"), 3.0])
+    run = dataclasses.replace(open_run(tiny("sft"), tmp_path))
+    run_stage(
+        run,
+        "sft",
+        {"x": jnp.zeros(())},
+        counted,
+        4,
+        evaluate=lambda state: {"loss": next(losses)},
+        eval_every=1,
+        show=("loss",),
+    )
+    with Checkpoints(tmp_path / "checkpoints" / "sft") as checkpoints:
+        assert checkpoints.best == (1, 2.0) and checkpoints.latest == 4
+
+
 def test_a_step_that_fails_when_it_has_taken_the_state_leaves_the_checkpoint_before(tmp_path):
     taken = jax.jit(lambda x: x + 1, donate_argnums=0)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 
+import jax.numpy as jnp
 import pytest
 from test_resume import STEPS, run, stage_of, tiny
 
@@ -13,7 +14,8 @@ from experiments import run as command
 from rlhf_jax.checkpoint import Checkpoints
 from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.preemption import PREEMPTED, Notice, Preempted, noticing
-from rlhf_jax.loops.run import open_run
+from rlhf_jax.loops.run import Advanced, open_run, run_stage
+from rlhf_jax.report.metrics import read_metrics
 
 
 @pytest.mark.parametrize(("name", "when"), [("sft", 2), ("reward", 3), ("ppo", 1), ("ppo", STEPS)])
@@ -33,6 +35,30 @@ def test_a_run_that_is_asked_to_end_saves_the_step_it_is_at_and_continues_to_the
     run(name, broken)
     for file in ("metrics.jsonl", "samples.jsonl", "calibration.json"):
         assert (broken / file).read_text() == (whole / file).read_text(), file
+
+
+@pytest.mark.parametrize("where", ["evaluate", "on_step"])
+def test_a_notice_that_comes_behind_the_step_saves_it_too(where, tmp_path):
+    def advance(state, number):
+        return Advanced({"x": state["x"] + 1}, {"loss": 1.0}, None)
+
+    def come(done: int) -> None:
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def evaluate(state):
+        if where == "evaluate":
+            come(int(state["x"]))
+        return {"loss": 1.0}
+
+    with noticing() as notice, pytest.raises(Preempted, match="saved at step 3 of 6"):
+        run = open_run(
+            tiny("sft"), tmp_path, notice=notice, on_step=lambda at, done: come(done) if where == "on_step" else None
+        )
+        run_stage(run, "sft", {"x": jnp.zeros(())}, advance, 6, evaluate=evaluate, eval_every=3)
+    with Checkpoints(tmp_path / "checkpoints" / "sft") as checkpoints:
+        assert checkpoints.latest == 3
+    assert read_metrics(tmp_path)["sft"]["loss"].steps.tolist() == [0, 1, 2]
 
 
 def test_outside_a_step_the_end_comes_at_once():
