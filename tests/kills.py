@@ -55,8 +55,10 @@ def start(name: str, directory: Path) -> subprocess.Popen:
         "auto",
         *OFTEN,
     ]
-    errors = (directory.parent / f"{directory.name}.err").open("ab")
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **QUIET}, stdout=subprocess.DEVNULL, stderr=errors)
+    with (directory.parent / f"{directory.name}.err").open("ab") as errors:
+        return subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **QUIET}, stdout=subprocess.DEVNULL, stderr=errors
+        )
 
 
 def finish(name: str, directory: Path) -> float:
