@@ -110,7 +110,7 @@ def bos_twice(monkeypatch):
 def checksums_not_compared(monkeypatch):
     from rlhf_jax import checkpoint
 
-    monkeypatch.setattr(checkpoint, "faults", lambda path: [])
+    monkeypatch.setattr(checkpoint, "faults", lambda *_: [])
 
 
 @pytest.mark.parametrize(
