@@ -145,7 +145,10 @@ def test_a_directory_with_other_things_in_it_is_refused(tmp_path, capsys):
         ({"ppo__clip": 0.1}, "this experiment has no 'ppo'"),
         ({"mesh__tensor": 3}, "policy.heads=4 is not a multiple of mesh.tensor=3"),
         ({"mesh__data": 3}, "does not split over mesh data x fsdp = 3 devices"),
-        ({"mesh__data": 4, "mesh__tensor": 4}, "mesh data=4, fsdp=1, tensor=4, context=1 needs 16 devices; there are 8"),
+        (
+            {"mesh__data": 4, "mesh__tensor": 4},
+            "mesh data=4, fsdp=1, tensor=4, context=1 needs 16 devices; there are 8",
+        ),
         ({"text__tokenizer": "train:lots"}, "text.tokenizer='train:lots' must be train:VOCAB"),
         ({"text__tokenizer": "nowhere.model"}, "nowhere.model; the experiment needs it"),
         ({"checkpoint": "nowhere.bin"}, "nowhere.bin; the experiment needs it"),

@@ -21,7 +21,7 @@ from rlhf_jax.sharding import make_mesh
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2", num_slices=2).devices
 config = MeshConfig(data=2, fsdp=4, slices=2)
 experiment = find("quickstart").experiment("cpu")
-policy = dataclasses.replace(experiment.policy, layers=1)
+policy = dataclasses.replace(experiment.policy, layers=1, width=1024, mlp=4096, heads=16, kv_heads=16)
 experiment = dataclasses.replace(experiment, policy=policy, mesh=config, reward=None, ppo=None)
 mesh = make_mesh(config, devices)
 text = trace_updates(experiment, mesh)["sft"].lower().compile().as_text()
@@ -53,5 +53,5 @@ def test_an_update_on_two_slices_gathers_inside_of_them_and_sends_pieces_of_grad
     assert found["slices"] == [[0], [1]]
     assert found["gathers"] == ["{{0,1,2,3}}"]  # each slice runs a program of its own, on its own four chips
     assert found["across"]
-    # A quarter of the gradients, were all matrices as large as those of a real model: small ones are sent whole.
-    assert found["params"] / 4 < found["sent"] < found["params"] / 2
+    # A quarter of the gradients, and little more: what is small is sent whole.
+    assert found["params"] / 4 < found["sent"] < 0.26 * found["params"]
