@@ -33,14 +33,12 @@ LIBRARIES = tuple(str(Path(module.__file__).parent.parent) for module in (jax, n
 class Replayed:
     """What a replay has shown. `origin` is where the first NaN came from, None where infinities are all there is, or nothing."""
 
-    folder: Path
     stage: str
     step: int
     begun: int | None  # the checkpoint that it went on from; None: the beginning of the stage
     skipped: bool
     same_batch: bool
     same_metrics: bool
-    metrics: dict[str, float]
     origin: str | None
 
 
@@ -82,7 +80,7 @@ def replay(experiment: Experiment, folder: Path, data_root: Path | None = None) 
         same = all(np.array_equal(metrics[name], value, equal_nan=True) for name, value in said.items())
         kept = as_npz(found.batch) == (folder / BATCH).read_bytes()
         origin, skipped = origin_of_nan(advance, state, number), bool(metrics.get("skipped"))
-        raise _Done(Replayed(folder, stage, step, begun, skipped, kept, same, metrics, origin), found.batch)
+        raise _Done(Replayed(stage, step, begun, skipped, kept, same, origin), found.batch)
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".replay.") as scratch:
         place = Path(scratch) / directory.name

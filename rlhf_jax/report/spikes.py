@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 WATCHED = ("nll", "loss", "policy_loss", "value_loss", "q_loss", "grad_norm")
@@ -46,12 +45,3 @@ class Spikes:
                 found = Spike(step, value, usual)
         self._last.append(value)
         return found
-
-
-def spikes(steps: Iterable[int], values: Iterable[float]) -> Iterator[Spike]:
-    """Every spike of a series."""
-    detector = Spikes()
-    for step, value in zip(steps, values, strict=True):
-        found = detector.look(int(step), float(value))
-        if found is not None:
-            yield found

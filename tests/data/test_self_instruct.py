@@ -1,7 +1,9 @@
 """Instructions from instructions: what is asked, what is kept, and a model behind an address."""
 
+import contextlib
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -129,6 +131,9 @@ def test_settings_that_mean_nothing_are_refused():
         Bootstrap(count=1, similarity=1.5)
 
 
+LATE = 5.0  # seconds
+
+
 @pytest.fixture
 def server():
     """A server of the chat protocol that fails in the ways of real ones: (its address, requests so far)."""
@@ -139,16 +144,19 @@ def server():
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append(body)
             said = body["messages"][0]["content"]
+            if said == "late":
+                time.sleep(LATE)
             status = {"unknown model": 404, "busy": 503}.get(said, 200)
             told = model.reply(said) if said.startswith(("Come up", "Do the")) else said.upper()
             choices = [{"index": 0, "message": {"role": "assistant", "content": told}}][: said != "nothing"]
             error = {"error": {"message": "no such model"}}
             answer = json.dumps({"choices": choices} if status == 200 else error).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+            with contextlib.suppress(ConnectionError):  # nobody waits for a late answer any more
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
 
         def log_message(self, *_):
             pass
@@ -170,6 +178,12 @@ def test_an_endpoint_answers_in_order_and_says_where_it_does_not(server):
         endpoint(["unknown model"])
     with pytest.raises(ValueError, match=r"no server answers at http://127\.0\.0\.1:9/v1"):
         Endpoint("http://127.0.0.1:9/v1", "tiny", retries=0)(["one"])
+
+
+def test_an_answer_that_comes_too_late_is_asked_for_again_and_then_none(server):
+    url, asked = server
+    assert Endpoint(url, "tiny", timeout=LATE / 5, retries=1)(["late", "two"]) == [None, "TWO"]
+    assert [body["messages"][0]["content"] for body in asked].count("late") == 2
 
 
 def test_the_command_writes_records_and_the_report(server, tmp_path, monkeypatch, capsys):

@@ -132,6 +132,7 @@ def test_a_directory_with_other_things_in_it_is_refused(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("...")
     assert "is not empty and holds no run" in error_of(capsys, command(tmp_path))
     assert "is a file" in error_of(capsys, command(tmp_path / "thesis.tex"))
+    assert "/proc/runs" in error_of(capsys, command(Path("/proc/runs")))  # where not even root can write
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_jax.report.spikes import FEWEST, Spike, spikes
+from rlhf_jax.report.spikes import FEWEST, Spike, Spikes
 
 RNG = np.random.default_rng(0)
 
 
 def found(values) -> list[Spike]:
-    return list(spikes(range(len(values)), values))
+    detector = Spikes()
+    looked = [detector.look(step, float(value)) for step, value in enumerate(values)]
+    return [spike for spike in looked if spike is not None]
 
 
 def test_a_jump_is_found_with_what_was_usual():
