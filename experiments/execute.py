@@ -7,12 +7,15 @@ DIR/summary.json, verdicts.json, report.html
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
 import math
+import shutil
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,10 @@ from experiments.registry import Claim, Entry
 from rlhf_jax.config import Experiment
 from rlhf_jax.config.study import OnPolicyStudy, Study
 from rlhf_jax.files import exclusive, write_atomic
+from rlhf_jax.loops.faults import FOLDER as FAULTS
 from rlhf_jax.loops.preemption import Notice
 from rlhf_jax.overrides import difference, to_dict
+from rlhf_jax.processes import agreed, count, is_first, number
 from rlhf_jax.report.html import write_report
 from rlhf_jax.report.run_report import run_report
 from rlhf_jax.report.runs import (
@@ -57,36 +62,59 @@ class Plan:
     remesh: bool = False
 
 
-def execute(plan: Plan) -> RunFiles:
-    """Every seed of the plan that has not finished yet, one after another; then summary, verdicts and report.
+def execute(plan: Plan) -> RunFiles | None:
+    """Every seed of the plan that has not finished yet, one after another; then summary, verdicts and report. Of several processes the
+    first alone writes those, and gets what they say.
 
     Raises: ValueError, FileNotFoundError, FileExistsError or KeyError, before anything is written, for what can be known by then.
     """
     start_jax(plan.experiment)
+    agreed(partial(check, plan))
+    with contextlib.ExitStack() as stack:
+        agreed(lambda: stack.enter_context(exclusive(plan.directory)) if is_first() else None)
+        agreed(lambda: record(plan) if is_first() else None)
+        agreed(partial(check_shared, plan))
+        run_seeds(plan)
+        return summarise(plan.directory, plan.entry) if is_first() else None
+
+
+def check(plan: Plan) -> None:
+    """What can be known before anything is written. Raises: as `execute`."""
     check_directory(plan)
     check_devices(plan.experiment)
     if isinstance(plan.experiment, OnPolicyStudy):
         check_algorithms(plan.experiment)
     if isinstance(plan.experiment, Experiment):
         check_data(plan.experiment, plan.data_root)
-    with exclusive(plan.directory):
-        return run_all(plan)
 
 
-def run_all(plan: Plan) -> RunFiles:
-    """The files of the run, then its seeds, then what they add up to."""
-    record(plan)
+def check_shared(plan: Plan) -> None:
+    """Raises: ValueError where this process does not see the files of the first, or was started with something else than that."""
+    path = plan.directory / CONFIG
+    found = read_json(path, None)
+    if found is None:
+        raise ValueError(
+            f"{path}, which process 0 has written, is not there for process {number()}: --workdir must lie on a file system that all of "
+            "them share, such as NFS or a mounted bucket"
+        )
+    changes = difference(found, _config(plan.experiment))
+    if changes:
+        raise ValueError(f"process {number()} was started with another config than process 0: {', '.join(changes)}")
+
+
+def run_seeds(plan: Plan) -> None:
+    """Those seeds of the plan that have not finished yet."""
     first = plan.experiment.seed
     if isinstance(plan.experiment, Study):
         run_study(plan, plan.experiment)
-        return summarise(plan.directory, plan.entry)
+        return
     for seed in range(first, first + plan.seeds):
         directory = plan.directory / f"{SEED}{seed}"
         if (directory / SUMMARY).is_file():
             continue
-        print(f"seed {seed}, {seed - first + 1} of {plan.seeds}, in {directory}", file=sys.stderr)
+        if is_first():
+            print(f"seed {seed}, {seed - first + 1} of {plan.seeds}, in {directory}", file=sys.stderr)
         run_seed(dataclasses.replace(plan.experiment, seed=seed), directory, plan.data_root, plan.notice)
-    return summarise(plan.directory, plan.entry)
 
 
 def seeds_to_run(directory: Path, asked: int | None, resume: bool) -> int:
@@ -95,7 +123,7 @@ def seeds_to_run(directory: Path, asked: int | None, resume: bool) -> int:
 
 
 def start_jax(experiment: Experiment | Study) -> None:
-    """What must stand before JAX starts: the cache of programs; of a CPU, the devices of the mesh, for a study one per core."""
+    """What must stand before JAX starts: the cache of programs; of a CPU, this process's devices of the mesh, for a study one per core."""
     import logging
 
     import jax
@@ -111,7 +139,7 @@ def start_jax(experiment: Experiment | Study) -> None:
         settings.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
         settings.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     on_cpu = experiment.scale == "cpu" or cpu_is_asked_for()
-    devices = experiment.mesh.devices if isinstance(experiment, Experiment) else cores()
+    devices = experiment.mesh.devices // count() if isinstance(experiment, Experiment) else cores()
     if on_cpu and devices > max(settings.jax_num_cpu_devices, 1):
         split_cpu(devices)
 
@@ -158,9 +186,13 @@ def check_devices(experiment: Experiment | Study) -> None:
             f"scale {experiment.scale!r} needs an accelerator, and JAX finds none here; "
             "take --scale cpu, or set JAX_PLATFORMS=cpu to run it on the CPU all the same"
         )
-    if jax.process_count() > 1:
+    if count() > 1 and isinstance(experiment, Study):
+        raise ValueError(f"a study runs on one process, and {count()} were started")
+    devices = len(jax.devices())
+    if count() > 1 and experiment.mesh.devices != devices:
         raise ValueError(
-            f"{jax.process_count()} processes share these devices; runs are of one process, on the devices of one host"
+            f"the mesh has {experiment.mesh.devices} devices, and {count()} processes have {devices}: all must take part; set mesh.data, "
+            "mesh.fsdp, mesh.tensor or mesh.context"
         )
     make_mesh(experiment.mesh)
 
@@ -221,7 +253,22 @@ def run_seed(experiment: Experiment, directory: Path, data_root: Path | None, no
     from rlhf_jax.loops.pipeline import run_experiment
     from rlhf_jax.loops.run import open_run
 
-    run_experiment(open_run(experiment, directory, data_root=data_root, notice=notice))
+    with own_directory(directory) as own:
+        run_experiment(open_run(experiment, own, shared=directory, data_root=data_root, notice=notice))
+
+
+@contextlib.contextmanager
+def own_directory(directory: Path) -> Iterator[Path]:
+    """Where this process has the files of a seed: the first in the seed's directory, others in a copy of it, to which they do the same."""
+    if is_first():
+        agreed(lambda: None)  # the others have copied what they go on from
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="rlhf_jax.") as scratch:
+        own = Path(scratch) / directory.name
+        left_out = shutil.ignore_patterns("checkpoints", FAULTS, "tensorboard", ".*")
+        agreed(lambda: shutil.copytree(directory, own, ignore=left_out) if directory.is_dir() else None)
+        yield own
 
 
 def summarise(directory: Path, entry: Entry) -> RunFiles:

@@ -26,6 +26,7 @@ from experiments.registry import SCALES, Entry, entries, find
 from rlhf_jax.config import Experiment
 from rlhf_jax.loops.preemption import PREEMPTED, Preempted, noticing
 from rlhf_jax.overrides import apply_overrides, to_dict
+from rlhf_jax.processes import Elsewhere, joined
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Preempted as notice:
         print(f"\n{notice}{_how_to_resume(arguments)}", file=sys.stderr)
         return PREEMPTED
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, Elsewhere) as error:
         if os.environ.get(DEBUG) == "1" or not is_user_error(error):
             raise
         print(f"error: {message_of(error)}", file=sys.stderr)
@@ -119,9 +120,10 @@ def run_command(options: argparse.Namespace) -> None:
     seeds = seeds_to_run(directory, options.seeds, resume)
     if options.remesh and not resume:
         raise ValueError("--remesh lets a run go on on another mesh: it goes with --resume")
-    with noticing() as notice:
+    with joined(), noticing() as notice:
         run = execute(Plan(entry, experiment, directory, seeds, resume, options.data_root, notice, options.remesh))
-    print_outcome(run)
+    if run is not None:
+        print_outcome(run)
 
 
 def report_command(options: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax import processes
 from rlhf_jax.files import link_or_copy, sha256, write_atomic
 from rlhf_jax.frozen import join_frozen, split_frozen
 
@@ -35,6 +36,7 @@ class Checkpoints:
     `save` returns when the state may change again; writing goes on beside training, and ends with the manifest. The next `save`, `wait` and
     closing wait for that. Opening verifies the newest one. What is damaged moves to `DIRECTORY.damaged/STEP`, with a warning that names
     the files; nothing is deleted. A directory that a killed process left half-written is not listed by orbax and is cleaned up on opening.
+    Of several processes each writes and reads its own parts, and the first alone does the rest.
     """
 
     def __init__(self, directory: Path, *, keep: int = 2):
@@ -42,7 +44,7 @@ class Checkpoints:
 
         self._directory = directory.absolute()
         # Before orbax looks, which would count whatever is called like a step among those it keeps.
-        _set_damaged_aside(self._directory)
+        processes.agreed(lambda: _set_damaged_aside(self._directory) if processes.is_first() else None)
         policies = ocp.training.preservation_policies
         lowest = policies.BestN(get_metric_fn=_held_out_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         kept: Any = policies.AnyPreservationPolicy([policies.LatestN(keep), lowest])
@@ -73,7 +75,7 @@ class Checkpoints:
         """
         self.wait()
         live, _ = split_frozen(state)
-        check_room(self._directory, live)
+        processes.agreed(lambda: check_room(self._directory, live))
         measured: Any = None if held_out is None else {HELD_OUT: held_out}
         begun = self._checkpointer.save_checkpointables_async(
             step, {"state": live}, force=True, overwrite=True, metrics=measured
@@ -92,7 +94,8 @@ class Checkpoints:
         place = self._directory / str(step)
         try:
             begun.result()
-            seal(place)
+            if processes.is_first():
+                seal(place)
         except Exception as error:  # of the file system by way of several libraries, each with errors of its own
             raise OSError(f"{place}: this checkpoint could not be written: {error}") from error
 
@@ -100,7 +103,7 @@ class Checkpoints:
         """Keeps the newest checkpoint of at most this step in another place too, whatever becomes of it here; None where there is none."""
         self.wait()
         found = max((kept.step for kept in self._checkpointer.checkpoints if kept.step <= step), default=None)
-        if found is not None:
+        if found is not None and processes.is_first():
             shutil.copytree(self._directory / str(found), place / str(found), copy_function=link_or_copy)
         return found
 

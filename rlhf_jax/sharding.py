@@ -281,12 +281,53 @@ def batch_shardings(tree: Any, mesh: Mesh, *, axis: int = 0) -> Any:
 
 def place(tree: Any, mesh: Mesh) -> Any:
     """A state or parameter tree, moved to where it lives on this mesh."""
-    return jax.device_put(tree, tree_shardings(tree, mesh))
+    return laid(tree, tree_shardings(tree, mesh))
 
 
 def place_batch(tree: Any, mesh: Mesh, *, axis: int = 0) -> Any:
     """A batch of host arrays, its rows (along `axis`) dealt to the devices of this mesh."""
-    return jax.device_put(tree, batch_shardings(tree, mesh, axis=axis))
+    return laid(tree, batch_shardings(tree, mesh, axis=axis))
+
+
+def laid(tree: Any, shardings: Any) -> Any:
+    """The arrays where these shardings say; what is of the host must be the same on all processes, each of which takes its part."""
+    if all(sharding.is_fully_addressable for sharding in jax.tree.leaves(shardings)):
+        return jax.device_put(tree, shardings)
+
+    def lay(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(lay(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(lay, tree, shardings)
+
+
+def own_rows(mesh: Mesh, rows: int) -> np.ndarray | None:
+    """Which rows of a batch lie on devices of this process, in order; None for all, where there is one process."""
+    if not mesh.is_multi_process:
+        return None
+    sharding = batch_shardings(np.empty(rows), mesh)
+    held = sharding.addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[index] for (index,) in held]))
+
+
+def place_rows(part: Any, mesh: Mesh, own: np.ndarray | None, rows: int) -> Any:
+    """The batch of so many rows of which each process has made its `own_rows`."""
+    if own is None:
+        return place_batch(part, mesh)
+
+    def lay(leaf: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        def shard(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(rows)
+            first = int(np.searchsorted(own, start))
+            return leaf[first : first + stop - start]
+
+        return jax.make_array_from_callback((rows, *leaf.shape[1:]), sharding, shard)
+
+    return jax.tree.map(lay, part, batch_shardings(part, mesh))
 
 
 def initialise(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -> Any:

@@ -21,7 +21,7 @@ MAX_LINES = 400
 # From the bottom up. A module imports from its own layer and from those above it in this list, i.e. down the picture.
 LAYERS = (
     {"rlhf_jax"},
-    {"types", "checks", "files", "frozen", "config", "overrides", "endpoint"},
+    {"types", "checks", "files", "frozen", "config", "overrides", "endpoint", "processes"},
     {"masking", "sharding", "compiled", "data", "worlds"},
     {"models"},
     {"losses"},

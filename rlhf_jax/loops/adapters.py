@@ -8,7 +8,6 @@ import json
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rlhf_jax.compiled import compile_function
 from rlhf_jax.config import LoRA
@@ -16,6 +15,7 @@ from rlhf_jax.files import write_atomic
 from rlhf_jax.loops.run import Run
 from rlhf_jax.models import Model
 from rlhf_jax.models.lora import BASE, adapted, merged, with_lora
+from rlhf_jax.processes import on_host
 from rlhf_jax.report.runs import read_json
 from rlhf_jax.sharding import place
 from rlhf_jax.types import Params
@@ -68,7 +68,7 @@ def fingerprint(run: Run, params: Params) -> str:
         return jnp.sum(words * place[None], axis=1, dtype=jnp.uint32)
 
     sums = compile_function(lambda tree: jax.tree.map(of, tree), run.mesh)(params)
-    return hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in jax.tree.leaves(sums))).hexdigest()[:16]
+    return hashlib.sha256(b"".join(part.tobytes() for part in jax.tree.leaves(on_host(sums)))).hexdigest()[:16]
 
 
 def trainee(run: Run, stage: str, model: Model, params: Params, *, adapters: bool = True) -> Trainee:

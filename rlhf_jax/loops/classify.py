@@ -23,6 +23,7 @@ from rlhf_jax.loops.sources import load_examples, note_seen
 from rlhf_jax.losses.classification import class_loss
 from rlhf_jax.models import Model, build_model
 from rlhf_jax.models.params import carry_over, count_parameters
+from rlhf_jax.processes import on_host
 from rlhf_jax.sharding import initialise, place_batch
 from rlhf_jax.train import TrainState, make_step
 from rlhf_jax.train.optimizer import make_optimizer
@@ -65,8 +66,8 @@ def run_classify(run: Run, trunk: Params, texts: Texts) -> Classification:
     step = compile_step(update, run.mesh)
 
     def advance(state: TrainState, number: int) -> Advanced:
-        batch = batches[number]
-        state, metrics = step(state, place_batch(batch, run.mesh))
+        batch = run.batch(batches, number)
+        state, metrics = step(state, batch)
         return Advanced(state, metrics, batch)
 
     held_out = pad_labels(texts.encode(examples.held_out), length, pad) if examples.held_out else None
@@ -118,5 +119,5 @@ def class_logits_of(run: Run, model: Model, params: Params, data: TokenBatch) ->
     """The logits of each row of a padded data set, [N, C]."""
     program = compile_function(model.class_logits, run.mesh)
     batches = evaluation_batches(data, run.experiment.evaluation.rows)
-    rows = [np.asarray(program(params, place_batch(batch, run.mesh))) for batch in batches]
+    rows = [on_host(program(params, place_batch(batch, run.mesh))) for batch in batches]
     return np.concatenate(rows)[: len(data.tokens)]

@@ -26,6 +26,7 @@ from rlhf_jax.loops.rlhf import Scorer, ending_of
 from rlhf_jax.loops.run import Run
 from rlhf_jax.loops.sources import world_of
 from rlhf_jax.models import Model
+from rlhf_jax.processes import on_host
 from rlhf_jax.report.metrics import MetricsWriter
 from rlhf_jax.report.progress import progress
 from rlhf_jax.rollout.replies import Sampler, make_sampler, response_texts
@@ -89,8 +90,8 @@ class Judge:
                 numbers["score"] = self.scorer(rollout, np.zeros(len(counts), np.int64))
             texts = [self.texts.template.reply_text(t) for t in response_texts(rollout, self.texts.tokenizer)]
             replies += [text for text, real in zip(texts, counts, strict=True) if real]
-            for name, values in numbers.items():
-                columns.setdefault(name, []).append(np.asarray(values)[counts])
+            for name, values in on_host(numbers).items():
+                columns.setdefault(name, []).append(values[counts])
         rows = {name: np.concatenate(parts) for name, parts in columns.items()}
         if self.by_world:
             rows["gold"] = self.gold(prompts, replies)
@@ -216,7 +217,7 @@ def pick(
 
 def reply_lengths(rollout: Rollout) -> dict[str, np.ndarray]:
     """Tokens of each response."""
-    return {"length": np.asarray(rollout.batch.loss_mask).sum(axis=1, dtype=np.float32)}
+    return {"length": on_host(rollout.batch.loss_mask).sum(axis=1, dtype=np.float32)}
 
 
 def accuracy_figures(share: float, count: int) -> Figures:

@@ -192,7 +192,7 @@ def adapters_of(experiment: Experiment, stage: str, model: str, root: Root) -> t
 
 def with_base(run: Run, stage: str, params: Params, lora: LoRA) -> Params:
     """The whole model of a stage that trained adapters: they are merged into what the stage began with, which is made again."""
-    experiment, checkpoints = run.experiment, run.directory / "checkpoints"
+    experiment, checkpoints = run.experiment, run.checkpoints
     before = "sft" if stage != "sft" and experiment.sft is not None else None
     if before is None:
         base = start_params(run, dataclasses.replace(experiment.policy, head="lm"))

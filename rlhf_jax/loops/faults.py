@@ -20,6 +20,7 @@ import numpy as np
 
 from rlhf_jax.checkpoint import Checkpoints
 from rlhf_jax.files import write_atomic
+from rlhf_jax.processes import on_host
 from rlhf_jax.report.metrics import FILE, read_metrics
 from rlhf_jax.report.runs import SEED
 from rlhf_jax.report.spikes import WATCHED, Spikes
@@ -101,8 +102,8 @@ def _seed(directory: Path) -> str:
 def as_npz(tree: Any) -> bytes:
     """Every array of a tree as an npz file, by its path in the tree."""
     file = io.BytesIO()
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    named: Any = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(on_host(tree))
+    named: Any = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     np.savez(file, **named)
     return file.getvalue()
 

@@ -19,7 +19,7 @@ from rlhf_jax.loops.sft import make_evaluation
 from rlhf_jax.losses.q_learning import ilql_loss, with_targets
 from rlhf_jax.models.critics import Critics, build_critics
 from rlhf_jax.models.params import carry_over
-from rlhf_jax.sharding import initialise, place_batch, tree_shardings
+from rlhf_jax.sharding import initialise, tree_shardings
 from rlhf_jax.train.critics import CriticState, make_critic_step, start_critics
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import LossFn, Params
@@ -59,8 +59,8 @@ def run_ilql(
     step = compile_step(update, run.mesh)
 
     def advance(state: CriticState, number: int) -> Advanced:
-        batch = batches[number]
-        state, metrics = step(state, place_batch(batch, run.mesh))
+        batch = run.batch(batches, number)
+        state, metrics = step(state, batch)
         return Advanced(state, metrics, batch)
 
     measure = None

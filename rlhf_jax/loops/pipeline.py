@@ -53,6 +53,7 @@ from rlhf_jax.loops.sources import (
 from rlhf_jax.losses.reward import gain_and_bias
 from rlhf_jax.models import Model, build_model
 from rlhf_jax.models.params import carry_over, count_parameters, without_scores
+from rlhf_jax.processes import on_host
 from rlhf_jax.report.metrics import read_metrics
 from rlhf_jax.rollout.guided import guided
 from rlhf_jax.rollout.replies import response_texts
@@ -258,7 +259,7 @@ def sample_scores(
     assert config is not None, "Experiment checks that normalised scores have PPO's samples"
     asked = texts.encode(prompts[: size.prompts])
     rollouts = sampler.rollouts(tuned, asked, run.key("normalise"), temperature=config.temperature)
-    return np.concatenate([np.asarray(score(rollout, counts))[counts] for rollout, counts in rollouts])
+    return np.concatenate([on_host(score(rollout, counts))[counts] for rollout, counts in rollouts])
 
 
 def preference_stage(

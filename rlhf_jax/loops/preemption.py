@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import threading
 from collections.abc import Iterator
+
+from rlhf_jax import processes
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again
 
@@ -15,11 +18,23 @@ class Preempted(BaseException):
 
 
 class Notice:
-    """Whether SIGTERM has come. Inside `held` it waits to be asked for; elsewhere it ends what goes on, and leaves nothing half-written."""
+    """Whether SIGTERM has come. Inside `held` it waits to be asked for; elsewhere it ends what goes on, and leaves nothing half-written.
+
+    Of several processes JAX watches for it, so that all of them save after the same step; it is heard in `asked` alone.
+    """
 
     def __init__(self) -> None:
         self.given = False
         self._held = False
+        self._questions = itertools.count()
+
+    def asked(self) -> bool:
+        """Whether it is to end after this step: once a step, from all processes."""
+        if processes.count() > 1:
+            from jax.experimental import multihost_utils
+
+            self.given = self.given or multihost_utils.reached_preemption_sync_point(next(self._questions))
+        return self.given
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -42,7 +57,7 @@ class Notice:
 def noticing() -> Iterator[Notice]:
     """A notice of SIGTERM, until the block ends; outside the main thread, where no signal can be caught, one that never comes."""
     notice = Notice()
-    if threading.current_thread() is not threading.main_thread():
+    if processes.count() > 1 or threading.current_thread() is not threading.main_thread():
         yield notice
         return
     before = signal.signal(signal.SIGTERM, notice._come)

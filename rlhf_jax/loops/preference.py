@@ -22,7 +22,6 @@ from rlhf_jax.losses.preference import (
     with_reference,
 )
 from rlhf_jax.models import Model
-from rlhf_jax.sharding import place_batch
 from rlhf_jax.train import TrainState, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import LabelledReplies, LossFn, Params, PreferenceBatch, ReferencedLabels, ReferencedPairs
@@ -76,7 +75,7 @@ def run_preference(
     step = compile_step(update, run.mesh, batches.lengths)
 
     def advance(state: TrainState, number: int) -> Advanced:
-        batch = complete(state.params, reference, place_batch(batches[number], run.mesh))
+        batch = complete(state.params, reference, run.batch(batches, number))
         state, metrics = step(state, batch)
         return Advanced(state, metrics, batch)
 

@@ -24,6 +24,7 @@ from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
 from rlhf_jax.losses.reward import comparison_loss, label_loss
 from rlhf_jax.models import Model
+from rlhf_jax.processes import on_host
 from rlhf_jax.sharding import place_batch
 from rlhf_jax.train import TrainState, make_step
 from rlhf_jax.train.optimizer import make_optimizer
@@ -56,8 +57,8 @@ def run_reward(
     step = compile_step(update, run.mesh, batches.lengths)
 
     def advance(state: TrainState, number: int) -> Advanced:
-        batch = batches[number]
-        state, metrics = step(state, place_batch(batch, run.mesh))
+        batch = run.batch(batches, number)
+        state, metrics = step(state, batch)
         return Advanced(state, metrics, batch)
 
     evaluate = None
@@ -81,7 +82,7 @@ def score_all(run: Run, model: Model, params: Params, data: TokenBatch) -> np.nd
     """The reward model's score of each row of a padded data set, [N]."""
     program = compile_function(model.scores, run.mesh)
     batches = evaluation_batches(data, run.experiment.evaluation.rows)
-    scores = [np.asarray(program(params, place_batch(batch, run.mesh))) for batch in batches]
+    scores = [on_host(program(params, place_batch(batch, run.mesh))) for batch in batches]
     return np.concatenate(scores)[: len(data.tokens)]
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import processes
 from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import PPO
 from rlhf_jax.data.batching.batches import Batches, prompt_batches, take_rows
@@ -24,6 +25,7 @@ from rlhf_jax.losses.policy import policy_loss
 from rlhf_jax.losses.ppo import ppo_value_loss
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import Model
+from rlhf_jax.processes import on_host
 from rlhf_jax.rollout.generate import Ending, responses
 from rlhf_jax.rollout.refill import Scored, has_signal, refill
 from rlhf_jax.rollout.replies import response_texts
@@ -52,26 +54,34 @@ class RewardError(RuntimeError):
 
 
 def text_scorer(run: Run, texts: Texts, score: Callable[[int, str], float]) -> Scorer:
-    """Scores of `score(prompt index, reply text)`, computed on the host.
+    """Scores of `score(prompt index, reply text)`, computed on the host; of several processes each scores some of the replies.
 
     Raises: ValueError naming the prompt where a score is not a finite number, RewardError where there is none.
     """
 
+    def value_of(prompt: int, reply: str) -> float:
+        try:
+            value = float(score(prompt, texts.template.reply_text(reply)))
+        except Exception as error:
+            raise RewardError(
+                f"the reward function failed on prompt {prompt} and reply {reply!r}: {error!r}"
+            ) from error
+        if not np.isfinite(value):
+            raise ValueError(
+                f"the reward of prompt {prompt} and reply {reply!r} is {value}; it must be a finite number"
+            )
+        return value
+
     def scorer(rollout: Rollout, index: np.ndarray):
-        scores = []
-        for prompt, reply in zip(index, response_texts(rollout, texts.tokenizer), strict=True):
-            try:
-                value = float(score(int(prompt), texts.template.reply_text(reply)))
-            except Exception as error:
-                raise RewardError(
-                    f"the reward function failed on prompt {prompt} and reply {reply!r}: {error!r}"
-                ) from error
-            if not np.isfinite(value):
-                raise ValueError(
-                    f"the reward of prompt {prompt} and reply {reply!r} is {value}; it must be a finite number"
-                )
-            scores.append(value)
-        return place_batch(np.array(scores, np.float32), run.mesh)
+        replies = response_texts(rollout, texts.tokenizer)
+
+        def own_scores() -> np.ndarray:
+            scores = np.zeros(len(replies), np.float32)
+            for row in range(processes.number(), len(replies), processes.count()):
+                scores[row] = value_of(int(index[row]), replies[row])
+            return scores
+
+        return place_batch(processes.added(processes.agreed(own_scores)), run.mesh)
 
     return scorer
 
@@ -158,7 +168,7 @@ def init_ppo_state(run: Run, config: PPO, policy_params: Params, value_params: P
 
 def watched(watch: Watch, scored: Scored) -> Mapping[str, float]:
     """What `watch` sees, on the host."""
-    return watch(scored.rollout, np.asarray(scored.index))
+    return watch(scored.rollout, on_host(scored.index))
 
 
 def run_ppo(

@@ -8,11 +8,13 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
+from rlhf_jax import processes
 from rlhf_jax.checkpoint import Checkpoints
 from rlhf_jax.config import Experiment, Mixture
 from rlhf_jax.data.batching.padding import Cut
@@ -22,10 +24,22 @@ from rlhf_jax.loops.faults import Faults
 from rlhf_jax.loops.preemption import Notice, Preempted
 from rlhf_jax.report.metrics import Later, MetricsWriter
 from rlhf_jax.report.progress import progress
-from rlhf_jax.sharding import make_mesh
+from rlhf_jax.sharding import make_mesh, own_rows, place_rows
 
 State = TypeVar("State")
+Batch = TypeVar("Batch")
+Made = TypeVar("Made", covariant=True)
 STAGES = ("init", "sft", "collect", "reward", "value", "ppo", "evaluate", "normalise", "preference", "ilql", "classify")
+
+
+@runtime_checkable
+class Stream(Protocol[Made]):
+    """Batches by step, of `size` rows, of which a part can be made alone."""
+
+    @property
+    def size(self) -> int: ...
+
+    def part(self, step: int, places: np.ndarray | None = None) -> Made: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +58,7 @@ Advance = Callable[[Any, int], Advanced]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Where an experiment runs.
+    """Where an experiment runs. Of several processes each has a directory, and all write one set of checkpoints, in `shared`.
 
     `on_step(stage, steps done)` is called after each step, once its checkpoint has begun to be written. `take(stage, advance, state, step)`
     stands between the loop and each step. `notice` is asked after each step whether the machine is to be taken away.
@@ -54,6 +68,7 @@ class Run:
     directory: Path
     mesh: Mesh
     data_root: Path | None = None
+    shared: Path | None = None  # default: the directory
     on_step: Callable[[str, int], None] | None = None
     take: Callable[[str, Advance, Any, int], Advanced] = lambda stage, advance, state, step: advance(state, step)
     notice: Notice = dataclasses.field(default_factory=Notice)
@@ -63,6 +78,16 @@ class Run:
     noted: dict[str, float] = dataclasses.field(default_factory=dict)  # figures of the data: examples, cut, rejected
     resumed: dict[str, int] = dataclasses.field(default_factory=dict)  # the step that each stage went on from
     gathered: dict[Mixture, Gathered] = dataclasses.field(default_factory=dict)  # the records of each mixture
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where each stage has its checkpoints."""
+        return (self.shared or self.directory) / "checkpoints"
+
+    def batch(self, batches: Stream[Batch], step: int) -> Batch:
+        """The batch of a step on the devices; each process makes the rows that its own devices hold."""
+        own = own_rows(self.mesh, batches.size)
+        return place_rows(batches.part(step, own), self.mesh, own, batches.size)
 
     def key(self, stage: str) -> jax.Array:
         """The random key of a stage: a function of the experiment's seed and the stage alone."""
@@ -105,7 +130,7 @@ def run_stage(
     """
     started, counted = time.monotonic(), 0.0
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(run.directory / "checkpoints" / stage))
+        checkpoints = stack.enter_context(Checkpoints(run.checkpoints / stage))
         start = run.resumed[stage] = checkpoints.latest or 0
         if start:
             state = checkpoints.restore(start, state)
@@ -128,7 +153,7 @@ def run_stage(
                 faults.keep(step, found.batch)
                 writer.write(stage, step, found.metrics, later=found.later)
                 measure = evaluate if done == steps or (eval_every and done % eval_every == 0) else None
-                save = done == steps or done % run.experiment.checkpoint_every == 0 or run.notice.given
+                save = run.notice.asked() or done == steps or done % run.experiment.checkpoint_every == 0
                 if measure is not None or save or since is None:
                     writer.flush()  # waits for the step, so that the clock stands between steps
                     counted += 0.0 if since is None else time.monotonic() - since
@@ -142,7 +167,9 @@ def run_stage(
                         checkpoints.save(done, state, held_out=loss)
                         kept = True
                     since = time.monotonic()
-            except (Exception, KeyboardInterrupt):
+            except (Exception, KeyboardInterrupt) as error:
+                if not processes.all_fail(error):
+                    processes.leave(error)  # what stands below would wait for the others
                 rescue(checkpoints, writer, known, state, bar.say)
                 raise
             if run.on_step is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.compiled import compile_function, compile_step
@@ -23,7 +24,7 @@ from rlhf_jax.models import Model
 from rlhf_jax.sharding import place_batch, tree_shardings
 from rlhf_jax.train import TrainState, init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
-from rlhf_jax.types import LossFn, Params
+from rlhf_jax.types import LossFn, Params, TokenBatch
 
 
 def weighted_average(parts: list[tuple[Mapping[str, jax.Array], jax.Array]]) -> dict[str, float]:
@@ -89,13 +90,17 @@ def run_sft(
     run.noted["sft/rejected_rows"] = float(examples.rejected)
     begun = trainee(run, "sft", model, params)
     loss, update = make_sft_step(begun.model, config.optim)
-    step = compile_step(update, run.mesh, batches.lengths)
+
+    def counted(state: TrainState, batch: TokenBatch) -> tuple[TrainState, dict]:
+        state, metrics = update(state, batch)
+        return state, {**metrics, "real_tokens": jnp.sum(batch.segments != 0)}
+
+    step = compile_step(counted, run.mesh, batches.lengths)
 
     def advance(state: TrainState, number: int) -> Advanced:
-        batch = batches[number]
-        tokens = int(np.sum(batch.segments != 0))
-        state, metrics = step(state, place_batch(batch, run.mesh))
-        return Advanced(state, {**metrics, "real_tokens": tokens}, batch)
+        batch = run.batch(batches, number)
+        state, metrics = step(state, batch)
+        return Advanced(state, metrics, batch)
 
     measure = None
     if examples.held_out:

@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
+
+from rlhf_jax import processes
 
 Mode = Literal["auto", "bar", "lines", "quiet"]
 MODES: tuple[Mode, ...] = ("auto", "bar", "lines", "quiet")
@@ -72,8 +74,11 @@ def progress(
     """A Progress that shows itself on standard error while the block runs.
 
     "auto" is the environment variable RLHF_JAX_PROGRESS if set, else a bar on a terminal and lines elsewhere: one every
-    `every` seconds, and one at the end.
+    `every` seconds, and one at the end. Of several processes the first alone shows something.
     """
+    if not processes.is_first():
+        yield Progress(total, description, done, _nothing, clock, _nothing)
+        return
     mode = _resolve(mode)
     if mode == "bar":
         with _bar(total, description, done, clock) as counter:
@@ -138,6 +143,10 @@ def _bar(total: int, description: str, done: int, clock: Callable[[], float]) ->
             bar.console.print(text, markup=False, highlight=False)
 
         yield Progress(total, description, done, show, clock, say)
+
+
+def _nothing(_: Any) -> None:
+    pass
 
 
 def _say(text: str) -> None:

@@ -14,6 +14,7 @@ from rlhf_jax.data.batching.batches import evaluation_batches, pad_prompts
 from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.data.tokens.tokenizer import Tokenizer
 from rlhf_jax.models.api import Model
+from rlhf_jax.processes import on_host
 from rlhf_jax.rollout.generate import Ending, responses
 from rlhf_jax.rollout.sampling import greedy_tokens, row_keys, sample_tokens
 from rlhf_jax.sharding import place_batch
@@ -22,7 +23,7 @@ from rlhf_jax.types import Params, Rollout
 
 def response_ids(rollout: Rollout) -> list[list[int]]:
     """The response tokens of each row, stop token included."""
-    tokens, mask = np.asarray(rollout.batch.tokens), np.asarray(rollout.batch.loss_mask)
+    tokens, mask = on_host((rollout.batch.tokens, rollout.batch.loss_mask))
     return [tokens[row][mask[row]].tolist() for row in range(len(tokens))]
 
 

@@ -19,10 +19,10 @@ from rlhf_jax.data.batching.batches import (
     rewarded_batches,
     token_batches,
 )
-from rlhf_jax.data.batching.order import Host
 from rlhf_jax.data.batching.packing import pack
 from rlhf_jax.data.batching.padding import Cut, pad_right
 from rlhf_jax.data.batching.table import Chosen, Joined, TokenTable
+from rlhf_jax.data.batching.unpaired import reply_batches
 from rlhf_jax.data.tokens.encode import Encoded, EncodedLabel, EncodedPair, EncodedReward
 
 
@@ -110,19 +110,18 @@ def test_shares_are_exact_over_a_hundred_thousand_draws():
 MIXED = Mixture(((examples(40, start=100), 4.0), (examples(7, start=500), 1.0)))
 PAIRS = [EncodedPair(Encoded((1, i), (2,) * (1 + i % 7)), Encoded((1, i), (3,))) for i in range(10, 60)]
 STREAMS = {
-    "sft": lambda **how: token_batches(MIXED, rows=20, length=6, pad=0, seed=2, **how),
-    "packed": lambda **how: packed_batches(MIXED, rows=20, length=12, pad=0, seed=2, longest=6, **how),
-    "packed, best fit": lambda **how: packed_batches(
-        MIXED, rows=20, length=12, pad=0, seed=2, longest=6, how="best_fit", **how
-    ),
-    "buckets": lambda **how: token_batches(MIXED, rows=20, length=6, pad=0, seed=2, buckets=(3, 4), **how),
-    "preferences": lambda **how: preference_batches(PAIRS, rows=20, length=10, pad=0, seed=2, buckets=(5,), **how),
-    "prompts": lambda **how: prompt_batches(MIXED, rows=20, length=6, pad=0, seed=2, **how),
+    "sft": lambda: token_batches(MIXED, rows=20, length=6, pad=0, seed=2),
+    "packed": lambda: packed_batches(MIXED, rows=20, length=12, pad=0, seed=2, longest=6),
+    "packed, best fit": lambda: packed_batches(MIXED, rows=20, length=12, pad=0, seed=2, longest=6, how="best_fit"),
+    "buckets": lambda: token_batches(MIXED, rows=20, length=6, pad=0, seed=2, buckets=(3, 4)),
+    "preferences": lambda: preference_batches(PAIRS, rows=20, length=10, pad=0, seed=2, buckets=(5,)),
+    "prompts": lambda: prompt_batches(MIXED, rows=20, length=6, pad=0, seed=2),
+    "replies": lambda: reply_batches(Mixture(((PAIRS, 1.0),)), rows=20, length=10, pad=0, seed=2),
 }
 
 
 @pytest.mark.parametrize("make", STREAMS.values(), ids=STREAMS)
-def test_any_number_of_hosts_sees_the_same_stream_and_goes_on_where_others_stopped(make):
+def test_any_number_of_processes_makes_the_same_stream_and_goes_on_where_others_stopped(make):
     alone = make()
     for steps, count in (
         (range(0, 7), 2),
@@ -131,28 +130,24 @@ def test_any_number_of_hosts_sees_the_same_stream_and_goes_on_where_others_stopp
         (range(21, 25), 5),
         (range(25, 30), 20),
     ):
-        hosts = [make(host=Host(number, count)) for number in range(count)]  # a restart: nothing is kept but the step
+        processes = [make() for _ in range(count)]  # a restart: nothing is kept but the step
         for step in steps:
-            together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(host[step] for host in hosts))
-            jax.tree.map(np.testing.assert_array_equal, together, alone[step])
-            rows = [host.rows(step) for host in hosts]
-            np.testing.assert_array_equal(np.concatenate(rows), alone.rows(step))
+            # Of a torus, a process may hold rows that do not stand side by side.
+            dealt = np.random.default_rng(step).permutation(20).reshape(count, -1)
+            parts = [batches.part(step, places) for batches, places in zip(processes, dealt, strict=True)]
+            jax.tree.map(np.testing.assert_array_equal, in_order(parts, dealt), alone[step])
 
 
-def test_no_host_sees_one_part_alone():
-    # Slicing a mixture of 4 to 1 over five hosts by places gives one of them nothing but the second part.
-    shares = []
-    for number in range(5):
-        host = token_batches(MIXED, rows=5, length=6, pad=0, seed=0, host=Host(number, 5))
-        shares.append(np.mean([host.rows(step) >= 40 for step in range(100)]))
+def in_order(parts, dealt):
+    """Parts of a batch, whose rows were dealt so, as the batch."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[np.argsort(dealt.ravel())], *parts)
+
+
+def test_no_process_sees_one_part_alone():
+    # Slicing a mixture of 4 to 1 over five processes by places gives one of them nothing but the second part.
+    batches = token_batches(MIXED, rows=5, length=6, pad=0, seed=0)
+    shares = [np.mean([batches.rows(step, np.array([place])) >= 40 for step in range(100)]) for place in range(5)]
     np.testing.assert_allclose(shares, 0.2, atol=0.011)
-
-
-def test_hosts_that_do_not_share_a_batch_are_refused():
-    with pytest.raises(ValueError, match="20 rows do not split over 3 hosts"):
-        STREAMS["sft"](host=Host(0, 3))
-    with pytest.raises(ValueError, match="host 4 of 4; expected a number from 0"):
-        Host(4, 4)
 
 
 def test_batches_of_a_bucket_are_as_long_as_it_and_keep_the_shares():

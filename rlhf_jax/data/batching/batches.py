@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from rlhf_jax.data.batching.order import ALONE, Host, Order
+from rlhf_jax.data.batching.order import Order
 from rlhf_jax.data.batching.packing import Packing, pack, packed_rows
 from rlhf_jax.data.batching.padding import Cut, count_cut, cut, cut_pair, pad_left, pad_right
 from rlhf_jax.data.batching.table import Chosen, Joined, TokenTable
@@ -59,7 +59,7 @@ class Mixture(Generic[Example]):
 class Batches(Generic[Data]):
     """`batches[step]` is the batch of that step, on any machine and after any restart; steps have no end. Leaves are numpy arrays.
 
-    Batches are made when they are asked for; `rows(step)` are the numbers of their examples, through the parts one after the other.
+    Batches are made when they are asked for, and parts of them alone: `places` are rows of a batch, counted from 0 up to `size`.
     """
 
     def __init__(
@@ -73,16 +73,25 @@ class Batches(Generic[Data]):
         self._packed = packed  # the examples of each row
 
     def __getitem__(self, step: int) -> Data:
-        return self._make(self.rows(step))
+        return self.part(step)
+
+    def part(self, step: int, places: np.ndarray | None = None) -> Data:
+        """The rows at these places of the batch of a step: what one of several processes makes of it."""
+        return self._make(self.rows(step, places))
+
+    @property
+    def size(self) -> int:
+        """How many rows a batch has."""
+        return self._order.size
 
     @property
     def lengths(self) -> int:
         """How many lengths the batches have."""
         return 1
 
-    def rows(self, step: int) -> np.ndarray:
+    def rows(self, step: int, places: np.ndarray | None = None) -> np.ndarray:
         """Which examples, or packed rows of them, the rows of a step are, counted through the parts one after the other."""
-        return self._order[step]
+        return self._order.at(step, places)
 
     def examples(self, step: int) -> np.ndarray:
         """Which examples a step sees, counted through the parts one after the other."""
@@ -105,17 +114,21 @@ class BucketBatches(Batches[Data]):
         counted: Any = [grain.MapDataset.source(_Numbers(bucket)) for bucket in range(len(buckets))]
         self._which: Any = grain.MapDataset.mix(counted, weights=[share for _, _, share in buckets])
 
-    def __getitem__(self, step: int) -> Data:
+    def part(self, step: int, places: np.ndarray | None = None) -> Data:
         bucket, number = self._which[operator.index(step)]
-        return self._buckets[bucket][number]
+        return self._buckets[bucket].part(number, places)
+
+    @property
+    def size(self) -> int:
+        return self._buckets[0].size
 
     @property
     def lengths(self) -> int:
         return len(self._buckets)
 
-    def rows(self, step: int) -> np.ndarray:
+    def rows(self, step: int, places: np.ndarray | None = None) -> np.ndarray:
         bucket, number = self._which[operator.index(step)]
-        return self._numbers[bucket][self._buckets[bucket].rows(number)]
+        return self._numbers[bucket][self._buckets[bucket].rows(number, places)]
 
 
 class _Numbers:
@@ -139,13 +152,12 @@ def token_batches(
     seed: int,
     *,
     buckets: Sequence[int] = (),
-    host: Host = ALONE,
 ) -> Batches[TokenBatch]:
     """Right-padded prompts with their replies, one to a row; with `buckets`, batches may have these lengths too."""
     parts = [(TokenTable(part), weight) for part, weight in _parts(examples)]
     sizes = [table.sizes for table, _ in parts]
     counted = count_cut((example for table, _ in parts for example in table), length)
-    return _stream(parts, sizes, partial(pad_right, pad=pad), rows, length, seed, buckets, host, counted)
+    return _stream(parts, sizes, partial(pad_right, pad=pad), rows, length, seed, buckets, counted)
 
 
 def packed_batches(
@@ -157,7 +169,6 @@ def packed_batches(
     longest: int,
     *,
     how: Packing = "first_fit",
-    host: Host = ALONE,
 ) -> Batches[TokenBatch]:
     """Prompts with their replies, several to a row of `length` tokens; which ones share a row is the same in every epoch.
 
@@ -167,7 +178,7 @@ def packed_batches(
     counted = count_cut((example for part, _ in parts for example in part), longest)
     tables = [TokenTable(cut(example, longest) for example in part) for part, _ in parts]
     plans = [pack(table.sizes.tolist(), length, how) for table in tables]
-    order = Order([len(plan) for plan in plans], [weight for _, weight in parts], rows, seed, host)
+    order = Order([len(plan) for plan in plans], [weight for _, weight in parts], rows, seed)
     flat, starts = Joined(tables), np.cumsum([0, *(len(table) for table in tables)])
     together = [(np.array(row) + start).tolist() for plan, start in zip(plans, starts, strict=False) for row in plan]
     make = partial(_packed, examples=flat, together=together, length=length, pad=pad)
@@ -182,13 +193,12 @@ def preference_batches(
     seed: int,
     *,
     buckets: Sequence[int] = (),
-    host: Host = ALONE,
 ) -> Batches[PreferenceBatch]:
     """Right-padded pairs; a row of `chosen` and the same row of `rejected` have the same prompt tokens."""
     parts = _parts(pairs)
     sizes = [np.array([max(pair.chosen.size, pair.rejected.size) for pair in part]) for part, _ in parts]
     counted = count_cut((pair for part, _ in parts for pair in part), length)
-    return _stream(parts, sizes, partial(pad_pairs, pad=pad), rows, length, seed, buckets, host, counted)
+    return _stream(parts, sizes, partial(pad_pairs, pad=pad), rows, length, seed, buckets, counted)
 
 
 def label_batches(
@@ -197,11 +207,9 @@ def label_batches(
     length: int,
     pad: int,
     seed: int,
-    *,
-    host: Host = ALONE,
 ) -> Batches[LabelBatch]:
     """Right-padded texts with their labels."""
-    return _texts(texts, partial(pad_labels, pad=pad), rows, length, seed, host)
+    return _texts(texts, partial(pad_labels, pad=pad), rows, length, seed)
 
 
 def rewarded_batches(
@@ -210,15 +218,13 @@ def rewarded_batches(
     length: int,
     pad: int,
     seed: int,
-    *,
-    host: Host = ALONE,
 ) -> Batches[RewardedBatch]:
     """Right-padded prompts with their replies and rewards."""
-    return _texts(replies, partial(pad_rewarded, pad=pad), rows, length, seed, host)
+    return _texts(replies, partial(pad_rewarded, pad=pad), rows, length, seed)
 
 
 def prompt_batches(
-    prompts: Sequence[Encoded] | Mixture[Encoded], rows: int, length: int, pad: int, seed: int, *, host: Host = ALONE
+    prompts: Sequence[Encoded] | Mixture[Encoded], rows: int, length: int, pad: int, seed: int
 ) -> Batches[PromptBatch]:
     """Left-padded prompts, without replies; `index` counts through the parts of a mixture one after the other."""
     parts = _parts(prompts)
@@ -229,16 +235,16 @@ def prompt_batches(
         index: Any = numbers.astype(np.int32)
         return PromptBatch(prompts=pad_left([flat[int(n)] for n in numbers], length, pad), index=index)
 
-    order = Order([len(table) for table in tables], [weight for _, weight in parts], rows, seed, host)
+    order = Order([len(table) for table in tables], [weight for _, weight in parts], rows, seed)
     return Batches(make, order, count_cut(flat, length))
 
 
-def _texts(examples, make, rows: int, length: int, seed: int, host: Host) -> Batches:
+def _texts(examples, make, rows: int, length: int, seed: int) -> Batches:
     """Batches of examples that each have a `text`."""
     parts = _parts(examples)
     sizes = [np.array([example.text.size for example in part]) for part, _ in parts]
     counted = count_cut((example.text for part, _ in parts for example in part), length)
-    return _stream(parts, sizes, make, rows, length, seed, (), host, counted)
+    return _stream(parts, sizes, make, rows, length, seed, (), counted)
 
 
 def _stream(
@@ -249,14 +255,13 @@ def _stream(
     length: int,
     seed: int,
     buckets: Sequence[int],
-    host: Host,
     counted: Cut,
 ) -> Batches:
     """Batches of the examples, whose sizes in tokens are given, as `make(examples, length)` pads them; in buckets, if there are any."""
 
     def batches(of: Sequence[tuple[Sequence, float]], long: int) -> Batches:
         flat = Joined([part for part, _ in of])
-        order = Order([len(part) for part, _ in of], [weight for _, weight in of], rows, seed, host)
+        order = Order([len(part) for part, _ in of], [weight for _, weight in of], rows, seed)
         return Batches(lambda numbers: make([flat[int(n)] for n in numbers], length=long), order, counted)
 
     if not buckets:

@@ -1,12 +1,11 @@
 """Which examples each step sees: a pure function of the seed and the step, so that the step is the whole position in the data.
 
-Nothing of it depends on how many hosts there are: each takes its rows of the one order, and another number of hosts goes on where these
-stopped.
+Nothing of it depends on how many processes there are: each takes its places of the one order, and another number of them goes on where
+these stopped.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import operator
 import sys
@@ -16,41 +15,20 @@ from typing import Any
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
-class Host:
-    """One of several machines that share each batch: the rows of a batch go to them in equal runs."""
-
-    number: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.number < self.count:
-            raise ValueError(
-                f"host {self.number} of {self.count}; expected a number from 0 up to, not including, the count"
-            )
-
-
-ALONE = Host()
-
-
 class Order:
-    """`order[step]` are the numbers of the examples of that step, those of this host; steps have no end.
+    """`order.at(step)` are the numbers of the examples of that step; steps have no end.
 
     The examples are those of several parts, one part after the other, each with a share of the rows. Each part is shuffled anew in every
     epoch of its own; a step may hold the end of one epoch and the start of the next, so there may be more rows than examples.
     """
 
-    def __init__(
-        self, sizes: Sequence[int], weights: Sequence[float], rows: int, seed: int, host: Host = ALONE
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], rows: int, seed: int) -> None:
         import grain
 
         if rows < 1:
             raise ValueError(f"rows is {rows}; expected at least 1")
         if seed < 0:
             raise ValueError(f"seed is {seed}; expected 0 or more")
-        if rows % host.count:
-            raise ValueError(f"{rows} rows do not split over {host.count} hosts")
         starts = np.cumsum([0, *sizes]).tolist()
         parts: Any = [
             # Parts of one size must not be shuffled alike, so each has its own key.
@@ -58,19 +36,19 @@ class Order:
             for part, (start, size) in enumerate(zip(starts, sizes, strict=False))
         ]
         self._mixed: Any = grain.MapDataset.mix(parts, weights=list(weights))
-        self._rows = rows
-        # The parts of a mixture take turns in a fixed pattern. If each host took the same places of every batch, one of five hosts would
-        # see nothing but the second of two parts with weights 4 and 1; so the places move on by one with every step.
+        self.size = rows
+        # The parts of a mixture take turns in a fixed pattern. If each process took the same places of every batch, one of five would see
+        # nothing but the second of two parts with weights 4 and 1; so the places move on by one with every step.
         self._turning = len(sizes) > 1
-        share = rows // host.count
-        self._mine = np.arange(host.number * share, (host.number + 1) * share)
 
-    def __getitem__(self, step: int) -> np.ndarray:
+    def at(self, step: int, places: np.ndarray | None = None) -> np.ndarray:
+        """The examples at these places of the batch of a step; without places, at all."""
         step = operator.index(step)
         if step < 0:
             raise IndexError(f"step is {step}; expected 0 or more")
-        places = (self._mine + step) % self._rows if self._turning else self._mine
-        return np.array([self._mixed[step * self._rows + int(place)] for place in places])
+        places = np.arange(self.size) if places is None else places
+        places = (places + step) % self.size if self._turning else places
+        return np.array([self._mixed[step * self.size + int(place)] for place in places], np.int64)
 
 
 class _Epochs:

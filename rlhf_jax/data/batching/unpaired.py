@@ -36,11 +36,24 @@ class ReplyBatches:
     lengths: int = 1
 
     def __getitem__(self, step: int) -> LabelledReplies:
+        return self.part(step)
+
+    @property
+    def size(self) -> int:
+        """How many rows a batch has."""
+        return self.labels.size
+
+    def part(self, step: int, places: np.ndarray | None = None) -> LabelledReplies:
+        """The rows at these places of the batch of a step."""
         rows, noise = self.labels.rows(step), np.random.default_rng((STREAM, self.seed, step))
         mine = self.prompts[rows]
         among = rows if (mine != mine[0]).any() else np.arange(len(self.prompts))
         others = among[draw_others(mine, self.prompts[among], noise)]
-        return LabelledReplies(self.labels[step], behind(self.examples, rows, others, self.length, self.pad))
+        if places is not None:
+            rows, others = rows[places], others[places]
+        return LabelledReplies(
+            self.labels.part(step, places), behind(self.examples, rows, others, self.length, self.pad)
+        )
 
 
 def reply_batches(examples: Mixture, rows: int, length: int, pad: int, seed: int) -> ReplyBatches:
