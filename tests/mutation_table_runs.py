@@ -5,7 +5,7 @@ from __future__ import annotations
 RUNS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("checkpoint.py", "test_checkpoint.py"): [
         ("_set_damaged_aside(self._directory) if processes.is_first() else None", "None"),
-        ("            seal(place)\n", ""),
+        ("if processes.is_first():\n                seal(place)", "if False:\n                seal(place)"),
         ("        self.wait()\n        live, _ = split_frozen(state)\n", "        live, _ = split_frozen(state)\n"),
         ("if free < needed:", "if False:"),
         ("            check_arrays(place, target)\n", ""),
@@ -24,6 +24,19 @@ RUNS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("loops/run.py", "loops/test_preemption.py"): [
         ("                if not kept:  # it came", "                if False:  # it came"),
+    ],
+    ("processes.py", "test_hosts.py"): [
+        ("    if error is not None:\n        raise error\n    for other", "    for other"),
+        ('raise Elsewhere(f"process {other}: {words}")', "pass"),
+    ],
+    ("sharding.py", "test_hosts.py"): [
+        ("first = int(np.searchsorted(own, start))", "first = 0"),
+    ],
+    ("loops/rlhf.py", "test_hosts.py"): [
+        ("range(processes.number(), len(replies), processes.count())", "range(len(replies))"),
+    ],
+    ("loops/preemption.py", "test_hosts.py"): [
+        ("self.given or multihost_utils.reached_preemption_sync_point(next(self._questions))", "self.given"),
     ],
     ("report/spikes.py", "report/test_spikes.py"): [
         ("if not math.isfinite(value):", "if False:"),

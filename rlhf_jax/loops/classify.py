@@ -59,7 +59,7 @@ def run_classify(run: Run, trunk: Params, texts: Texts) -> Classification:
     note_seen(run, "classify", seen_from_the_start(examples.records))
     parts, length, pad = examples.encoded(texts), experiment.text.length, texts.tokenizer.pad
     batches = label_batches(parts, config.optim.rows, length, pad, experiment.seed)
-    run.note_cut("classify", batches.cut)
+    run.note_batches("classify", batches)
     start = classifier_start(run, shape, trunk)
     begun = trainee(run, "classify", build_model(shape), start)
     loss, update = make_class_step(begun.model, config.optim)

@@ -51,7 +51,7 @@ def run_ilql(
     assert config is not None, "called for experiments with an ILQL stage"
     length, pad = experiment.text.length, texts.tokenizer.pad
     batches = rewarded_batches(parts, config.optim.rows, length, pad, experiment.seed)
-    run.note_cut("ilql", batches.cut)
+    run.note_batches("ilql", batches)
     critics = build_critics(experiment.policy)
     params = initialise(critics.init, run.key("ilql"), run.mesh)
     params |= {"trunk": carry_over(policy_params, params["trunk"])}

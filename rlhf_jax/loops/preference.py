@@ -67,7 +67,7 @@ def run_preference(
     else:
         buckets = experiment.text.buckets
         batches = preference_batches(parts, config.optim.rows, length, pad, experiment.seed, buckets=buckets)
-    run.note_cut("preference", batches.cut)
+    run.note_batches("preference", batches)
     begun = trainee(run, "preference", model, reference)
     model = begun.model
     loss, update = make_preference_step(model, config)

@@ -51,7 +51,7 @@ def run_reward(
         batches = label_batches(parts, rows, length, pad, experiment.seed)
     else:
         batches = preference_batches(parts, rows, length, pad, experiment.seed, buckets=experiment.text.buckets)
-    run.note_cut("reward", batches.cut)
+    run.note_batches("reward", batches)
     begun = trainee(run, "reward", model, params, adapters=config.init == "policy")
     loss, update = make_reward_step(begun.model, config.optim, labelled=labelled)
     step = compile_step(update, run.mesh, batches.lengths)

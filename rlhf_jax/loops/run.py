@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +36,9 @@ STAGES = ("init", "sft", "collect", "reward", "value", "ppo", "evaluate", "norma
 @runtime_checkable
 class Stream(Protocol[Made]):
     """Batches by step, of `size` rows, of which a part can be made alone."""
+
+    @property
+    def cut(self) -> Cut: ...
 
     @property
     def size(self) -> int: ...
@@ -93,8 +97,14 @@ class Run:
         """The random key of a stage: a function of the experiment's seed and the stage alone."""
         return jax.random.fold_in(jax.random.key(self.experiment.seed), STAGES.index(stage))
 
-    def note_cut(self, stage: str, cut: Cut) -> None:
-        """Adds how many examples a stage has, and how many of them were too long, to the figures."""
+    def note_batches(self, stage: str, batches: Stream) -> None:
+        """Adds how many examples a stage has, and how many of them were too long, to the figures.
+
+        Raises: ValueError where processes have other texts, or cut them into other tokens.
+        """
+        if processes.count() > 1:
+            processes.check_same(f"the first batch of stage {stage}", digest(batches.part(0)))
+        cut = batches.cut
         self.noted[f"{stage}/examples"] = float(cut.examples)
         self.noted[f"{stage}/cut_prompts"] = float(cut.prompts)
         self.noted[f"{stage}/cut_replies"] = float(cut.replies)
@@ -102,6 +112,11 @@ class Run:
     def data(self) -> Path:
         """The data root. Raises: FileNotFoundError with what was looked for."""
         return find_data_root(self.data_root)
+
+
+def digest(tree: Any) -> str:
+    """A number that stands for all that the host's arrays of a tree hold."""
+    return hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))).hexdigest()
 
 
 def open_run(experiment: Experiment, directory: Path, **options) -> Run:

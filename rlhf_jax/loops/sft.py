@@ -86,7 +86,7 @@ def run_sft(
         how = config.packing
         batches = packed_batches(encoded, config.optim.rows, config.pack_length, pad, experiment.seed, length, how=how)
     note_seen(run, "sft", seen_by(examples.records, examples.counts(texts), batches, config.optim.total))
-    run.note_cut("sft", batches.cut)
+    run.note_batches("sft", batches)
     run.noted["sft/rejected_rows"] = float(examples.rejected)
     begun = trainee(run, "sft", model, params)
     loss, update = make_sft_step(begun.model, config.optim)

@@ -36,7 +36,8 @@ from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.data.tokens.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
 from rlhf_jax.files import cache_directory, check_seal, read_sealed, write_atomic, write_sealed
 from rlhf_jax.loops.pretrained import check_vocabulary, read_tokenizer
-from rlhf_jax.loops.run import Run
+from rlhf_jax.loops.run import Run, digest
+from rlhf_jax.processes import check_same
 from rlhf_jax.worlds.instruct import InstructWorld
 
 WORLD = "world:instruct"
@@ -179,7 +180,11 @@ def gathered_records(run: Run, *mixtures: MixtureConfig | None) -> list[Record]:
 
 
 def note_seen(run: Run, stage: str, seen: Seen) -> None:
-    """Keeps with the run which records a stage learns from, for those who have to know which checkpoints saw one."""
+    """Keeps with the run which records a stage learns from, for those who have to know which checkpoints saw one.
+
+    Raises: ValueError where another process has other ones.
+    """
+    check_same(f"what stage {stage} learns from", digest(seen.ids))
     seen.save(run.directory / CARDS / f"seen_{stage}.npz")
 
 
