@@ -107,7 +107,7 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, indices: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         table = self.param("embedding", nn.initializers.normal(self.scale), (self.rows, self.width))
-        if pieces("length", indices.shape[1]) == 1:
+        if pieces("length", indices.shape[1]) == pieces("replicas", indices.shape[0]) == 1:
             return jnp.take(table, indices, axis=0)
         # Each device looks all tokens up in its piece of the width. From there to pieces of rows and texts one axis after the other: XLA
         # knows no exchange that does both, and would have all of it everywhere.

@@ -5,6 +5,7 @@ gradients summed once (context); nothing that grows with the vocabulary but the 
 """
 
 import dataclasses
+import re
 from collections import Counter
 
 import pytest
@@ -51,6 +52,16 @@ def test_an_sft_update_exchanges_what_its_layout_needs_and_no_more(quickstart, n
         expected["all-reduce", mesh.tensor] += 4  # behind attention and behind the feed-forward, in both directions
     assert of_layers(found, experiment.policy.layers) == expected
     _outside_of_layers(found, experiment)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=2, fsdp=4), MeshConfig(data=4, fsdp=2)], ids=str)
+def test_copies_of_the_parameters_exchange_gradients_and_no_tokens(quickstart, mesh):
+    experiment = dataclasses.replace(quickstart, mesh=mesh, reward=None, ppo=None)
+    text = trace_updates(experiment, make_mesh(mesh))["sft"].lower().compile().as_text()
+    gathered = [shape.split(",") for shape in re.findall(r"= f32\[([\d,]*)\]\S* all-gather", text or "")]
+    assert gathered
+    rows = [str(experiment.sft.optim.rows), str(experiment.sft.pack_length)]
+    assert not [shape for shape in gathered if shape[:2] == rows]
 
 
 @pytest.mark.parametrize("remat", [False, True])
