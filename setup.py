@@ -52,9 +52,11 @@ EXTRAS = {
     "judge": ["openai>=3.54"],  # a language model behind an address
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    "slurm": ["submitit>=1.5.4"],  # jobs from Python; the script slurm.sh needs nothing
     "test": [
         *DATA,
         "openai>=3.54",
+        "submitit>=1.5.4",
         "pytest>=9.2",
         "pytest-xdist>=3.8",
         "beartype>=0.23.1",

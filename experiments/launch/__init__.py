@@ -1,0 +1,1 @@
+"""Runs of several processes, on TPU VMs, GKE and Slurm."""
