@@ -165,8 +165,10 @@ def test_a_job_of_submitit_saves_when_its_time_is_up_and_goes_on(tmp_path, monke
     while not steps_saved(directory):
         assert not job.done(), job.stderr()
         time.sleep(0.01)
-    for task in numbers("-P", job.job_id):  # as Slurm does it, three minutes before the time is up
-        os.kill(task, signal.SIGUSR2)
+    # As Slurm does it three minutes before the time is up: to the tasks, and to what they have started.
+    tasks = numbers("-P", job.job_id)
+    for process in [*tasks, *(child for task in tasks for child in numbers("-P", str(task)))]:
+        os.kill(process, signal.SIGUSR2)
     assert job.results() == [0, 0], job.stderr()
     assert "saved at step" in job.stderr()
     assert 12 in steps_saved(directory)

@@ -30,7 +30,9 @@ class Task:
     def __call__(self) -> int:
         """The exit code: 0, or 75 where the run has saved and is queued again. Raises: RuntimeError for any other."""
         command = [sys.executable, "-m", "experiments.run", "run", *self.arguments, "--resume", "auto"]
-        self._running = subprocess.Popen(command, cwd=ROOT, env=os.environ | told_by_submitit())
+        # Slurm tells all processes of a job when its time is up, of which submitit's is meant.
+        deaf = ["sh", "-c", "trap '' USR2; exec \"$@\"", "sh", *command]
+        self._running = subprocess.Popen(deaf, cwd=ROOT, env=os.environ | told_by_submitit())
         ended(self._running)
         code = self._running.wait()
         if code not in (0, PREEMPTED):
