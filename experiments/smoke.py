@@ -315,12 +315,12 @@ def smoke_ppo_max(scale: str) -> Experiment:
 def smoke_mesh(scale: str) -> Experiment:
     """All stages on 8 devices (virtual ones on a CPU): rows over data and fsdp, weights over fsdp and tensor, heads over tensor.
 
-    On TPUs data would be two slices.
+    Models that nothing trains wait in the memory of the host. On TPUs data would be two slices.
     """
     optim = Optim(lr=1e-3, rows=16)
     ppo = PPO(optim=optim, value_optim=optim, value_init="policy", iterations=2, prompts=16, new_tokens=8)
     mesh = MeshConfig(data=2, fsdp=2, tensor=2, slices=2)
-    return _smoke("smoke/mesh", sft=_sft(10), reward=_reward(10), ppo=ppo, mesh=mesh)
+    return _smoke("smoke/mesh", sft=_sft(10), reward=_reward(10), ppo=ppo, mesh=mesh, waiting="host")
 
 
 @register(

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax.frozen import join_frozen, split_frozen
-from rlhf_jax.sharding import compiler_options, place, tree_shardings
+from rlhf_jax.sharding import compiler_options, in_device_memory, place, tree_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Compiled:
         self._programs, self._kinds = programs, []
 
     def __call__(self, *args):
-        """What the function gives. Raises: Recompiled, naming what has changed."""
+        """What the function gives; arrays that wait in host memory come to the devices first. Raises: Recompiled, naming what changed."""
+        args = in_device_memory(args)
         before = self._jit._cache_size()  # which counts for all that have this function under jit
         with jax.set_mesh(self._mesh):
             result = self._jit(*args)
@@ -121,7 +122,7 @@ class CompiledStep(Compiled):
         settings: Any = jax.config
         if settings.jax_debug_nans:
             with jax.set_mesh(self._mesh):
-                live, metrics = self._searched(live, frozen, *args)
+                live, metrics = self._searched(live, *in_device_memory((frozen, *args)))
         else:
             live, metrics = super().__call__(live, frozen, *args)
         return join_frozen(live, frozen), metrics

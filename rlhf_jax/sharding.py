@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from rlhf_jax.config import MeshConfig
 
 AXES = ("data", "fsdp", "tensor", "context")
+HOST = "pinned_host"  # memory of a host from which its devices read by themselves
 
 RULES: dict[str | None, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
@@ -303,6 +304,26 @@ def laid(tree: Any, shardings: Any) -> Any:
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
     return jax.tree.map(lay, tree, shardings)
+
+
+def in_host_memory(tree: Any) -> Any:
+    """The arrays where they are on the mesh, but in the memory of the hosts that the devices belong to."""
+    return jax.device_put(tree, jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind(HOST), tree))
+
+
+def in_device_memory(tree: Any) -> Any:
+    """The tree with its arrays that lie in the memory of hosts on their devices; all else as it is."""
+
+    def waits(leaf: Any) -> bool:
+        return isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == HOST
+
+    if not any(map(waits, jax.tree.leaves(tree))):
+        return tree
+
+    def bring(leaf: Any) -> Any:
+        return jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, leaf.sharding.spec)) if waits(leaf) else leaf
+
+    return jax.tree.map(bring, tree)
 
 
 def own_rows(mesh: Mesh, rows: int) -> np.ndarray | None:

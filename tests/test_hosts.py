@@ -30,7 +30,7 @@ SMALL = {
 # Adam divides by what it has seen so far, and makes as much of a gradient that is rounding alone as of any other; eps keeps it from that.
 STAGE = {
     "smoke/sft": {"sft.optim.steps": 12, "sft.eval_every": 4},
-    "smoke/reward": {"reward.optim.steps": 6, "reward.pairs": 32, "reward.optim.eps": 1e-4},
+    "smoke/reward": {"reward.optim.steps": 6, "reward.pairs": 32, "reward.optim.eps": 1e-4, "waiting": "host"},
     "smoke/ppo": {"ppo.optim.eps": 1e-4},
     "smoke/dapo": {"ppo.optim.eps": 1e-4},
 }

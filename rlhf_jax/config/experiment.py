@@ -58,6 +58,9 @@ class Experiment:
     ppo: PPO | None = None
     prompts: Mixture | None = None  # what PPO asks; None: the world's prompts
     mesh: MeshConfig = ONE_DEVICE
+    # The memory in which models lie that nothing trains: the reference, the reward model, and policies that are still to be evaluated.
+    # From that of the hosts they come to the devices for each program that reads them, and leave again.
+    waiting: Literal["device", "host"] = "device"
     seed: int = 0
     checkpoint_every: int = 100  # updates (PPO: iterations) between two checkpoints
     # Updates in a row (of PPO minibatches) that may be left out for a loss or gradient that is not finite; one more ends the run.

@@ -19,7 +19,7 @@ from rlhf_jax.loops.sft import make_evaluation
 from rlhf_jax.losses.q_learning import ilql_loss, with_targets
 from rlhf_jax.models.critics import Critics, build_critics
 from rlhf_jax.models.params import carry_over
-from rlhf_jax.sharding import initialise, tree_shardings
+from rlhf_jax.sharding import in_device_memory, initialise, tree_shardings
 from rlhf_jax.train.critics import CriticState, make_critic_step, start_critics
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import LossFn, Params
@@ -86,7 +86,9 @@ def run_ilql(
 def fresh_critics(run: Run, params: Params, config: ILQL) -> CriticState:
     """The state before the first update, laid on the run's mesh."""
     start = partial(start_critics, tx=make_optimizer(config.optim))
-    return jax.jit(start, out_shardings=tree_shardings(jax.eval_shape(start, params), run.mesh))(params)
+    return jax.jit(start, out_shardings=tree_shardings(jax.eval_shape(start, params), run.mesh))(
+        in_device_memory(params)
+    )
 
 
 def guidance(policy_params: Params, critics: Params, beta: float) -> Params:

@@ -93,19 +93,22 @@ def run_experiment(run: Run) -> Outcome:
     examples = stage_examples(run)
     ending_of(texts, experiment.ppo)
     policy = build_model(dataclasses.replace(experiment.policy, head="lm"))
-    start = start_params(run, policy.config)
+    start = run.set_aside(start_params(run, policy.config))  # which stages copy that train it
     outcome.figures["policy/parameters"] = float(count_parameters(start))
 
     tuned, measure = start, None
     if experiment.sft is not None:
         tuned, measure = run_sft(run, policy, start, texts)
+        tuned = run.set_aside(tuned)
         outcome.figures |= sft_figures(run)
     reward = None
     if experiment.reward is not None:
         reward = reward_stage(run, policy, tuned, texts, prompts, examples.get("reward"), outcome)
+        reward = dataclasses.replace(reward, params=run.set_aside(reward.params))
     learned, preferred, guide = None, None, None
     if experiment.preference is not None:
         preferred = preference_stage(run, policy, tuned, texts, prompts, examples.get("preference"), outcome)
+        preferred = run.set_aside(preferred)
     if experiment.ilql is not None:
         guide = ilql_stage(run, policy, tuned, texts, prompts, examples.get("ilql"), outcome)
     if experiment.ppo is not None:

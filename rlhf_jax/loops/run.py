@@ -25,7 +25,8 @@ from rlhf_jax.loops.faults import Faults
 from rlhf_jax.loops.preemption import Notice, Preempted
 from rlhf_jax.report.metrics import Later, MetricsWriter
 from rlhf_jax.report.progress import progress
-from rlhf_jax.sharding import make_mesh, own_rows, place_rows
+from rlhf_jax.sharding import in_host_memory, make_mesh, own_rows, place_rows
+from rlhf_jax.types import Params
 
 State = TypeVar("State")
 Batch = TypeVar("Batch")
@@ -92,6 +93,10 @@ class Run:
         """The batch of a step on the devices; each process makes the rows that its own devices hold."""
         own = own_rows(self.mesh, batches.size)
         return place_rows(batches.part(step, own), self.mesh, own, batches.size)
+
+    def set_aside(self, params: Params) -> Params:
+        """The parameters of a model that nothing trains any more, in the memory where the experiment wants such to wait."""
+        return in_host_memory(params) if self.experiment.waiting == "host" else params
 
     def key(self, stage: str) -> jax.Array:
         """The random key of a stage: a function of the experiment's seed and the stage alone."""

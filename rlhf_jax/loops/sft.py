@@ -21,7 +21,7 @@ from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sources import IMITATED, load_examples, note_seen
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import Model
-from rlhf_jax.sharding import place_batch, tree_shardings
+from rlhf_jax.sharding import in_device_memory, place_batch, tree_shardings
 from rlhf_jax.train import TrainState, init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import LossFn, Params, TokenBatch
@@ -54,7 +54,7 @@ def _measured(loss: LossFn, params: Params, batch):
 def fresh_state(run: Run, params: Params, optim: Optim, *, ema: bool = False) -> TrainState:
     """The training state of these parameters, laid on the run's mesh."""
     make = partial(init_state, tx=make_optimizer(optim), ema=ema)
-    live, frozen = split_frozen(params)
+    live, frozen = split_frozen(in_device_memory(params))
     # Told where its parts live, each device makes its own: moments are never whole on one of them.
     state = jax.jit(make, out_shardings=tree_shardings(jax.eval_shape(make, live), run.mesh))(live)
     averaged = None if state.ema is None else join_frozen(state.ema, frozen)
