@@ -52,9 +52,9 @@ def joined() -> Iterator[None]:
     """The processes of a cluster as one run, for what happens inside; they leave together.
 
     Cloud TPU, GKE, Slurm and Open MPI say by themselves who is who; elsewhere the variables JAX_COORDINATOR_ADDRESS (host:port of the
-    first), JAX_NUM_PROCESSES and JAX_PROCESS_ID do. Without any of it, and where JAX has been started already, nothing is joined. A
-    process that does not answer for RLHF_JAX_HEARTBEAT seconds (100) counts as dead, and the others end.
-    Raises: ValueError for variables that do not go together; RuntimeError where the others do not come.
+    first), JAX_NUM_PROCESSES and JAX_PROCESS_ID do. Without any of it, with a count of 1, and where JAX has been started already, nothing
+    is joined. A process that does not answer for RLHF_JAX_HEARTBEAT seconds (100) counts as dead, and the others end.
+    Raises: ValueError for variables that do not go together, and where the others do not come.
     """
     if not join():
         yield
@@ -80,6 +80,8 @@ def join() -> bool:
 
     if jax.distributed.is_initialized():
         return False
+    if is_alone():
+        return False
     named = {name: os.environ.get(name) for name in (ADDRESS, COUNT, NUMBER)}
     how: dict[str, Any] = {"heartbeat_timeout_seconds": heartbeat(), "shutdown_timeout_seconds": 3600}
     if named[COUNT] is not None or named[NUMBER] is not None:
@@ -95,15 +97,20 @@ def join() -> bool:
         how["cluster_detection_method"] = "deactivate"
     try:
         jax.distributed.initialize(**how)
-    except ValueError as error:
-        if named[ADDRESS] is None and "coordinator_address" in str(error):
-            return False  # not in a cluster
-        raise ValueError(f"the processes of this run cannot find each other: {error}") from error
-    except RuntimeError as error:
-        if "before any JAX calls" in str(error):
+    except Exception as error:  # of JAX, and of what it asks about the cluster
+        said = str(error)
+        if "before any JAX calls" in said or (named[ADDRESS] is None and "coordinator_address should be" in said):
             return False
-        raise
+        raise ValueError(
+            f"the processes of this run cannot find each other: {said}; with {COUNT}=1 this one runs alone"
+        ) from error
     return True
+
+
+def is_alone() -> bool:
+    """Whether the environment says that there is one process. It has all devices of its host then, which Slurm would deal to several."""
+    told = (os.environ.get(name) for name in (COUNT, "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    return next((count for count in told if count is not None), None) == "1"
 
 
 def heartbeat() -> int:

@@ -82,7 +82,7 @@ def test_sft_of_two_processes_is_that_of_one(folder, sft_of_two):
     alone = finished(1, "smoke/sft", folder / "sft-1")
     assert_close(alone, sft_of_two)
     tokens = [read_metrics(run / "seed_0")["sft"]["real_tokens"].values for run in (alone, sft_of_two)]
-    np.testing.assert_array_equal(*tokens)
+    np.testing.assert_array_equal(tokens[0], tokens[1])
     files = [sorted(path.relative_to(run).as_posix() for path in run.rglob("*.json*")) for run in (alone, sft_of_two)]
     assert files[0] == files[1]
     assert json.loads((sft_of_two / "environment.json").read_text())["jax"]["processes"] == 2
@@ -133,7 +133,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(folder, sft_of_two):
     finished(4, "smoke/sft", directory)
     assert_close(directory, sft_of_two)
     tokens = [read_metrics(run / "seed_0")["sft"]["real_tokens"].values for run in (directory, sft_of_two)]
-    np.testing.assert_array_equal(*tokens)
+    np.testing.assert_array_equal(tokens[0], tokens[1])
 
 
 def test_processes_that_do_not_fit_together_are_refused_before_anything_is_written(tmp_path):
@@ -222,6 +222,14 @@ def test_a_process_that_fails_alone_says_so_and_takes_the_others_with_it(tmp_pat
     assert ended[1].code == 1 and "ZeroDivisionError: of 1 alone" in ended[1].said
     assert "process 1 of 2 has failed alone, and ends; the others will follow" in ended[1].said
     assert ended[0].code in (-signal.SIGABRT, PREEMPTED)
+
+
+@pytest.mark.parametrize("told", [{"JAX_NUM_PROCESSES": "1"}, {**by_slurm(0, 1, 7)}, {**by_open_mpi(0, 1, 7)}])
+def test_one_process_runs_alone_whatever_started_it(told):
+    script = "import jax\nfrom rlhf_jax.processes import joined\nwith joined(): print(jax.distributed.is_initialized())"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=hosts.environment(told), cwd=hosts.ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_variables_that_do_not_go_together_are_told():
