@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import inspect
 import json
 import math
+import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -28,7 +31,7 @@ from rlhf_jax.files import exclusive, write_atomic
 from rlhf_jax.loops.faults import FOLDER as FAULTS
 from rlhf_jax.loops.preemption import Notice
 from rlhf_jax.overrides import difference, to_dict
-from rlhf_jax.processes import agreed, count, is_first, number
+from rlhf_jax.processes import agreed, check_same, count, heartbeat, is_first, number
 from rlhf_jax.report.html import write_report
 from rlhf_jax.report.run_report import run_report
 from rlhf_jax.report.runs import (
@@ -90,7 +93,10 @@ def check(plan: Plan) -> None:
 
 def check_shared(plan: Plan) -> None:
     """Raises: ValueError where this process does not see the files of the first, or was started with something else than that."""
-    path = plan.directory / CONFIG
+    path, until = plan.directory / CONFIG, time.monotonic() + heartbeat()
+    # NFS remembers for a while that a file was not there.
+    while not path.is_file() and time.monotonic() < until:
+        time.sleep(0.5)
     found = read_json(path, None)
     if found is None:
         raise ValueError(
@@ -108,10 +114,11 @@ def run_seeds(plan: Plan) -> None:
     if isinstance(plan.experiment, Study):
         run_study(plan, plan.experiment)
         return
-    for seed in range(first, first + plan.seeds):
+    seeds = range(first, first + plan.seeds)
+    left = [seed for seed in seeds if not (plan.directory / f"{SEED}{seed}" / SUMMARY).is_file()]
+    check_same("which seeds are to run", str(left))
+    for seed in left:
         directory = plan.directory / f"{SEED}{seed}"
-        if (directory / SUMMARY).is_file():
-            continue
         if is_first():
             print(f"seed {seed}, {seed - first + 1} of {plan.seeds}, in {directory}", file=sys.stderr)
         run_seed(dataclasses.replace(plan.experiment, seed=seed), directory, plan.data_root, plan.notice)
@@ -264,11 +271,16 @@ def own_directory(directory: Path) -> Iterator[Path]:
         agreed(lambda: None)  # the others have copied what they go on from
         yield directory
         return
-    with tempfile.TemporaryDirectory(prefix="rlhf_jax.") as scratch:
-        own = Path(scratch) / directory.name
-        left_out = shutil.ignore_patterns("checkpoints", FAULTS, "tensorboard", ".*")
-        agreed(lambda: shutil.copytree(directory, own, ignore=left_out) if directory.is_dir() else None)
+    # By a name of its own, under which one that was killed has left it.
+    run = hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:16]
+    own = Path(tempfile.gettempdir()) / f"rlhf_jax.{os.getuid()}.{run}.{number()}"
+    left_out = shutil.ignore_patterns("checkpoints", FAULTS, "tensorboard", ".*")
+    shutil.rmtree(own, ignore_errors=True)
+    agreed(lambda: shutil.copytree(directory, own, ignore=left_out) if directory.is_dir() else None)
+    try:
         yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def summarise(directory: Path, entry: Entry) -> RunFiles:

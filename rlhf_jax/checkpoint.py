@@ -86,6 +86,9 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything that was saved is whole on disk. Raises: OSError naming the checkpoint that could not be written."""
+        processes.agreed(self._wait)
+
+    def _wait(self) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -123,9 +126,10 @@ class Checkpoints:
             raise ValueError(f"{place}: cannot restore this checkpoint: {error}") from error
         return join_frozen(found, frozen)
 
-    def close(self) -> None:
+    def close(self, *, alone: bool = False) -> None:
+        """Waits for what is being written; `alone` where other processes may not do so."""
         try:
-            self.wait()
+            (self._wait if alone else self.wait)()
         except BaseException:
             self._beside.shutdown()
             with contextlib.suppress(Exception):  # which orbax says again, without the checkpoint's name
@@ -137,8 +141,8 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self.close(alone=error is not None and not getattr(error, processes.ALIKE, False))
 
 
 def held_out_losses(checkpointer: Any) -> dict[int, float]:
@@ -150,7 +154,9 @@ def held_out_losses(checkpointer: Any) -> dict[int, float]:
 
 def check_room(directory: Path, state: Any) -> None:
     """Raises: OSError where the disk has less room than the arrays of this state take."""
-    needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(state) for shard in _own_shards(leaf))
+    needed = sum(
+        getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state)
+    )  # of all processes, which share the disk
     directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory).free
     if free < needed:
@@ -315,11 +321,6 @@ def _fault(path: Path, expected: Mapping[str, Any]) -> str | None:
 
 def _held_out_loss(metrics: Any) -> float:
     return float(metrics[HELD_OUT])
-
-
-def _own_shards(leaf: Any) -> list[Any]:
-    """The parts of an array that this process writes, each once."""
-    return [shard for shard in getattr(leaf, "addressable_shards", ()) if shard.replica_id == 0]
 
 
 def _name(path: Any) -> str:

@@ -23,13 +23,15 @@ ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PR
 HEARTBEAT = "RLHF_JAX_HEARTBEAT"
 LOST = 75  # as after SIGTERM: nothing is wrong with this process, try again
 WORDS = 1024  # bytes of what a process says to the others
-PATIENCE = 30  # seconds in which processes that fail alike do so
+ALIKE = "alike_on_all_processes"  # marks an error that is known to come on all of them
 
 _failures = itertools.count()
 
 
 class Elsewhere(RuntimeError):
     """What went wrong on another process, in its words."""
+
+    alike_on_all_processes = True
 
 
 def count() -> int:
@@ -65,8 +67,7 @@ def joined() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not all_fail(error):
-            leave(error)
+        all_fail(error)
         raise
     finally:
         import jax
@@ -99,7 +100,8 @@ def join() -> bool:
         jax.distributed.initialize(**how)
     except Exception as error:  # of JAX, and of what it asks about the cluster
         said = str(error)
-        if "before any JAX calls" in said or (named[ADDRESS] is None and "coordinator_address should be" in said):
+        asked = any(value is not None for value in named.values())
+        if not asked and ("before any JAX calls" in said or "coordinator_address should be" in said):
             return False
         raise ValueError(
             f"the processes of this run cannot find each other: {said}; with {COUNT}=1 this one runs alone"
@@ -109,8 +111,9 @@ def join() -> bool:
 
 def is_alone() -> bool:
     """Whether the environment says that there is one process. It has all devices of its host then, which Slurm would deal to several."""
-    told = (os.environ.get(name) for name in (COUNT, "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    return next((count for count in told if count is not None), None) == "1"
+    told = os.environ.get(COUNT)
+    launched = {os.environ.get(name) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")} - {None}
+    return told == "1" if told is not None else launched == {"1"}
 
 
 def heartbeat() -> int:
@@ -135,6 +138,7 @@ def agreed(action: Callable[[], Found]) -> Found:
         error = caught
     said = exchanged("" if error is None else f"{type(error).__name__}: {error}")
     if error is not None:
+        setattr(error, ALIKE, True)
         raise error
     for other, words in enumerate(said):
         if words:
@@ -152,17 +156,22 @@ def exchanged(words: str) -> list[str]:
     return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in heard]
 
 
+def same(words: str) -> bool:
+    """Whether all processes say this. All of them must ask."""
+    return count() == 1 or len(set(exchanged(words))) == 1
+
+
 def check_same(what: str, value: str) -> None:
     """Raises: ValueError, on all processes, where this text is not the same on all of them."""
-    if count() == 1:
-        return
-    said = exchanged(value)
+    said = [value] if count() == 1 else exchanged(value)
     other = next((number for number, words in enumerate(said) if words != said[0]), None)
     if other is not None:
-        raise ValueError(
+        error = ValueError(
             f"{what} is not the same for all processes: {said[0]} on process 0, {said[other]} on process {other}; they must run the same "
             "command on the same data"
         )
+        setattr(error, ALIKE, True)
+        raise error
 
 
 def added(values: np.ndarray) -> np.ndarray:
@@ -184,49 +193,50 @@ def on_host(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def all_fail(error: BaseException) -> bool:
-    """Whether all processes come here within half a minute: they have failed alike, and can still do something together."""
-    if count() == 1:
-        return True
-    if _of_all(error):  # told at once: JAX may end the process while it waits
-        print(in_words(error), file=sys.stderr, flush=True)
+def all_fail(error: BaseException) -> None:
+    """Returns where all processes come here with an error, which can still do something together; else this one ends at once.
+
+    They have as long as the heartbeat, unless the error is known to come on all. One that failed alone ends with 2 and a line where it is
+    one of files, 130 where it was interrupted, 75 where an operation of all processes failed, as another one is lost, and else with 1.
+    The others wait for what it would have done next, and hear of its end by the connection that breaks, or by the missing heartbeat.
+    """
+    if count() == 1 or getattr(error, ALIKE, False):
+        return
+    if _lost(error):  # told at once: JAX may end the process while it waits
+        why = str(error).strip().partition("\n")[0]
+        print(
+            f"process {number()} of {count()}: an operation of all processes has failed ({why}). Most likely another process has ended "
+            "or cannot be reached: its own output says why. Start all of them again with --resume",
+            file=sys.stderr,
+            flush=True,
+        )
     try:
-        _state().client.wait_at_barrier(f"failed {next(_failures)}", PATIENCE * 1000)
+        _state().client.wait_at_barrier(f"failed {next(_failures)}", heartbeat() * 1000)
     except Exception:
-        return False
-    return True
+        _leave(error)
+    setattr(error, ALIKE, True)
 
 
-def leave(error: BaseException) -> NoReturn:
-    """Ends this process at once: others wait for what it would have done next, and hear of its end by the connection that breaks, or by
-    the missing heartbeat."""
-    lost = _of_all(error)
-    if not lost:
+def _leave(error: BaseException) -> NoReturn:
+    if isinstance(error, OSError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
         traceback.print_exception(error)
+    if not _lost(error):
         print(f"process {number()} of {count()} has failed alone, and ends; the others will follow", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(LOST if lost else 1)
+    ends = {OSError: 2, KeyboardInterrupt: 130}
+    os._exit(LOST if _lost(error) else next((code for kind, code in ends.items() if isinstance(error, kind)), 1))
 
 
-def in_words(error: BaseException) -> str:
-    """What an operation over all devices that has failed most often means."""
-    why = str(error).strip().partition("\n")[0]
-    return (
-        f"process {number()} of {count()}: an operation of all processes has failed ({why}). Another process has ended or cannot be "
-        "reached: its own output says why. Start all of them again with --resume"
-    )
-
-
-def _of_all(error: BaseException) -> bool:
-    """Whether an operation over all devices has failed, rather than something of this process alone."""
+def _lost(error: BaseException) -> bool:
+    """Whether an operation has failed as operations of all processes do where one has ended, by XLA's code in front."""
     import jax
 
-    # What goes wrong while a program is started comes as a ValueError, with the code of XLA in front.
-    told = isinstance(error, ValueError) and re.match(
-        "(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED): ", str(error)
-    )
-    return isinstance(error, jax.errors.JaxRuntimeError) or bool(told)
+    # What goes wrong while a program is started comes as a ValueError.
+    of_jax = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
+    return of_jax and bool(re.match("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED): ", str(error)))
 
 
 def _is_loaded() -> bool:

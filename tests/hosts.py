@@ -27,19 +27,18 @@ class Ended(NamedTuple):
 
 
 class Several:
-    """Processes of one command, each told its number as `variables(number, count, port)` says."""
+    """A process for each command, told its number as `variables(number, count, port)` says."""
 
     def __init__(
         self,
-        count: int,
-        command: Sequence[str],
+        commands: Sequence[Sequence[str]],
         folder: Path,
         variables: Callable[[int, int, int], dict[str, str]] | None = None,
     ) -> None:
-        port = free_port()
+        port, count = free_port(), len(commands)
         self.files = [(folder / f"{port}.{number}.out", folder / f"{port}.{number}.err") for number in range(count)]
         self.running = []
-        for number, (out, errors) in enumerate(self.files):
+        for number, (command, (out, errors)) in enumerate(zip(commands, self.files, strict=True)):
             told = (variables or by_hand)(number, count, port) if count > 1 else {}
             with out.open("wb") as output, errors.open("wb") as said:
                 self.running.append(
@@ -81,15 +80,10 @@ def free_port() -> int:
 
 def run(count: int, name: str, directory: Path, *arguments: str) -> Several:
     """An experiment on so many processes, or what is left of it."""
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.run",
-        "run",
-        name,
-        "--workdir",
-        str(directory),
-        "--resume",
-        *arguments,
-    ]
-    return Several(count, command, directory.parent)
+    return Several([command(name, directory, *arguments)] * count, directory.parent)
+
+
+def command(name: str, directory: Path, *arguments: str) -> list[str]:
+    """What runs an experiment, or goes on with it."""
+    there = ["--workdir", str(directory), "--resume"]
+    return [sys.executable, "-m", "experiments.run", "run", name, *there, *arguments]

@@ -136,13 +136,30 @@ def test_a_run_goes_on_with_other_numbers_of_processes(folder, sft_of_two):
     np.testing.assert_array_equal(tokens[0], tokens[1])
 
 
-def test_processes_that_do_not_fit_together_are_refused_before_anything_is_written(tmp_path):
-    ended = hosts.run(
-        2, "smoke/sft", tmp_path / "part", *settings("smoke/sft", **{"mesh.data": 1, "mesh.fsdp": 1})
-    ).wait()
-    assert [process.code for process in ended] == [2, 2]
-    assert "the mesh has 1 devices, and 2 processes have 2: all must take part" in ended[0].said
-    assert not (tmp_path / "part").exists()
+def refused(folder: Path, *commands: list[str]) -> list[str]:
+    """What processes say that are refused."""
+    ended = hosts.Several(commands, folder).wait()
+    assert [process.code for process in ended] == [2] * len(commands), [process.said for process in ended]
+    assert not list(folder.rglob("checkpoints"))
+    return [process.said for process in ended]
+
+
+def test_processes_that_do_not_fit_together_are_refused(tmp_path):
+    fits, directory = settings("smoke/sft"), tmp_path / "run"
+    part = settings("smoke/sft", **{"mesh.data": 1, "mesh.fsdp": 1})
+    first, _ = refused(tmp_path, *[hosts.command("smoke/sft", directory, *part)] * 2)
+    assert "the mesh has 1 devices, and 2 processes have 2: all must take part" in first
+    assert not directory.exists()
+    one, other = (hosts.command("smoke/sft", directory, *fits, "--set", f"seed={seed}") for seed in (1, 2))
+    first, second = refused(tmp_path, one, other)
+    assert "process 1 was started with another config than process 0: seed: 1 -> 2" in second
+    assert "process 1: ValueError: process 1 was started with another config" in first
+    one, other = (hosts.command("smoke/sft", tmp_path / "some", *fits, "--seeds", number) for number in ("1", "2"))
+    first, second = refused(tmp_path, one, other)
+    assert "which seeds are to run is not the same for all processes: [0] on process 0, [0, 1] on process 1" in first
+    one, other = (hosts.command("smoke/sft", tmp_path / name, *fits) for name in ("here", "there"))
+    first, second = refused(tmp_path, one, other)
+    assert "there/config.json, which process 0 has written, is not there for process 1" in second
 
 
 ALIKE = """
@@ -200,9 +217,53 @@ def by_open_mpi(number: int, count: int, port: int) -> dict[str, str]:
 
 @pytest.mark.parametrize("variables", [hosts.by_hand, by_slurm, by_open_mpi])
 def test_processes_find_each_other_and_agree(tmp_path, variables):
-    ended = hosts.Several(2, [sys.executable, "-c", ALIKE], tmp_path, variables).wait()
+    ended = hosts.Several([[sys.executable, "-c", ALIKE]] * 2, tmp_path, variables).wait()
     assert [process.code for process in ended] == [0, 0], [process.said for process in ended]
     assert [f"process {number} of 2" in process.told for number, process in enumerate(ended)] == [True, True]
+
+
+REWARDS = """
+from types import SimpleNamespace
+import jax.numpy as jnp
+import numpy as np
+from rlhf_jax.config import MeshConfig
+from rlhf_jax.loops.rlhf import RewardError, text_scorer
+from rlhf_jax.processes import Elsewhere, joined, number, on_host
+from rlhf_jax.sharding import make_mesh
+
+asked = []
+
+def score(prompt, reply):
+    asked.append(prompt)
+    if prompt == failing:
+        raise OSError("no answer")
+    return float(len(reply))
+
+with joined():
+    run = SimpleNamespace(mesh=make_mesh(MeshConfig(data=2)))
+    texts = SimpleNamespace(
+        tokenizer=SimpleNamespace(eos=0, decode=lambda ids: "x" * len(ids)), template=SimpleNamespace(reply_text=str)
+    )
+    mask = np.tri(4, dtype=bool)
+    rollout = SimpleNamespace(batch=SimpleNamespace(tokens=np.ones((4, 4), np.int32), loss_mask=mask))
+    scorer, failing = text_scorer(run, texts, score), None
+    assert on_host(scorer(rollout, np.arange(4))).tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert asked == [number(), number() + 2], asked  # each reply is scored by one of them
+    failing = 3
+    try:
+        scorer(rollout, np.arange(4))
+    except RewardError as error:
+        assert number() == 1 and "failed on prompt 3" in str(error)
+    except Elsewhere as error:
+        assert number() == 0 and "process 1: RewardError: the reward function failed on prompt 3" in str(error)
+    else:
+        raise AssertionError
+"""
+
+
+def test_replies_are_scored_once_and_a_reward_that_fails_on_one_process_fails_on_all(tmp_path):
+    ended = hosts.Several([[sys.executable, "-c", REWARDS]] * 2, tmp_path).wait()
+    assert [process.code for process in ended] == [0, 0], [process.said for process in ended]
 
 
 FAILS_ALONE = """
@@ -218,7 +279,7 @@ with joined():
 
 
 def test_a_process_that_fails_alone_says_so_and_takes_the_others_with_it(tmp_path):
-    ended = hosts.Several(2, [sys.executable, "-c", FAILS_ALONE], tmp_path).wait()
+    ended = hosts.Several([[sys.executable, "-c", FAILS_ALONE]] * 2, tmp_path).wait()
     assert ended[1].code == 1 and "ZeroDivisionError: of 1 alone" in ended[1].said
     assert "process 1 of 2 has failed alone, and ends; the others will follow" in ended[1].said
     assert ended[0].code in (-signal.SIGABRT, PREEMPTED)

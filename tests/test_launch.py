@@ -33,8 +33,18 @@ wait
 XPK = """#!/bin/bash
 printf '%s\\n' "$@" > "$HERE/asked"
 """
-# What a job of Slurm asks for, and what becomes of it.
+# Two tasks of a job of Slurm, of whose codes srun tells the highest; and what becomes of the job.
 SRUN = """#!/bin/bash
+shift 2
+worst=0
+for code in $CODES; do
+    CODE=$code "$@"
+    code=$?
+    worst=$((code > worst ? code : worst))
+done
+exit $worst
+"""
+PYTHON = """#!/bin/bash
 printf '%s\\n' "$@" > "$HERE/asked"
 exit "$CODE"
 """
@@ -119,15 +129,25 @@ def test_a_workload_of_gke_is_what_xpk_is_asked_for(tmp_path):
     assert asked[-1] == said
 
 
-@pytest.mark.parametrize(
-    ("code", "restarts", "queued"), [(75, 0, True), (137, 3, True), (134, 100, False), (2, 0, False), (0, 0, False)]
-)
-def test_a_job_of_slurm_queues_again_where_it_can_go_on(tmp_path, code, restarts, queued):
+JOBS = {
+    "all have saved": ("75 75", 0, True),
+    "one was lost": ("137 134", 3, True),
+    "too often": ("134 134", 100, False),
+    "one has failed, and took the other along": ("1 134", 0, False),
+    "both had a mistake": ("2 2", 0, False),
+    "done": ("0 0", 0, False),
+}
+
+
+@pytest.mark.parametrize(("codes", "restarts", "queued"), JOBS.values(), ids=JOBS)
+def test_a_job_of_slurm_queues_again_where_it_can_go_on(tmp_path, codes, restarts, queued):
     stand_in(tmp_path, "srun", SRUN)
     stand_in(tmp_path, "scontrol", SCONTROL)
-    told = environment(tmp_path, CODE=str(code), SLURM_JOB_ID="7", SLURM_RESTART_COUNT=str(restarts))
-    done = subprocess.run(["bash", str(LAUNCH / "slurm.sh"), "smoke/sft", "--workdir", "my run"], env=told)
-    assert done.returncode == code
+    stand_in(tmp_path, "task-python", PYTHON)
+    job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts), "PYTHON": "task-python"}
+    command = ["bash", str(LAUNCH / "slurm.sh"), "smoke/sft", "--workdir", "my run"]
+    done = subprocess.run(command, env=environment(tmp_path, CODES=codes, **job), cwd=tmp_path)
+    assert done.returncode == max(map(int, codes.split()))
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked[-6:] == ["run", "smoke/sft", "--workdir", "my run", "--resume", "auto"]
     assert (tmp_path / "queued").exists() == queued

@@ -9,10 +9,14 @@ for attempt in $(seq 100); do
     child=$!
     wait "$child"
     code=$?
-    while kill -0 "$child" 2> /dev/null; do # a signal has ended the waiting, not the command
+    if [ -n "$asked" ]; then # the signal may have ended the waiting, and not the command
+        while kill -0 "$child" 2> /dev/null; do
+            wait "$child"
+        done
         wait "$child"
-        code=$?
-    done
+        told=$?
+        [ "$told" -ne 127 ] && code=$told # 127: how it ended has been told already
+    fi
     case $code in
         75 | 134 | 137) ;;
         *) exit "$code" ;;

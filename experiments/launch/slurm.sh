@@ -6,11 +6,23 @@
 #SBATCH --signal=TERM@180
 # sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 slurm.sh EXPERIMENT [--set a.b=c ...] --workdir DIR
 # Runs an experiment with a process for each GPU. Three minutes before its time is up it saves, and queues again. See slurm.md.
-srun --kill-on-bad-exit=1 --label "${PYTHON:-python}" -m experiments.run run "$@" --resume auto
+export FAILED="$PWD/slurm-$SLURM_JOB_ID.failed"
+rm -f "$FAILED"
+# srun knows the highest code alone, which is that of the processes that one takes along. So each says whether it has failed by itself.
+# shellcheck disable=SC2016 # the variables are those of the tasks
+srun --kill-on-bad-exit=0 --label bash -c '
+    trap : TERM # which Python hears too, and ends this in order
+    "$@"
+    code=$?
+    case $code in
+        0 | 75 | 134 | 137) ;;
+        *) touch "$FAILED" ;;
+    esac
+    exit "$code"' task "${PYTHON:-python}" -m experiments.run run "$@" --resume auto
 code=$?
 case $code in
     75 | 134 | 137)
-        if [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
+        if [ ! -e "$FAILED" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
             scontrol requeue "$SLURM_JOB_ID"
         fi
         ;;

@@ -26,23 +26,31 @@ class Task:
     def __init__(self, arguments: Sequence[str]) -> None:
         self.arguments = tuple(arguments)
         self._running: subprocess.Popen | None = None
+        self._told = False
 
     def __call__(self) -> int:
-        """The exit code: 0, or 75 where the run has saved and is queued again. Raises: RuntimeError for any other."""
+        """The exit code: 0, or 75 where the run has saved and is queued again. Raises: RuntimeError for any other, and a process lost."""
         command = [sys.executable, "-m", "experiments.run", "run", *self.arguments, "--resume", "auto"]
         # Slurm tells all processes of a job when its time is up, of which submitit's is meant.
         deaf = ["sh", "-c", "trap '' USR2; exec \"$@\"", "sh", *command]
         self._running = subprocess.Popen(deaf, cwd=ROOT, env=os.environ | told_by_submitit())
         ended(self._running)
         code = self._running.wait()
-        if code not in (0, PREEMPTED):
-            raise RuntimeError(f"{' '.join(command)} ended with {code}; its last words are in the job's error file")
-        return code
+        if code == 0 or (code == PREEMPTED and self._asked()):
+            return code
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {code}; its last words are in the job's error file. Submitted again, it goes on"
+        )
+
+    def _asked(self) -> bool:
+        """Whether the first task, which hears for all of them, was told to end."""
+        return self._told or int(os.environ.get("SLURM_PROCID", os.environ.get("SUBMITIT_LOCAL_GLOBALID", "0"))) > 0
 
     def checkpoint(self) -> Any:
         """What is to be queued again when time is up or the machine is taken away. The processes save first, all after the same step."""
         from submitit.helpers import DelayedSubmission
 
+        self._told = True
         if self._running is not None:
             self._running.terminate()
             ended(self._running)

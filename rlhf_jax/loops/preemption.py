@@ -16,6 +16,8 @@ PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again
 class Preempted(BaseException):
     """A run that was asked to end, and has saved what it had. Not an Exception: nothing that handles errors should hold it up."""
 
+    alike_on_all_processes = True  # which have agreed on the step
+
 
 class Notice:
     """Whether SIGTERM has come. Inside `held` it waits to be asked for; elsewhere it ends what goes on, and leaves nothing half-written.

@@ -199,6 +199,9 @@ def run_ppo(
     batches = prompt_batches(
         prompts, config.prompts, experiment.text.prompt_length, texts.tokenizer.pad, experiment.seed
     )
+    for stream in (batches, demonstrations):
+        if stream is not None:
+            run.check_batches("ppo", stream)
     critic = (value or policy).values if config.baseline == "value" else None
     rollout_program = compile_function(responses(policy, ending_of(texts, config), config.new_tokens), run.mesh, 1)
     trajectory_program = compile_function(

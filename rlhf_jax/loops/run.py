@@ -102,13 +102,14 @@ class Run:
         """The random key of a stage: a function of the experiment's seed and the stage alone."""
         return jax.random.fold_in(jax.random.key(self.experiment.seed), STAGES.index(stage))
 
-    def note_batches(self, stage: str, batches: Stream) -> None:
-        """Adds how many examples a stage has, and how many of them were too long, to the figures.
-
-        Raises: ValueError where processes have other texts, or cut them into other tokens.
-        """
+    def check_batches(self, stage: str, batches: Stream) -> None:
+        """Raises: ValueError where processes have other texts, or cut them into other tokens."""
         if processes.count() > 1:
             processes.check_same(f"the first batch of stage {stage}", digest(batches.part(0)))
+
+    def note_batches(self, stage: str, batches: Stream) -> None:
+        """Adds how many examples a stage has, and how many of them were too long, to the figures. Raises: as `check_batches`."""
+        self.check_batches(stage, batches)
         cut = batches.cut
         self.noted[f"{stage}/examples"] = float(cut.examples)
         self.noted[f"{stage}/cut_prompts"] = float(cut.prompts)
@@ -188,8 +189,7 @@ def run_stage(
                         kept = True
                     since = time.monotonic()
             except (Exception, KeyboardInterrupt) as error:
-                if not processes.all_fail(error):
-                    processes.leave(error)  # what stands below would wait for the others
+                processes.all_fail(error)  # or what stands below would wait for the others
                 rescue(checkpoints, writer, known, state, bar.say)
                 raise
             if run.on_step is not None:
@@ -223,6 +223,8 @@ def rescue(checkpoints: Checkpoints, writer: MetricsWriter, known: int, state: A
     try:
         writer.flush()
         whole = known > 0 and writer.last == known - 1 and not any(map(is_gone, jax.tree.leaves(state)))
+        if not processes.same(f"{known} {whole}"):  # interrupted at different steps
+            return
         if whole and checkpoints.latest != known:
             checkpoints.save(known, state)
     except Exception as error:
