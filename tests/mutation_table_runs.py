@@ -26,7 +26,7 @@ RUNS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("                if not kept:  # it came", "                if False:  # it came"),
     ],
     ("processes.py", "test_hosts.py"): [
-        ("        setattr(error, ALIKE, True)\n        raise error\n    for other", "    for other"),
+        ("        setattr(error, ALIKE, True)\n        raise error\n    for other", "        pass\n    for other"),
         ('raise Elsewhere(f"process {other}: {words}")', "pass"),
     ],
     ("sharding.py", "test_hosts.py"): [
