@@ -154,9 +154,8 @@ def held_out_losses(checkpointer: Any) -> dict[int, float]:
 
 def check_room(directory: Path, state: Any) -> None:
     """Raises: OSError where the disk has less room than the arrays of this state take."""
-    needed = sum(
-        getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state)
-    )  # of all processes, which share the disk
+    # Of all processes together, which share the disk.
+    needed = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
     directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory).free
     if free < needed:
