@@ -116,9 +116,13 @@ def test_a_process_that_is_killed_ends_the_other_and_both_go_on_to_the_bit(folde
     directory = folder / "killed"
     ended = ended_while_it_trains(2, directory, 1, signal.SIGKILL)
     assert ended[1].code == -signal.SIGKILL
-    # By JAX, which hears no heartbeat, or by ourselves, where the operation of both fails at once.
-    assert ended[0].code in (-signal.SIGABRT, PREEMPTED)
-    assert "another task died" in ended[0].said or "Another process has ended" in ended[0].said
+    assert "a process that is lost ends them all within 10 s, and the run goes on with --resume" in ended[0].said
+    # By ourselves, where the operation of both fails at once; by JAX, which hears no heartbeat; on CPUs also by Gloo, out of step.
+    words = {
+        PREEMPTED: ("another process has ended",),
+        -signal.SIGABRT: ("another task died", "gloo::EnforceNotMet"),
+    }
+    assert any(part in ended[0].said for part in words[ended[0].code]), ended[0]
     assert kills.differences(sft_of_two, finished(2, "smoke/sft", directory)) == []
 
 
