@@ -9,17 +9,23 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.workloads import SIZES, WORKLOADS
 
 
-def measure(name: str, size: str, steps: int) -> dict:
-    """Rate, step seconds by phase (median, min, max), seconds of the first step (compilation), peak memory in MiB."""
+def measure(name: str, size: str, steps: int, began: float, profile: Path | None = None) -> dict[str, Any]:
+    """Rate, step seconds by phase (median, min, max), seconds of the first step (compilation), peak memory in MiB.
+
+    `began`: when the process was started, in seconds since the epoch. With `profile`, a trace of one more step is written there, and the
+    operations that took most of it are told.
+    """
     import jax
     import numpy as np
 
-    from benchmarks.workloads import SIZES, WORKLOADS
-
     workload = WORKLOADS[name](SIZES[size])
-    values, compile_seconds = jax.block_until_ready(workload.values), 0.0
+    values, compile_seconds, first = jax.block_until_ready(workload.values), 0.0, 0.0
     seconds: dict[str, list[float]] = {phase: [] for phase in workload.phases}
     for step in range(steps + 1):
         for phase, run in workload.phases.items():
@@ -30,21 +36,40 @@ def measure(name: str, size: str, steps: int) -> dict:
                 seconds[phase].append(spent)
             else:
                 compile_seconds += spent
+        first = first or time.time() - began
     whole = np.sum(list(seconds.values()), axis=0)
-    return {
+    median = float(np.median(whole))
+    measured = {
         "workload": name,
         "size": size,
         "unit": workload.unit,
-        "rate": round(workload.amount / float(np.median(whole)), 2),
+        "rate": round(workload.amount / median, 2),
         "step_seconds": _spread(whole),
         "phases": {phase: _spread(np.array(times)) for phase, times in seconds.items()},
-        "compile_seconds": round(compile_seconds - float(np.median(whole)), 2),
+        "compile_seconds": round(compile_seconds - median, 2),
+        "first_result_seconds": round(first, 2),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "flops": workload.flops,
+        "bytes": workload.bytes,
         "steps": steps,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "machine": platform.machine(),
     }
+    if profile is not None:
+        from benchmarks.profile import top_operations
+
+        measured["top_operations"] = top_operations(workload, values, profile / f"{name}-{size}")
+    return measured
+
+
+def shares(measured: dict[str, Any], limits: dict[str, float]) -> dict[str, float]:
+    """Of the machine's measured rate of float32 products, and, where a workload says what it reads, of its memory's."""
+    median = measured["step_seconds"]["median"]
+    found = {"of_matmul_rate": measured["flops"] / median / limits["float32_flops"]}
+    if measured["bytes"]:
+        found["of_read_rate"] = measured["bytes"] / median / limits["read_bytes"]
+    return {name: round(share, 3) for name, share in found.items()}
 
 
 def _spread(seconds) -> dict[str, float]:
@@ -54,25 +79,38 @@ def _spread(seconds) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in named.items()}
 
 
+def _child(*arguments: str) -> dict[str, Any]:
+    """What a module of the benchmarks prints. Raises: subprocess.CalledProcessError."""
+    done = subprocess.run([sys.executable, "-m", *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main(argv: list[str] | None = None) -> int:
-    names = ("sft", "reward", "generation", "ppo")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--workload", nargs="+", choices=names, default=names)
-    parser.add_argument("--size", nargs="+", choices=("S", "M"), default=("S", "M"))
+    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--size", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--steps", type=int, default=5, help="counted steps after the first, which compiles")
-    parser.add_argument("--here", action="store_true", help="in this process: for the one workload and size given")
+    parser.add_argument(
+        "--profile", type=Path, metavar="DIR", help="write a trace of a step, and tell what it spends its time on"
+    )
+    parser.add_argument(
+        "--began", type=float, help=argparse.SUPPRESS
+    )  # in this process: for the one workload and size given
     options = parser.parse_args(argv)
     if options.steps < 1:
         parser.error(f"--steps {options.steps}: at least 1")
+    if options.began is not None:
+        (name,), (size,) = options.workload, options.size
+        print(json.dumps(measure(name, size, options.steps, options.began, options.profile)))
+        return 0
+    limits = _child("benchmarks.limits")
+    print(json.dumps({"limits": limits}), flush=True)
+    profile = [] if options.profile is None else ["--profile", str(options.profile)]
     for size in options.size:
         for name in options.workload:
-            if options.here:
-                print(json.dumps(measure(name, size, options.steps)), flush=True)
-                continue
-            command = [sys.executable, "-m", "benchmarks.run", "--here", "--workload", name, "--size", size]
-            code = subprocess.run([*command, "--steps", str(options.steps)], check=False).returncode
-            if code:
-                return code
+            chosen = ["--workload", name, "--size", size, "--steps", str(options.steps), *profile]
+            measured = _child("benchmarks.run", *chosen, "--began", str(time.time()))
+            print(json.dumps(measured | shares(measured, limits)), flush=True)
     return 0
 
 

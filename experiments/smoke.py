@@ -253,6 +253,7 @@ def smoke_dapo(scale: str) -> Experiment:
             iterations=4,
             prompts=8,
             samples=4,
+            slots=16,
             new_tokens=8,
             epochs=2,
             baseline="group_normalised",

@@ -221,6 +221,23 @@ def over_tokens(function: Callable[..., Any], weights: Any, *arrays: jax.Array) 
     return sharded([jnp.asarray(leaves[number]) for number in read], *arrays)
 
 
+def over_rows(function: Callable[..., Any], names: Callable[[int], Sequence[str | None]], *trees: Any) -> Any:
+    """`function(*trees)` with the part of each device apart, where `names` gives the logical axes of arrays of so many dimensions.
+
+    The arrays that come out are like those that go in. Without an ambient mesh, or where nothing divides, it is called as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(*trees)
+
+    def specs(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: spec_of(names(leaf.ndim), leaf.shape, mesh), tree)
+
+    # What comes out has the layout of what goes in: of as many dimensions, and as long.
+    out = specs(jax.eval_shape(function, *trees))
+    return jax.shard_map(function, mesh=mesh, in_specs=specs(trees), out_specs=out, check_vma=False)(*trees)
+
+
 def keys_of(path: Any) -> list[str]:
     """The names along the path of a leaf."""
     return [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
@@ -274,10 +291,13 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def batch_shardings(tree: Any, mesh: Mesh, *, axis: int = 0) -> Any:
-    """Rows, which stand along `axis`, split over data and fsdp; scalars replicated."""
-    over = tuple(name for name in RULES["batch"] if mesh.shape.get(name, 1) > 1)
-    rows = NamedSharding(mesh, PartitionSpec(*(None,) * axis, over) if over else PartitionSpec())
-    return jax.tree.map(lambda leaf: rows if np.ndim(leaf) else NamedSharding(mesh, PartitionSpec()), tree)
+    """Rows, which stand along `axis`, split over data and fsdp where these divide them; scalars replicated."""
+
+    def sharding(leaf: Any) -> NamedSharding:
+        over = axes_of("batch", np.shape(leaf)[axis], mesh) if np.ndim(leaf) else ()
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, over) if over else PartitionSpec())
+
+    return jax.tree.map(sharding, tree)
 
 
 def place(tree: Any, mesh: Mesh) -> Any:

@@ -29,8 +29,11 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("        if not self.causal:\n            return seen\n", ""),
     ],
     ("models/visible.py", "models/test_decoder.py"): [
-        ("seen & (apart >= 0)[None]", "seen & (apart > 0)[None]"),
-        ("apart = self.first + ", "apart = "),
+        ("seen & (apart >= 0)", "seen & (apart > 0)"),
+    ],
+    ("models/cache.py", "models/test_decoder.py"): [
+        ("(cache.filled, filled[:, None], (0, column))", "(cache.filled, jnp.ones_like(filled[:, None]), (0, column))"),
+        ("(positions[:, None] - places)", "(places - positions[:, None])"),
     ],
     ("models/attention.py", "models/test_decoder.py"): [
         ("scores = softcap(scores.", "scores = (scores."),
@@ -57,7 +60,7 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("        scale=scale,\n        implementation", "        implementation"),
     ],
     ("models/attention.py", "models/test_encoder_decoder.py"): [
-        ("scores = scores + bias.reshape(1, ", "scores = scores - bias.reshape(1, "),
+        ("scores = scores + bias.reshape(-1, ", "scores = scores - bias.reshape(-1, "),
     ],
     ("models/encoder_decoder.py", "models/test_encoder_decoder.py"): [
         ("~(prompt & jnp.pad(follows, ((0, 0), (0, 1))))", "~prompt"),
@@ -67,11 +70,11 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("Visible(segments, sources, causal=False)", "Visible(segments, sources)"),
         ("jnp.where(begins, c.start, before)", "batch.tokens"),
         ("column - (cache.prompt.shape[1] - 1)", "column - cache.prompt.shape[1]"),
-        ("(own.filled, filled[:, None], (0, column))", "(own.filled, jnp.ones_like(filled[:, None]), (0, column))"),
+        ("batch.positions[:, -1], jnp.ones((rows,), bool)", "batch.positions[:, -1] + 1, jnp.ones((rows,), bool)"),
         ("c.width**-0.5 / c.output_scale if c.tied", "c.width**-0.5 if c.tied"),
     ],
     ("models/layers.py", "models/test_encoder_decoder.py"): [
-        ("jnp.where(ahead > 0, buckets, 0)", "jnp.where(ahead < 0, buckets, 0)"),
+        ("jnp.where(apart < 0, buckets, 0)", "jnp.where(apart > 0, buckets, 0)"),
         ("np.minimum(grown, buckets - 1)", "grown"),
         ("jnp.minimum(behind, c.relative_distance)", "jnp.minimum(behind, c.relative_distance - 1)"),
     ],

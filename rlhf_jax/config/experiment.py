@@ -192,6 +192,8 @@ class Experiment:
                 yield f"{name}.optim.rows / microbatches", optim.rows // optim.microbatches
         if self.ppo is not None:
             yield "ppo.prompts x samples", self.ppo.prompts * self.ppo.samples
+            if self.ppo.slots is not None:
+                yield "ppo.slots", self.ppo.slots
             if self.ppo.ptx_rows is not None:
                 yield "ppo.ptx_rows / microbatches", self.ppo.ptx_rows // self.ppo.optim.microbatches
         yield "evaluation.rows", self.evaluation.rows

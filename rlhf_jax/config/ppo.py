@@ -152,6 +152,9 @@ class PPO(PolicyGradient):
     value_optim: Optim | None  # None: the value is a head on the policy, or there is none
     iterations: int
     prompts: int  # per iteration
+    slots: int | None = (
+        None  # responses that are written at once, others when some of these have ended; None: all of an iteration
+    )
     value_clip: float | None = 0.2
     value_coef: float = 0.1  # weight of the value loss where the value is a head on the policy
     value_init: Literal["reward", "policy"] = "reward"
@@ -168,7 +171,7 @@ class PPO(PolicyGradient):
 
     def __post_init__(self):
         super().__post_init__()
-        positive(self, "iterations", "prompts", "value_clip", "ptx_rows")
+        positive(self, "iterations", "prompts", "slots", "value_clip", "ptx_rows")
         one_of(self, "value_init", "reward")
         fraction(self, "ema")
         require(

@@ -14,7 +14,7 @@ import numpy as np
 from rlhf_jax import processes
 from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import PPO
-from rlhf_jax.data.batching.batches import Batches, prompt_batches, take_rows
+from rlhf_jax.data.batching.batches import Batches, prompt_batches
 from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.loops.adapters import trainee
@@ -203,7 +203,8 @@ def run_ppo(
         if stream is not None:
             run.check_batches("ppo", stream)
     critic = (value or policy).values if config.baseline == "value" else None
-    rollout_program = compile_function(responses(policy, ending_of(texts, config), config.new_tokens), run.mesh, 1)
+    respond = responses(policy, ending_of(texts, config), config.new_tokens, slots=config.slots)
+    rollout_program = compile_function(respond, run.mesh, 1)
     trajectory_program = compile_function(
         partial(make_trajectory, policy=policy, values=critic, config=config), run.mesh, 1
     )
@@ -218,8 +219,8 @@ def run_ppo(
 
     def draw(params: Params, number: int) -> Scored:
         """The number-th batch of prompts answered and scored."""
-        batch = take_rows(batches[number], np.repeat(np.arange(config.prompts), config.samples))
-        index = np.asarray(batch.index)
+        batch = batches[number]
+        index = np.repeat(batch.index, config.samples)
         keys = row_keys(rollout_key, number, index, samples)
         asked, keys = place_batch((batch.prompts, keys), run.mesh)
         rollout = rollout_program(params, asked, keys, np.float32(config.temperature))

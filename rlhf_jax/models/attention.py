@@ -26,7 +26,7 @@ def attend(
     *,
     scale: float | None = None,
     cap: float | None = None,
-    bias: Float[Array, "H T S"] | None = None,
+    bias: Float[Array, "b H T S"] | None = None,
     window: int | None = None,
     local: Bool[Array, ""] | bool = True,
 ) -> Float[Array, "B T H K"]:
@@ -49,7 +49,7 @@ def attend_plainly(
     mask: Bool[Array, "B T S"],
     scale: float | None = None,
     cap: float | None = None,
-    bias: Float[Array, "H T S"] | None = None,
+    bias: Float[Array, "b H T S"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """Softmax attention with grouped queries (Ainslie et al. 2023), heads of one group folded into rows; softmax in float32.
 
@@ -68,7 +68,7 @@ def attend_plainly(
     scores = scores / math.sqrt(size) if scale is None else scores * scale
     scores = softcap(scores.reshape(rows, groups, length, heads // groups, -1).astype(jnp.float32), cap)
     if bias is not None:
-        scores = scores + bias.reshape(1, groups, heads // groups, length, -1).swapaxes(2, 3)
+        scores = scores + bias.reshape(-1, groups, heads // groups, *bias.shape[2:]).swapaxes(2, 3)
     weights = jax.nn.softmax(jnp.where(mask[:, None, :, None], scores, -1e30), axis=-1).astype(values.dtype)
     out = jnp.einsum("bgqs,bgsk->bgqk", weights.reshape(rows, groups, -1, keys.shape[2]), values)
     out = out.reshape(rows, groups, length, heads // groups, size).transpose(0, 2, 1, 3, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.assemble import model_of
-from rlhf_jax.models.cache import Cache, empty_cache, laid
+from rlhf_jax.models.cache import Cache, empty_cache, with_column
 from rlhf_jax.models.decoder import Decoder, ScalarHead, Unembed, output_logits
 from rlhf_jax.models.encoder import build_encoder
 from rlhf_jax.models.encoder_decoder import build_encoder_decoder
@@ -58,18 +59,16 @@ def build_decoder(config: ModelConfig) -> Model:
 
     def prefill(params: Params, batch: TokenBatch, length: int):
         """Reads left-padded prompts into columns 0 .. T-1 of a new cache."""
-        empty, visible = empty_cache(c, batch.tokens.shape[0], length), Visible(batch.segments, batch.segments)
-        h, (keys, values) = trunk(params, batch.tokens, batch.positions, visible, (empty.keys, empty.values))
-        filled = jnp.pad(batch.segments != 0, ((0, 0), (0, length - batch.tokens.shape[1])))
-        return h[:, -1], laid(keys, values, filled)
+        rows, width = batch.tokens.shape
+        cache, visible = empty_cache(c, rows, length), Visible(batch.segments, batch.segments)
+        h, layers = trunk(params, batch.tokens, batch.positions, visible, cache.layers)
+        filled, positions = (jnp.pad(x, ((0, 0), (0, length - width))) for x in (batch.segments != 0, batch.positions))
+        return h[:, -1], dataclasses.replace(cache, filled=filled, positions=positions).read(layers)
 
     def decode(params: Params, tokens, positions, column, filled, cache: Cache):
         """Reads one token per row into `column`; rows with `filled` False leave nothing to attend to there."""
-        seen = jax.lax.dynamic_update_slice(cache.filled, filled[:, None], (0, column))
-        visible = Visible(jnp.ones_like(tokens)[:, None], seen.astype(jnp.int32), column)
-        h, (keys, values) = trunk(
-            params, tokens[:, None], positions[:, None], visible, (cache.keys, cache.values), cached=True
-        )
-        return h[:, -1], laid(keys, values, seen)
+        cache, visible = with_column(cache, column, positions, filled)
+        h, layers = trunk(params, tokens[:, None], positions[:, None], visible, cache.layers, cached=True)
+        return h[:, -1], cache.read(layers)
 
     return model_of(c, init, hidden, partial(output_logits, c), scalar, prefill, decode)

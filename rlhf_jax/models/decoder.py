@@ -25,7 +25,7 @@ class Reading:
 
     positions: jax.Array  # [B, T]
     visible: Visible
-    bias: jax.Array | None = None  # [H, T, S]
+    bias: jax.Array | None = None  # [1 or B, H, T, S]
     memory: jax.Array | None = None  # [B, P, D]; None where keys and values of it are kept
     of_memory: Visible | None = None
     cached: bool = flax.struct.field(pytree_node=False, default=False)  # whether the keys are those of the cache
@@ -202,8 +202,7 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(self, x, visible, *, cache=None, kept=None, **told):
         c = self.config
-        queries, keys = visible.first + jnp.arange(x.shape[1]), jnp.arange(visible.keys.shape[1])
-        bias = RelativeBias(c, both_ways=not self.crossed, name="relative")(queries, keys)
+        bias = RelativeBias(c, both_ways=not self.crossed, name="relative")(visible.distance())
         given = Reading(jnp.zeros(x.shape[:2], jnp.int32), visible.laid(), bias, **told)
         count = c.layers if self.crossed else c.encoder_layers
         assert count is not None, "held by the config"

@@ -19,7 +19,7 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.masking import in_prompt, last_index
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.assemble import model_of
-from rlhf_jax.models.cache import Cache, empty_cache, laid
+from rlhf_jax.models.cache import Cache, empty_cache, with_column
 from rlhf_jax.models.decoder import Embedding, ScalarHead, Stack, Unembed, output_logits
 from rlhf_jax.models.layers import Project
 from rlhf_jax.models.visible import Visible
@@ -120,33 +120,31 @@ def build_encoder_decoder(config: ModelConfig) -> Model:
         memory = encode(params, batch.tokens, batch.segments)
         prompt, empty = batch.segments != 0, empty_cache(c, rows, length - width + 1)
         start, one = jnp.full((rows, 1), c.start, jnp.int32), jnp.ones((rows, 1), jnp.int32)
-        x, (keys, values), (seen_keys, seen_values) = decode_after(
+        x, layers, (keys, values) = decode_after(
             params,
             start,
             Visible(one, one),
-            cache=(empty.keys, empty.values),
+            cache=empty.layers,
             memory=memory,
             of_memory=Visible(one, prompt.astype(jnp.int32), causal=False),
             keep=True,
         )
-        filled = empty.filled.at[:, 0].set(True)
-        return x[:, -1], CrossCache(laid(keys, values, filled), seen_keys, seen_values, prompt)
+        own, _ = with_column(empty, jnp.int32(0), batch.positions[:, -1], jnp.ones((rows,), bool))
+        return x[:, -1], CrossCache(own.read(layers), keys, values, prompt)
 
     def decode(params: Params, tokens, positions, column, filled, cache: CrossCache):
         """Reads one token per row; `column` counts from the first column of the prompts."""
-        own, column = cache.decoder, column - (cache.prompt.shape[1] - 1)
-        seen = jax.lax.dynamic_update_slice(own.filled, filled[:, None], (0, column))
-        one = jnp.ones_like(tokens)[:, None]
-        x, (keys, values), _ = decode_after(
+        own, visible = with_column(cache.decoder, column - (cache.prompt.shape[1] - 1), positions, filled)
+        x, layers, _ = decode_after(
             params,
             tokens[:, None],
-            Visible(one, seen.astype(jnp.int32), column),
-            cache=(own.keys, own.values),
+            visible,
+            cache=own.layers,
             cached=True,
-            of_memory=Visible(one, cache.prompt.astype(jnp.int32), causal=False),
+            of_memory=Visible(visible.queries, cache.prompt.astype(jnp.int32), causal=False),
             kept=(cache.keys, cache.values),
         )
-        return x[:, -1], dataclasses.replace(cache, decoder=laid(keys, values, seen))
+        return x[:, -1], dataclasses.replace(cache, decoder=own.read(layers))
 
     model = model_of(c, init, hidden, partial(output_logits, c), scalar, prefill, decode, decoded)
     return dataclasses.replace(model, scores=scores)

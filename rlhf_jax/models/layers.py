@@ -206,17 +206,16 @@ class RelativeBias(nn.Module):
     both_ways: bool
 
     @nn.compact
-    def __call__(self, queries: Int[Array, "T"], keys: Int[Array, "S"]) -> Float[Array, "H T S"]:
+    def __call__(self, apart: Int[Array, "B T S"]) -> Float[Array, "B H T S"]:
         c = self.config
         table = self.param("embedding", nn.initializers.normal(c.width**-0.5), (c.relative_buckets, c.heads))
-        ahead = keys[None, :] - queries[:, None]
         buckets = c.relative_buckets // 2 if self.both_ways else c.relative_buckets
         of_distance = jnp.asarray(distance_buckets(buckets, c.relative_distance))
-        behind = jnp.abs(ahead) if self.both_ways else jnp.maximum(-ahead, 0)
+        behind = jnp.abs(apart) if self.both_ways else jnp.maximum(apart, 0)
         bucket = of_distance[jnp.minimum(behind, c.relative_distance)]
         if self.both_ways:
-            bucket = bucket + jnp.where(ahead > 0, buckets, 0)
-        return jnp.moveaxis(table[bucket], -1, 0).astype(jnp.float32)
+            bucket = bucket + jnp.where(apart < 0, buckets, 0)
+        return jnp.moveaxis(table[bucket], -1, 1).astype(jnp.float32)
 
 
 def distance_buckets(buckets: int, longest: int) -> np.ndarray:

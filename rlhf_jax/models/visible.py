@@ -1,4 +1,4 @@
-"""Which tokens may see which: from segments and the order of columns, without an array of all pairs until one is asked for."""
+"""Which tokens may see which: from segments and the order of tokens, without an array of all pairs until one is asked for."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from rlhf_jax.types import pytree
 class Visible:
     """Which keys each query may attend to: those of its own segment (0 sees and is nothing), in a causal layer none behind it.
 
-    Columns of one row are as far apart as their positions, as segments have no gaps, so that a window counts columns.
+    Columns of one row are as far apart as their positions, as segments have no gaps, so that a window counts columns; but for a cache
+    whose columns are not in order, which says how far apart they are.
     """
 
     queries: Int[Array, "B T"]
     keys: Int[Array, "B S"]
-    column: Int[Array, ""] | None = None  # of the first query among the keys; None: both begin together
+    column: Int[Array, ""] | None = None  # of the first query in a cache; None: queries and keys begin together
+    apart: Int[Array, "B T S"] | None = (
+        None  # of a cache: how many tokens each key is before each query; else as many as columns
+    )
     causal: bool = flax.struct.field(pytree_node=False, default=True)
 
     @property
     def first(self) -> jax.Array | int:
-        """The column of the first query."""
+        """The column in which the keys of the first query are written."""
         return 0 if self.column is None else self.column
 
     def laid(self) -> Visible:
@@ -35,11 +39,17 @@ class Visible:
         queries, keys = constrain(self.queries, "batch", "length"), constrain(self.keys, "batch", None)
         return dataclasses.replace(self, queries=queries, keys=keys)
 
+    def distance(self) -> Int[Array, "b T S"]:
+        """How many tokens each key is before each query, in every row or, where b = 1, in all of them."""
+        if self.apart is not None:
+            return self.apart
+        return (jnp.arange(self.queries.shape[1])[:, None] - jnp.arange(self.keys.shape[1])[None, :])[None]
+
     def mask(self, window: int | None = None, local: Bool[Array, ""] | bool = True) -> Bool[Array, "B T S"]:
         """The same for each query and key; in a `local` layer a query sees itself and the window - 1 columns before it."""
         seen = (self.queries[:, :, None] == self.keys[:, None, :]) & (self.queries[:, :, None] != 0)
         if not self.causal:
             return seen
-        apart = self.first + jnp.arange(self.queries.shape[1])[:, None] - jnp.arange(self.keys.shape[1])[None, :]
-        seen = seen & (apart >= 0)[None]
-        return seen if window is None else seen & ((apart < window) | ~jnp.asarray(local))[None]
+        apart = self.distance()
+        seen = seen & (apart >= 0)
+        return seen if window is None else seen & ((apart < window) | ~jnp.asarray(local))

@@ -11,7 +11,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 def matmul_flops(jaxpr: Any, *, turns: int = 1) -> float:
     """Operations of every product of matrices, two for each multiplication and addition; what is elementwise is left out.
 
-    `turns`: how often loops run whose end is not known before (`while_loop`), at most. Of branches the most expensive one counts.
+    `turns`: how often loops run whose end is not known before (`while_loop`), at most; of such loops in each other, the inner one in all.
+    Of branches the most expensive one counts.
     """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -21,7 +22,8 @@ def matmul_flops(jaxpr: Any, *, turns: int = 1) -> float:
         elif name == "scan":
             total += parameters["length"] * matmul_flops(parameters["jaxpr"], turns=turns)
         elif name == "while":
-            total += turns * matmul_flops(parameters["body_jaxpr"], turns=turns)
+            inside = parameters["body_jaxpr"]
+            total += (1 if _loops(inside) else turns) * matmul_flops(inside, turns=turns)
         elif name == "cond":
             total += max(matmul_flops(branch, turns=turns) for branch in parameters["branches"])
         elif name == "shard_map":
@@ -30,6 +32,11 @@ def matmul_flops(jaxpr: Any, *, turns: int = 1) -> float:
             inner = (value for value in parameters.values() if isinstance(value, ClosedJaxpr | Jaxpr))
             total += sum(matmul_flops(each, turns=turns) for each in inner)
     return total
+
+
+def _loops(jaxpr: ClosedJaxpr) -> bool:
+    """Whether there is a loop whose end is not known before."""
+    return any(equation.primitive.name == "while" for equation in jaxpr.jaxpr.eqns)
 
 
 def _product(equation: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -54,7 +55,10 @@ def work_of(experiment: Experiment, names: Sequence[str]) -> dict[str, tuple[flo
 
     Attention is counted whole, as if nothing were masked; a loop of responses as if every row had all its tokens.
     """
-    turns = 1 if experiment.ppo is None else experiment.ppo.new_tokens
+    ppo, turns = experiment.ppo, 1
+    if ppo is not None:
+        rows = ppo.prompts * ppo.samples
+        turns = ppo.new_tokens * math.ceil(rows / (ppo.slots or rows))
     same, mesh = dataclasses.replace(experiment, mesh=ONE_DEVICE), make_mesh(ONE_DEVICE)
     done = traced_programs(same, mesh)
     with _nothing_again():

@@ -163,8 +163,8 @@ def trace_rollout(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
     params = on_mesh(jax.eval_shape(policy.init, key), mesh)
     rows = config.prompts * config.samples
     keys = on_mesh_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)), mesh)
-    asked = on_mesh_rows(token_shapes(rows, experiment.text.prompt_length), mesh)
-    respond = compile_function(responses(policy, Ending(0), config.new_tokens), mesh)
+    asked = on_mesh_rows(token_shapes(config.prompts, experiment.text.prompt_length), mesh)
+    respond = compile_function(responses(policy, Ending(0), config.new_tokens, slots=config.slots), mesh)
     traced = {"ppo/responses": respond.trace(params, asked, keys, number)}
     rollout = on_mesh_rows(rollout_shapes(experiment), mesh)
     if experiment.reward is not None:

@@ -1,4 +1,4 @@
-"""Generation: prefill, then one token per turn of a compiled loop that ends when every row has."""
+"""Generation: prompts are read once, then a compiled loop writes one token a turn to every response that is being written."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.cache import names_of
 from rlhf_jax.models.params import in_dtype
 from rlhf_jax.rollout.sampling import sample_tokens
-from rlhf_jax.sharding import in_one_piece
+from rlhf_jax.rollout.slots import Queue, Responses, Slots, empty_slots, no_responses, put_down, seat
+from rlhf_jax.sharding import in_one_piece, over_rows, pieces
 from rlhf_jax.types import Params, Rollout, TokenBatch
+
+WORTH = 8
+"""One in so many slots free is worth that those which wait are let in."""
 
 
 def generate(
@@ -27,71 +32,117 @@ def generate(
     new_tokens: int,
     stop: Sequence[int] = (),
     choose: Callable = sample_tokens,
+    slots: int | None = None,
 ) -> Rollout:
-    """Responses of up to `new_tokens` tokens to left-padded prompts [B, P]; a row ends with its first token in `stop`.
+    """Responses of up to `new_tokens` tokens to left-padded prompts [P, W]; a row ends with its first token in `stop`.
 
-    Comes out as [B, P + new_tokens]: the stop token belongs to the response; what follows it is padding by `segments` (token id 0),
+    There are as many as keys: B / P to each prompt, side by side, which share what was read of it. With `slots` so many are written at
+    once, and where some have ended others begin; tokens and log-probs are the same, to rounding. On a mesh each device has slots and
+    responses of its own.
+
+    Comes out as [B, W + new_tokens]: the stop token belongs to the response; what follows it is padding by `segments` (token id 0),
     whatever ids the tokenizer uses. `logprobs` are those of the distribution sampled from.
 
     A model with `gather_once` has its weights gathered before, in the dtype in which it computes. Source: Touvron et al. 2023
     (arXiv:2307.09288), section 3.2.3: under FSDP generation was about twenty times slower without that.
+
+    Raises: ValueError where the prompts do not divide the keys, or slots do not lie on the devices that the responses lie on.
     """
-    write = partial(_write, model=model, new_tokens=new_tokens, stop=stop, choose=choose)
+    rows, asked = keys.shape[0], prompts.tokens.shape[0]
+    at_once = rows if slots is None else min(slots, rows)
+    if rows % asked:
+        raise ValueError(f"{rows} keys for {asked} prompts; each prompt must have as many")
+    devices = pieces("batch", rows)
+    if pieces("batch", at_once) != devices:
+        raise ValueError(f"slots={slots}; the {rows} responses lie on {devices} devices, which must divide the slots")
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, rows // asked, axis=0), prompts)
+    # Prompts that are not on the devices of their responses are read for each of these.
+    read = prompts if pieces("batch", asked) == devices else repeated
+    write = partial(_write, model=model, new_tokens=new_tokens, stop=stop, choose=choose, slots=at_once)
     if not model.config.gather_once:
-        return write(params, prompts, keys, temperature)
-    with in_one_piece(in_dtype(params, model.config.dtype)) as whole:
-        return write(whole, prompts, keys, temperature)
+        out = write(params, read, keys, temperature)
+    else:
+        with in_one_piece(in_dtype(params, model.config.dtype)) as whole:
+            out = write(whole, read, keys, temperature)
+    return join(repeated, out.tokens, out.logprobs, out.written, out.finished, temperature)
 
 
-def _write(params, prompts, keys, temperature, *, model: Model, new_tokens: int, stop: Sequence[int], choose: Callable):
-    rows, width = prompts.tokens.shape
-    hidden, cache = model.prefill(params, prompts, width + new_tokens)
-    next_position = jnp.sum(prompts.segments != 0, axis=1, dtype=jnp.int32)
+def _write(
+    params: Params,
+    prompts: TokenBatch,
+    keys: Key[Array, "B"],
+    temperature: Float[Array, ""] | float,
+    *,
+    model: Model,
+    new_tokens: int,
+    stop: Sequence[int],
+    choose: Callable,
+    slots: int,
+) -> Responses:
+    rows, width = keys.shape[0], prompts.tokens.shape[1]
+    devices = pieces("batch", slots)
+    own = slots // devices  # slots of each device
+    enough = max(own // WORTH, 1)
+    # What ends the loop is that all responses have; no more turns than these are needed, whatever lengths they have.
+    turns = new_tokens if slots == rows else new_tokens + (new_tokens + 1) * rows // (slots - devices * (enough - 1))
     stops = jnp.asarray(list(stop), jnp.int32)
 
-    def draw(hidden, column, alive):
-        tokens, logprobs = choose(model.unembed(params, hidden), keys, column, temperature)
-        stopped = alive & jnp.any(tokens[:, None] == stops[None, :], axis=1)
-        return jnp.where(alive, tokens, 0), jnp.where(alive, logprobs, 0.0), stopped
+    def draw(s: Slots, hidden: jax.Array) -> Slots:
+        """The next token of every response that goes on."""
+        text = s.text
+        token, logprob = choose(model.unembed(params, hidden), s.key, text.count, temperature)
+        here = s.alive[:, None] & (jnp.arange(new_tokens)[None, :] == text.count[:, None])
+        stopped = s.alive & jnp.any(token[:, None] == stops[None, :], axis=1)
+        text = Responses(
+            tokens=jnp.where(here, token[:, None], text.tokens),
+            logprobs=jnp.where(here, logprob[:, None], text.logprobs),
+            count=text.count + s.alive,
+            finished=text.finished | stopped,
+        )
+        goes_on = s.alive & ~stopped & (text.count < new_tokens)
+        position = s.position + s.alive
+        return dataclasses.replace(s, text=text, alive=goes_on, fresh=jnp.zeros_like(s.fresh), position=position)
 
-    def put(array, column, value):
-        return jax.lax.dynamic_update_slice(array, value[:, None].astype(array.dtype), (0, column))
+    def advance(turn: jax.Array, s: Slots) -> tuple[jax.Array, Slots]:
+        """The last token of every response is read, and the next one drawn."""
+        last = jnp.take_along_axis(s.text.tokens, jnp.maximum(s.text.count - 1, 0)[:, None], axis=1)[:, 0]
+        # All write to one column, and when the last was written, to the first again: no response takes more turns than there are.
+        column = width + turn % new_tokens
+        hidden, cache = model.decode(params, last, s.position, column, s.alive & ~s.fresh, s.cache)
+        s = dataclasses.replace(s, cache=cache)
+        return turn + 1, draw(s, jnp.where(s.fresh[:, None], s.hidden, hidden))
 
-    alive = jnp.ones((rows,), bool)
-    token, logprob, stopped = draw(hidden, 0, alive)
-    zeros = jnp.zeros((rows, new_tokens))
-    state = {
-        "column": jnp.int32(1),
-        "token": token,
-        "tokens": put(zeros.astype(jnp.int32), 0, token),
-        "logprobs": put(zeros, 0, logprob),
-        "written": put(zeros.astype(bool), 0, alive),
-        "alive": alive & ~stopped,
-        "finished": stopped,
-        "cache": cache,
-    }
+    def until_free(turn: jax.Array, s: Slots, waiting: jax.Array) -> tuple[jax.Array, Slots]:
+        """Turns, until all have ended, or enough on a device where others wait."""
 
-    def running(s):
-        return (s["column"] < new_tokens) & jnp.any(s["alive"])
+        def goes_on(state):
+            turn, s = state
+            free = jnp.sum(~s.alive.reshape(devices, own), axis=1)
+            full = ~jnp.any(jnp.any(waiting.reshape(devices, -1), axis=1) & (free >= enough))
+            return (turn < turns) & jnp.any(s.alive) & full
 
-    def advance(s):
-        column, alive = s["column"], s["alive"]
-        place = next_position + column - 1
-        hidden, cache = model.decode(params, s["token"], place, width + column - 1, alive, s["cache"])
-        token, logprob, stopped = draw(hidden, column, alive)
-        return {
-            "column": column + 1,
-            "token": token,
-            "tokens": put(s["tokens"], column, token),
-            "logprobs": put(s["logprobs"], column, logprob),
-            "written": put(s["written"], column, alive),
-            "alive": alive & ~stopped,
-            "finished": s["finished"] | stopped,
-            "cache": cache,
-        }
+        return jax.lax.while_loop(goes_on, lambda state: advance(*state), (turn, s))
 
-    out = jax.lax.while_loop(running, advance, state)
-    return join(prompts, out["tokens"], out["logprobs"], out["written"], out["finished"], temperature)
+    def unfinished(state: tuple[jax.Array, Slots, Queue]) -> jax.Array:
+        return (state[0] < turns) & jnp.any(state[1].alive)
+
+    def refill(state: tuple[jax.Array, Slots, Queue]) -> tuple[jax.Array, Slots, Queue]:
+        turn, s, queue = state
+        turn, s = until_free(turn, s, queue.waiting)
+        return turn, *over_rows(partial(seat, count=enough), names_of, s, queue)
+
+    hidden, read = model.prefill(params, prompts, width)
+    position = jnp.sum(prompts.segments != 0, axis=1, dtype=jnp.int32) - 1
+    queue = Queue(hidden, position, read, keys, jnp.ones((rows,), bool), no_responses(rows, new_tokens))
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((slots, *x.shape[1:]), x.dtype), prompts)
+    cache = jax.eval_shape(lambda params, one: model.prefill(params, one, width + new_tokens)[1], params, one)
+    s, queue = over_rows(partial(seat, count=own), names_of, empty_slots(slots, queue, cache), queue)
+    turn, s = jnp.int32(0), draw(s, s.hidden)
+    if slots == rows:
+        _, s = until_free(turn, s, queue.waiting)
+    else:
+        _, s, queue = jax.lax.while_loop(unfinished, refill, (turn, s, queue))
+    return over_rows(put_down, names_of, s, queue)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +155,10 @@ class Ending:
 
 
 def responses(
-    model: Model, ending: Ending, new_tokens: int, choose: Callable = sample_tokens
+    model: Model, ending: Ending, new_tokens: int, choose: Callable = sample_tokens, slots: int | None = None
 ) -> Callable[..., Rollout]:
     """The pure function (params, prompts, keys, temperature) -> rollout of responses that end this way."""
-    write = partial(generate, model=model, new_tokens=new_tokens, stop=(ending.eos,), choose=choose)
+    write = partial(generate, model=model, new_tokens=new_tokens, stop=(ending.eos,), choose=choose, slots=slots)
     token = ending.token
     return write if token is None else lambda *args: truncate(write(*args), token, ending.after)
 

@@ -26,15 +26,20 @@ def row_keys(
 def sample_tokens(
     logits: Float[Array, "B V"],
     keys: Key[Array, "B"],
-    column: Int[Array, ""] | int,
+    columns: Int[Array, "*B"] | int,
     temperature: Float[Array, ""] | float,
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """A token of each row from softmax(logits / temperature), and its log-probability there, in nats.
 
-    By the Gumbel-max trick; the noise of the column-th token of a sample is fold_in(its key, column).
+    By the Gumbel-max trick; the noise of the c-th token of a sample is fold_in(its key, c). `columns` says which it is, of each row or of
+    all.
     """
     logits = logits.astype(jnp.float32) / temperature
-    noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, column), logits.shape[1:]))(keys)
+
+    def noise_of(key, column):
+        return jax.random.gumbel(jax.random.fold_in(key, column), logits.shape[1:])
+
+    noise = jax.vmap(noise_of)(keys, jnp.broadcast_to(columns, keys.shape))
     tokens = jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
     return tokens, logprob_of(logits, tokens)
 
@@ -42,7 +47,7 @@ def sample_tokens(
 def greedy_tokens(
     logits: Float[Array, "B V"],
     keys: Key[Array, "B"],
-    column: Int[Array, ""] | int,
+    columns: Int[Array, "*B"] | int,
     temperature: Float[Array, ""] | float,
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """The likeliest token of each row, and its log-probability under softmax(logits / temperature)."""

@@ -108,11 +108,11 @@ def ilql(mesh):
 
 
 @functools.cache
-def rollout(mesh, config=LLAMA):
-    prompts = left_padded([1 + row % 4 for row in range(8)], 4, seed=7)
-    keys = row_keys(jax.random.key(5), 0, np.arange(8), np.zeros(8, np.int32))
+def rollout(mesh, config=LLAMA, count=8, samples=1, slots=None):
+    prompts = left_padded([1 + row % 4 for row in range(count)], 4, seed=7)
+    keys = row_keys(jax.random.key(5), 0, np.repeat(np.arange(count), samples), np.tile(np.arange(samples), count))
     there = make_mesh(mesh)
-    run = compile_function(partial(generate, model=built(config), new_tokens=6, stop=STOPS), there)
+    run = compile_function(partial(generate, model=built(config), new_tokens=6, stop=STOPS, slots=slots), there)
     return run(place(lively(LLAMA), there), *place_batch((prompts, keys), there), 0.7)
 
 
@@ -145,10 +145,28 @@ def test_the_updates_compared_do_move_the_parameters(stage):
 @every_mesh
 @pytest.mark.parametrize("gather_once", [False, True])
 def test_sampling_on_eight_devices_writes_the_same_tokens(gather_once, mesh):
-    one, eight = rollout(ALONE), rollout(mesh, dataclasses.replace(LLAMA, gather_once=gather_once))
-    np.testing.assert_array_equal(one.batch.tokens, eight.batch.tokens)
-    np.testing.assert_array_equal(one.batch.loss_mask, eight.batch.loss_mask)
-    np.testing.assert_allclose(one.logprobs, eight.logprobs, atol=1e-5)
+    assert_same_responses(rollout(ALONE), rollout(mesh, dataclasses.replace(LLAMA, gather_once=gather_once)))
+
+
+@every_mesh
+@pytest.mark.parametrize(
+    ("count", "samples"), [(16, 3), (3, 16)]
+)  # prompts that the devices divide, and that they do not
+def test_each_device_refills_its_own_slots_and_the_responses_are_the_same(count, samples, mesh):
+    one, eight = rollout(ALONE, LLAMA, count, samples), rollout(mesh, LLAMA, count, samples, slots=16)
+    assert len(set(np.asarray(one.batch.loss_mask).sum(axis=1).tolist())) > 2
+    assert_same_responses(one, eight)
+
+
+def assert_same_responses(one, other):
+    np.testing.assert_array_equal(one.batch.tokens, other.batch.tokens)
+    np.testing.assert_array_equal(one.batch.loss_mask, other.batch.loss_mask)
+    np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+
+
+def test_slots_that_the_devices_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="slots=4; the 16 responses lie on 8 devices, which must divide the slots"):
+        rollout(MeshConfig(8, 1, 1), LLAMA, 16, 1, slots=4)
 
 
 @every_mesh

@@ -35,9 +35,9 @@ every_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys
 def scripted(table):
     """A `choose` that writes these tokens [B, N], whatever the logits, with log-probs that say where they stand."""
 
-    def choose(logits, keys, column, temperature):
-        tokens = jax.lax.dynamic_index_in_dim(table, column, axis=1, keepdims=False)
-        return tokens, -1.0 - column * jnp.ones(tokens.shape)
+    def choose(logits, keys, columns, temperature):
+        tokens = jnp.take_along_axis(table, columns[:, None], axis=1)[:, 0]
+        return tokens, -1.0 - columns
 
     return choose
 
@@ -165,9 +165,9 @@ def test_which_id_pads_the_prompts_changes_nothing():
 
 
 def test_the_trainer_sees_a_sampled_pad_id_as_the_sampler_did():
-    def free_of_identity(logits, keys, column, temperature):
-        tokens, _ = sample_tokens(logits, keys, column, temperature)
-        return jnp.where(column == 1, 0, tokens), jnp.zeros(tokens.shape)
+    def free_of_identity(logits, keys, columns, temperature):
+        tokens, _ = sample_tokens(logits, keys, columns, temperature)
+        return jnp.where(columns == 1, 0, tokens), jnp.zeros(tokens.shape)
 
     rollout = run_of(new_tokens=5, choose=free_of_identity)(lively(LLAMA), PROMPTS, KEYS, 1.0)
     assert (np.asarray(rollout.batch.tokens)[:, 5] == 0).all()
@@ -200,18 +200,18 @@ def test_other_keys_write_other_responses():
 
 
 def test_generation_stops_when_every_row_has_and_room_beyond_changes_nothing():
-    columns = []
+    turns = []
 
-    def watched(logits, keys, column, temperature):
-        jax.debug.callback(lambda column: columns.append(int(column)), column)
-        return sample_tokens(logits, keys, column, temperature)
+    def watched(logits, keys, columns, temperature):
+        jax.debug.callback(lambda columns: turns.append(int(columns.max())), columns)
+        return sample_tokens(logits, keys, columns, temperature)
 
     short = run_of(new_tokens=12, stop=tuple(range(24)))(lively(LLAMA), PROMPTS, KEYS, 1.0)
     long = run_of(new_tokens=24, stop=tuple(range(24)), choose=watched)(lively(LLAMA), PROMPTS, KEYS, 1.0)
     jax.block_until_ready(long)
     jax.effects_barrier()
     assert short.finished.all()
-    assert max(columns) == max(len(ids) for ids in response_ids(long)) - 1 < 11
+    assert len(turns) == max(len(ids) for ids in response_ids(long)) < 12
     assert response_ids(short) == response_ids(long)
     np.testing.assert_allclose(long.logprobs[:, :16], short.logprobs, atol=1e-6)
     np.testing.assert_array_equal(long.batch.segments[:, 16:], 0)
@@ -221,3 +221,65 @@ def test_one_new_token_is_enough():
     rollout = write(PROMPTS, [[9], [2], [9], [9]])
     assert response_ids(rollout) == [[9], [2], [9], [9]]
     assert rollout.finished.tolist() == [False, True, False, False]
+
+
+def repeated(batch, times):
+    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), batch)
+
+
+def assert_same_rollout(one, other):
+    for left, right in zip(jax.tree.leaves(one.batch), jax.tree.leaves(other.batch), strict=True):
+        np.testing.assert_array_equal(left, right)
+    np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+    np.testing.assert_array_equal(one.finished, other.finished)
+
+
+@every_shape
+def test_responses_to_one_prompt_share_what_was_read_of_it_and_are_those_to_copies(config):
+    run = jax.jit(partial(generate, model=built(config), new_tokens=6, stop=STOPS))
+    keys = jax.random.split(jax.random.key(8), 12)
+    shared = run(lively(config), PROMPTS, keys, 0.9)
+    assert_same_rollout(shared, run(lively(config), repeated(PROMPTS, 3), keys, 0.9))
+    np.testing.assert_array_equal(shared.batch.tokens[:, :4], np.repeat(PROMPTS.tokens, 3, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("config", "slots"),
+    [*((config, 3) for config in SHAPES.values()), (LLAMA, 1), (LLAMA, 17)],
+    ids=[*SHAPES, "one slot", "many slots"],
+)
+def test_with_fewer_slots_than_responses_they_are_the_same(config, slots):
+    keys = jax.random.split(jax.random.key(9), 24)
+    prompts = left_padded([1 + row % 4 for row in range(12)], 4, seed=7)
+    how = {"model": built(config), "new_tokens": 9, "stop": STOPS}
+    at_once = jax.jit(partial(generate, **how))(lively(config), prompts, keys, 0.9)
+    lengths = {len(ids) for ids in response_ids(at_once)}
+    assert len(lengths) > 3
+    in_turn = jax.jit(partial(generate, slots=slots, **how))(lively(config), prompts, keys, 0.9)
+    assert_same_rollout(in_turn, at_once)
+
+
+def test_a_slot_that_is_free_is_filled_while_others_still_write():
+    turns = []
+
+    def scripted_lengths(logits, keys, columns, temperature):
+        jax.debug.callback(lambda columns: turns.append(columns.tolist()), columns)
+        lengths = jax.random.key_data(keys)[:, 1].astype(jnp.int32)  # each key says how long its response is
+        return jnp.where(columns + 1 == lengths, 2, 9), -1.0 - columns
+
+    lengths = np.array([8, 1, 2, 3, 1, 1])
+    keys = jax.random.wrap_key_data(np.stack([np.zeros(6), lengths], axis=1).astype(np.uint32))
+    prompts = left_padded([1, 4, 2, 3, 2, 1], 4, seed=7)
+    run = run_of(new_tokens=8, stop=(2,), choose=scripted_lengths, slots=2)
+    rollout = run(lively(LLAMA), prompts, keys, 1.0)
+    jax.block_until_ready(rollout)
+    jax.effects_barrier()
+    assert [len(ids) for ids in response_ids(rollout)] == lengths.tolist()
+    # The first is written in one slot from beginning to end, the five others in the second, one after the other.
+    assert sorted(turns) == [[0, 0], [1, 0], [2, 1], [3, 0], [4, 1], [5, 2], [6, 0], [7, 0]]
+
+
+@pytest.mark.parametrize(("keys", "slots", "match"), [(5, None, "5 keys for 4 prompts")])
+def test_what_does_not_go_into_each_other_is_refused(keys, slots, match):
+    with pytest.raises(ValueError, match=match):
+        run_of(new_tokens=4, slots=slots)(lively(LLAMA), PROMPTS, jax.random.split(jax.random.key(0), keys), 1.0)

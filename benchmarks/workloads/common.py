@@ -1,0 +1,93 @@
+"""What the workloads have in common: sizes, random texts, and what a workload is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.config import ModelConfig, Optim
+from rlhf_jax.data.tokens.encode import Encoded
+from rlhf_jax.rollout.sampling import row_keys
+from rlhf_jax.types import TokenBatch
+
+SIZES = {
+    "S": ModelConfig(vocab=4096, width=256, layers=4, heads=4, kv_heads=2, mlp=1024, max_length=512),
+    "M": ModelConfig(vocab=16_384, width=512, layers=8, heads=8, kv_heads=4, mlp=1408, max_length=512),
+}
+OPTIM = Optim(lr=1e-4, steps=1000, rows=8)
+ROWS, LENGTH = 8, 256
+PROMPT_LENGTH, NEW_TOKENS = 64, 128
+
+Values = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """`phases` run in order and pass one dict of values along; `unit` says what `amount` of one whole step counts.
+
+    `flops` are those that one step needs: products of matrices on real tokens, attention to what a token sees, nothing made twice. `bytes`
+    are what decoding has to read at least: all weights at every turn, and of the cache what has been written.
+    """
+
+    unit: str
+    amount: int
+    values: Values
+    phases: dict[str, Callable[[Values], Values]]
+    flops: float
+    bytes: float = 0.0
+
+
+def weights(config: ModelConfig) -> int:
+    """Numbers in all matrices that a token goes through, the output layer with them."""
+    c = config
+    attention = 2 * c.width * c.head_size * (c.heads + c.kv_heads)
+    return c.layers * (attention + 3 * c.width * c.mlp) + (c.width * c.vocab if c.lm_head else 0)
+
+
+def forward_flops(config: ModelConfig, sizes: Any) -> float:
+    """Operations of reading texts of these sizes once: two for each weight and token, and attention to what stands before."""
+    c, sizes = config, np.asarray(sizes, np.float64)
+    return float(2 * weights(c) * sizes.sum() + 2 * c.layers * c.heads * c.head_size * np.square(sizes).sum())
+
+
+def decode_bytes(config: ModelConfig, rows: int, before: int, new_tokens: int) -> float:
+    """Bytes read by as many turns as there are new tokens, by float32 models."""
+    c = config
+    column = 2 * c.layers * c.kv_heads * c.head_size * rows
+    return 4.0 * (new_tokens * weights(c) + column * sum(range(before, before + new_tokens)))
+
+
+def token_batch(config: ModelConfig, rows: int, length: int, seed: int = 0) -> TokenBatch:
+    """Random tokens without padding, all but the first to be learned."""
+    tokens = np.random.default_rng(seed).integers(0, config.vocab, (rows, length), dtype=np.int32)
+    columns = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
+    arrays: Any = (tokens, columns, np.ones_like(columns), columns > 0)
+    return TokenBatch(*(jnp.asarray(array) for array in arrays))
+
+
+def lengths(count: int, mean: float, cap: int, seed: int = 0, spread: float = 0.8) -> np.ndarray:
+    """Log-normal lengths from 1 to `cap`, of this mean before they are capped; `spread` is the deviation of their logarithm."""
+    drawn = np.random.default_rng(seed).lognormal(np.log(mean) - spread**2 / 2, spread, count)
+    return np.clip(np.rint(drawn), 1, cap).astype(np.int32)
+
+
+def random_texts(config: ModelConfig, sizes: np.ndarray, seed: int = 0) -> list[Encoded]:
+    """Texts of these sizes, all but the first token to be learned."""
+    draw = np.random.default_rng(seed)
+    texts = [draw.integers(0, config.vocab, size + 1).tolist() for size in np.maximum(sizes - 1, 1)]
+    return [Encoded((text[0],), tuple(text[1:])) for text in texts]
+
+
+def prompts(config: ModelConfig, count: int, samples: int = 1) -> Values:
+    """Prompts without padding, and the keys of `samples` responses to each."""
+    batch = token_batch(config, count, PROMPT_LENGTH)
+    places = np.repeat(np.arange(count), samples)
+    return {
+        "prompts": dataclasses.replace(batch, loss_mask=jnp.zeros_like(batch.loss_mask)),
+        "keys": row_keys(jax.random.key(3), 0, places, np.tile(np.arange(samples), count)),
+    }

@@ -1,0 +1,122 @@
+"""Iterations of reinforcement learning: PPO with a value network, GRPO without one."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.workloads.common import NEW_TOKENS, PROMPT_LENGTH, Values, Workload, forward_flops, prompts
+from rlhf_jax.compiled import compile_function, compile_step
+from rlhf_jax.config import PPO, MeshConfig, ModelConfig, Optim
+from rlhf_jax.loops.rlhf import make_update
+from rlhf_jax.models import build_model
+from rlhf_jax.rollout.generate import generate
+from rlhf_jax.rollout.score import make_trajectory
+from rlhf_jax.sharding import make_mesh, place
+from rlhf_jax.train import init_state
+from rlhf_jax.train.optimizer import make_optimizer
+from rlhf_jax.train.ppo import start_ppo
+
+OPTIM = Optim(lr=1e-5, rows=8)
+
+
+def ppo(config: ModelConfig) -> Workload:
+    """One iteration on 16 samples (64 + 128 tokens): own value network and reward model of the policy's size, 1 epoch of 2 minibatches."""
+    return _with_critic(config, PPO(prompts=16, epochs=1, **_PPO))
+
+
+def ppo_epochs(config: ModelConfig) -> Workload:
+    """The same on 64 samples, 4 epochs of 8 minibatches."""
+    return _with_critic(config, PPO(prompts=64, epochs=4, **_PPO))
+
+
+_PPO = {
+    "optim": OPTIM,
+    "value_optim": OPTIM,
+    "iterations": 100,
+    "new_tokens": NEW_TOKENS,
+    "missing_stop_score": -1.0,
+}
+
+
+def _with_critic(config: ModelConfig, recipe: PPO) -> Workload:
+    policy, scalar = build_model(config), build_model(dataclasses.replace(config, head="scalar"))
+    mesh, tx = make_mesh(MeshConfig()), make_optimizer(recipe.policy_optim)
+    write = compile_function(partial(generate, model=policy, new_tokens=NEW_TOKENS), mesh)
+    score = compile_function(scalar.scores, mesh)
+    judge = compile_function(partial(make_trajectory, policy=policy, values=scalar.values, config=recipe), mesh)
+    learn = compile_step(make_update(policy, scalar, recipe), mesh)
+    reference, rewarder = policy.init(jax.random.key(0)), scalar.init(jax.random.key(1))
+    state = start_ppo(init_state(reference, tx), init_state(rewarder, tx), jnp.float32(0.05))
+    roles = place({"state": state, "reference": reference, "rewarder": rewarder}, mesh)
+
+    def rollout(v: Values) -> Values:
+        return v | {"rollout": write(v["state"].policy.params, v["prompts"], v["keys"], jnp.float32(1.0))}
+
+    def scoring(v: Values) -> Values:
+        state, scores = v["state"], score(v["rewarder"], v["rollout"].batch)
+        told = (state.policy.params, v["reference"], state.value.params, v["rollout"], scores, state.kl_coef)
+        trajectory, seen = judge(*told)
+        return v | {"trajectory": trajectory, "kl": seen["kl_sequence"]}
+
+    def update(v: Values) -> Values:
+        return v | {"state": learn(v["state"], v["trajectory"], v["kl"], jax.random.key(2))[0]}
+
+    phases = {"rollout": rollout, "score": scoring, "update": update}
+    once = np.full(recipe.prompts, PROMPT_LENGTH + NEW_TOKENS)
+    # Written and read by the policy, the reference, the value network and the reward model; then epochs of policy and value network.
+    flops = (3 + 3 * recipe.epochs) * forward_flops(config, once)
+    flops += (2 + 3 * recipe.epochs) * forward_flops(scalar.config, once)
+    return Workload("samples/s", recipe.prompts, prompts(config, recipe.prompts) | roles, phases, flops)
+
+
+def grpo(config: ModelConfig) -> Workload:
+    """One iteration on 4 responses to each of 4 prompts (64 + 128 tokens), rewarded by a Python function; 1 update, exact log-ratios to a
+    reference in the loss (k3)."""
+    optim = Optim(lr=1e-5, rows=16)
+    recipe = PPO(
+        optim=optim,
+        value_optim=None,
+        iterations=100,
+        prompts=4,
+        samples=4,
+        new_tokens=NEW_TOKENS,
+        baseline="group_normalised",
+        credit="sequence",
+        normaliser="sequence",
+        whiten_advantages=False,
+        kl_in="loss",
+        kl_estimator="k3",
+        kl_coef=0.04,
+    )
+    policy, mesh, tx = build_model(config), make_mesh(MeshConfig()), make_optimizer(recipe.policy_optim)
+    write = compile_function(partial(generate, model=policy, new_tokens=NEW_TOKENS), mesh)
+    judge = compile_function(partial(make_trajectory, policy=policy, values=None, config=recipe), mesh)
+    learn = compile_step(make_update(policy, None, recipe), mesh)
+    reference = policy.init(jax.random.key(0))
+    state = start_ppo(init_state(reference, tx), None, jnp.float32(recipe.kl_coef))
+    roles = place({"state": state, "reference": reference}, mesh)
+
+    def rollout(v: Values) -> Values:
+        return v | {"rollout": write(v["state"].policy.params, v["prompts"], v["keys"], jnp.float32(1.0))}
+
+    def scoring(v: Values) -> Values:
+        tokens, mask = np.asarray(v["rollout"].batch.tokens), np.asarray(v["rollout"].batch.loss_mask)
+        scores = np.array([len(set(row[own].tolist())) for row, own in zip(tokens, mask, strict=True)], np.float32)
+        params, state = v["state"].policy.params, v["state"]
+        trajectory, seen = judge(params, v["reference"], None, v["rollout"], scores, state.kl_coef)
+        return v | {"trajectory": trajectory, "kl": seen["kl_sequence"]}
+
+    def update(v: Values) -> Values:
+        return v | {"state": learn(v["state"], v["trajectory"], v["kl"], jax.random.key(2))[0]}
+
+    values = prompts(config, recipe.prompts, recipe.samples) | roles
+    phases = {"rollout": rollout, "score": scoring, "update": update}
+    count = recipe.prompts * recipe.samples
+    # Written, read by policy and reference, and one update.
+    flops = 6 * forward_flops(config, np.full(count, PROMPT_LENGTH + NEW_TOKENS))
+    return Workload("samples/s", count, values, phases, flops)

@@ -1,0 +1,82 @@
+"""Responses: all of one length, and of many lengths, with all written at once or in slots."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.workloads.common import (
+    NEW_TOKENS,
+    PROMPT_LENGTH,
+    Values,
+    Workload,
+    decode_bytes,
+    forward_flops,
+    lengths,
+    prompts,
+)
+from rlhf_jax.compiled import compile_function
+from rlhf_jax.config import MeshConfig, ModelConfig
+from rlhf_jax.models import build_model
+from rlhf_jax.rollout.generate import generate
+from rlhf_jax.rollout.sampling import sample_tokens
+from rlhf_jax.sharding import make_mesh, place
+
+PROMPTS, MANY, STOP = 16, 128, 1
+
+
+def generation(config: ModelConfig) -> Workload:
+    """128 new tokens to each of 16 prompts of 64; no stop token, so that every row is written to its end."""
+    model, mesh = build_model(config), make_mesh(MeshConfig())
+    write = compile_function(partial(generate, model=model, new_tokens=NEW_TOKENS), mesh)
+    values = prompts(config, PROMPTS) | {"params": place(model.init(jax.random.key(0)), mesh)}
+
+    def rollout(v: Values) -> Values:
+        return v | {"rollout": write(v["params"], v["prompts"], v["keys"], jnp.float32(1.0))}
+
+    flops = forward_flops(config, np.full(PROMPTS, PROMPT_LENGTH + NEW_TOKENS))
+    read = decode_bytes(config, PROMPTS, PROMPT_LENGTH, NEW_TOKENS)
+    return Workload("new tokens/s", PROMPTS * NEW_TOKENS, values, {"rollout": rollout}, flops, read)
+
+
+def varied_at_once(config: ModelConfig) -> Workload:
+    """128 responses of log-normal lengths (mean 40, at most 128), all written at once."""
+    return _varied(config, None)
+
+
+def varied_in_batches(config: ModelConfig) -> Workload:
+    """The same in 8 batches of 16, each as long as its longest."""
+    return _varied(config, None, PROMPTS)
+
+
+def varied_in_slots(config: ModelConfig) -> Workload:
+    """The same in 16 slots, in which the next begins where one has ended."""
+    return _varied(config, PROMPTS)
+
+
+def _varied(config: ModelConfig, slots: int | None, rows: int = MANY) -> Workload:
+    model, mesh = build_model(config), make_mesh(MeshConfig())
+    sizes = lengths(MANY, 40, NEW_TOKENS)
+    asked = prompts(config, MANY)
+    # A response stops where its length says; the keys, which go with the responses, tell it.
+    keys = jax.random.wrap_key_data(jnp.stack([jnp.zeros(MANY, jnp.uint32), sizes.astype(jnp.uint32)], axis=1))
+
+    def choose(logits, keys, columns, temperature):
+        tokens, logprobs = sample_tokens(logits, keys, columns, temperature)
+        last = columns + 1 == jax.random.key_data(keys)[:, 1].astype(jnp.int32)
+        return jnp.where(last, STOP, jnp.where(tokens == STOP, STOP + 1, tokens)), logprobs
+
+    how = {"model": model, "new_tokens": NEW_TOKENS, "stop": (STOP,), "choose": choose, "slots": slots}
+    write = compile_function(partial(generate, **how), mesh)
+    parts = [slice(start, start + rows) for start in range(0, MANY, rows)]
+    batches = [(jax.tree.map(lambda x, p=part: x[p], asked["prompts"]), keys[part]) for part in parts]
+    values = {"params": place(model.init(jax.random.key(0)), mesh), "batches": batches}
+
+    def rollout(v: Values) -> Values:
+        return v | {"rollouts": [write(v["params"], *batch, jnp.float32(1.0)) for batch in v["batches"]]}
+
+    flops = forward_flops(config, PROMPT_LENGTH + sizes)
+    return Workload("new tokens/s", int(sizes.sum()), values, {"rollout": rollout}, flops)

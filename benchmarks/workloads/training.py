@@ -1,0 +1,115 @@
+"""Updates on given texts: SFT, packed and padded, the reward model, DPO."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.workloads.common import (
+    LENGTH,
+    OPTIM,
+    ROWS,
+    Values,
+    Workload,
+    forward_flops,
+    lengths,
+    random_texts,
+    token_batch,
+)
+from rlhf_jax.compiled import compile_function, compile_step
+from rlhf_jax.config import MeshConfig, ModelConfig, Preference
+from rlhf_jax.data.batching.batches import take_rows
+from rlhf_jax.data.batching.packing import pack_right
+from rlhf_jax.data.batching.padding import pad_right
+from rlhf_jax.loops.preference import completed, make_preference_step
+from rlhf_jax.losses.reward import comparison_loss
+from rlhf_jax.losses.sft import sft_loss
+from rlhf_jax.models import build_model
+from rlhf_jax.sharding import make_mesh, place
+from rlhf_jax.train import init_state, make_step
+from rlhf_jax.train.optimizer import make_optimizer
+from rlhf_jax.types import PreferenceBatch, TokenBatch
+
+TEXTS = 64
+
+
+def sft(config: ModelConfig) -> Workload:
+    """One update on 8 rows of 256 tokens."""
+    return _sft(config, [token_batch(config, ROWS, LENGTH)], np.full(ROWS, LENGTH))
+
+
+def sft_padded(config: ModelConfig) -> Workload:
+    """64 texts of log-normal lengths (mean 100, at most 256), a row each: 8 updates of 8 rows. Real tokens count."""
+    return _varied(config, pad_right)
+
+
+def sft_packed(config: ModelConfig) -> Workload:
+    """The same texts, several to a row, in updates of 8 rows; the last has empty rows."""
+    return _varied(config, pack_right)
+
+
+def _varied(config: ModelConfig, rows_of: Callable[..., TokenBatch]) -> Workload:
+    sizes = lengths(TEXTS, 100, LENGTH)
+    rows = rows_of(random_texts(config, sizes), LENGTH, 0)
+    rows = jax.tree.map(lambda x: jnp.pad(x, ((0, -len(x) % ROWS), (0, 0))), rows)
+    starts = range(0, rows.tokens.shape[0], ROWS)
+    return _sft(config, [take_rows(rows, slice(start, start + ROWS)) for start in starts], sizes)
+
+
+def _sft(config: ModelConfig, batches: list[TokenBatch], sizes: np.ndarray) -> Workload:
+    model, tx, mesh = build_model(config), make_optimizer(OPTIM), make_mesh(MeshConfig())
+    step = compile_step(make_step(partial(sft_loss, logprobs=model.logprobs), tx), mesh)
+    state = place(init_state(model.init(jax.random.key(0)), tx), mesh)
+
+    def update(v: Values) -> Values:
+        state = v["state"]
+        for batch in v["batches"]:
+            state, _ = step(state, batch)
+        return v | {"state": state}
+
+    flops = 3 * forward_flops(config, sizes)
+    return Workload("tokens/s", int(sizes.sum()), {"state": state, "batches": batches}, {"update": update}, flops)
+
+
+def reward(config: ModelConfig) -> Workload:
+    """One update on 8 pairs of 256 tokens each side."""
+    config = dataclasses.replace(config, head="scalar")
+    model, tx, mesh = build_model(config), make_optimizer(OPTIM), make_mesh(MeshConfig())
+    step = compile_step(make_step(partial(comparison_loss, scores=model.scores), tx), mesh)
+    state = place(init_state(model.init(jax.random.key(0)), tx), mesh)
+
+    def update(v: Values) -> Values:
+        return v | {"state": step(v["state"], v["batch"])[0]}
+
+    flops = 3 * forward_flops(config, np.full(2 * ROWS, LENGTH))
+    return Workload("pairs/s", ROWS, {"state": state, "batch": _pairs(config)}, {"update": update}, flops)
+
+
+def dpo(config: ModelConfig) -> Workload:
+    """One update on 8 pairs of 256 tokens each side, and before it the log-probs of the reference."""
+    model, mesh = build_model(config), make_mesh(MeshConfig())
+    _, update_of = make_preference_step(model, Preference(data=None, pairs=ROWS, optim=OPTIM))
+    complete = compile_function(partial(completed, model=model), mesh)
+    step = compile_step(update_of, mesh)
+    reference = model.init(jax.random.key(0))
+    state = init_state(reference, make_optimizer(OPTIM))
+    values = place({"reference": reference, "state": state}, mesh) | {"pairs": _pairs(config)}
+
+    def score(v: Values) -> Values:
+        return v | {"batch": complete(v["state"].params, v["reference"], v["pairs"])}
+
+    def update(v: Values) -> Values:
+        return v | {"state": step(v["state"], v["batch"])[0]}
+
+    flops = 4 * forward_flops(config, np.full(2 * ROWS, LENGTH))
+    return Workload("pairs/s", ROWS, values, {"reference": score, "update": update}, flops)
+
+
+def _pairs(config: ModelConfig) -> PreferenceBatch:
+    chosen, rejected = (token_batch(config, ROWS, LENGTH, seed) for seed in (0, 1))
+    return PreferenceBatch(chosen, rejected, margin=jnp.zeros(ROWS), weight=jnp.ones(ROWS))

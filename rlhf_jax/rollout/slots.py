@@ -1,0 +1,121 @@
+"""Slots, in which responses are written, and the queue of those that wait for one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from rlhf_jax.types import pytree
+
+
+@pytree
+class Responses:
+    """Responses, or as much of them as there is: `count` tokens of each, and their log-probs in nats."""
+
+    tokens: Int[Array, "B N"]
+    logprobs: Float[Array, "B N"]
+    count: Int[Array, "B"]
+    finished: Bool[Array, "B"]  # by a stop token
+
+    @property
+    def written(self) -> Bool[Array, "B N"]:
+        """Which tokens there are."""
+        return jnp.arange(self.tokens.shape[1])[None, :] < self.count[:, None]
+
+
+@pytree
+class Slots:
+    """Places in which responses are written, each at its own pace."""
+
+    text: Responses
+    row: Int[Array, "S"]  # which response stands here
+    key: Key[Array, "S"]
+    alive: Bool[Array, "S"]  # whether it goes on
+    fresh: Bool[Array, "S"]  # whether its first token is still to be drawn, from `hidden`
+    position: Int[Array, "S"]  # of its last token, in prompt and response together
+    hidden: Float[Array, "S D"]  # behind its prompt
+    cache: Any
+
+
+@pytree
+class Queue:
+    """The responses of a batch: what was read of their prompts, which of them wait, and those that are done."""
+
+    hidden: Float[Array, "P D"]
+    position: Int[Array, "P"]  # of the last token
+    cache: Any  # as many columns as the prompts have
+    key: Key[Array, "B"]
+    waiting: Bool[Array, "B"]
+    done: Responses
+
+
+def no_responses(rows: int, new_tokens: int) -> Responses:
+    """Responses of which there is nothing yet."""
+    columns = jnp.zeros((rows, new_tokens))
+    return Responses(columns.astype(jnp.int32), columns, jnp.zeros((rows,), jnp.int32), jnp.zeros((rows,), bool))
+
+
+def empty_slots(count: int, queue: Queue, cache: Any) -> Slots:
+    """So many slots in which nothing stands, with a cache like `cache` (shapes), filled with zeros."""
+    nobody, rows = jnp.zeros((count,), bool), queue.waiting.shape[0]
+    return Slots(
+        text=no_responses(count, queue.done.tokens.shape[1]),
+        row=jnp.full((count,), rows, jnp.int32),
+        key=queue.key[:count],
+        alive=nobody,
+        fresh=nobody,
+        position=jnp.zeros((count,), jnp.int32),
+        hidden=jnp.zeros((count, queue.hidden.shape[1]), queue.hidden.dtype),
+        cache=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), cache),
+    )
+
+
+def seat(slots: Slots, queue: Queue, count: int) -> tuple[Slots, Queue]:
+    """Up to `count` of those that wait, in order, in slots that are free; what stood there is done."""
+    rows, prompts = queue.waiting.shape[0], queue.position.shape[0]
+    place = jnp.argsort(slots.alive, stable=True)[:count]
+    row = rows - jnp.sum(queue.waiting, dtype=jnp.int32) + jnp.arange(count, dtype=jnp.int32)
+    seated = ~slots.alive[place] & (row < rows)
+    queue = _put_down(slots, queue, place, seated)
+    row, prompt = jnp.minimum(row, rows - 1), jnp.minimum(row, rows - 1) // (rows // prompts)
+    where = jnp.where(seated, place, slots.row.shape[0])  # beyond the last: nowhere
+
+    def put(x: jax.Array, new: Any) -> jax.Array:
+        return x.at[where].set(new, mode="drop")
+
+    slots = Slots(
+        text=jax.tree.map(lambda x: put(x, jnp.zeros((), x.dtype)), slots.text),
+        row=put(slots.row, row),
+        key=put(slots.key, queue.key[row]),
+        alive=put(slots.alive, True),
+        fresh=put(slots.fresh, True),
+        position=put(slots.position, queue.position[prompt]),
+        hidden=put(slots.hidden, queue.hidden[prompt]),
+        cache=jax.tree.map(lambda x, read: _put_columns(x, where, read, prompt), slots.cache, queue.cache),
+    )
+    waiting = queue.waiting.at[jnp.where(seated, row, rows)].set(False, mode="drop")
+    return slots, dataclasses.replace(queue, waiting=waiting)
+
+
+def put_down(slots: Slots, queue: Queue) -> Responses:
+    """All responses, when none waits and those that stand in slots are done."""
+    places = jnp.arange(slots.row.shape[0])
+    return _put_down(slots, queue, places, jnp.ones_like(slots.alive)).done
+
+
+def _put_down(slots: Slots, queue: Queue, place: Int[Array, "C"], counts: Bool[Array, "C"]) -> Queue:
+    """The queue with the responses that stand in these slots as done, but for those that do not count."""
+    row = jnp.where(counts, slots.row[place], queue.waiting.shape[0])  # beyond the last: nowhere
+    done = jax.tree.map(lambda x, text: x.at[row].set(text[place], mode="drop"), queue.done, slots.text)
+    return dataclasses.replace(queue, done=done)
+
+
+def _put_columns(x: jax.Array, where: jax.Array, read: jax.Array, prompt: jax.Array) -> jax.Array:
+    """The part of a cache with that of some prompts in some slots; the columns behind these are empty."""
+    if x.ndim == 5:
+        return x.at[:, where, :, : read.shape[3]].set(read[:, prompt], mode="drop")
+    return x.at[where].set(jnp.pad(read, ((0, 0), (0, x.shape[1] - read.shape[1])))[prompt], mode="drop")

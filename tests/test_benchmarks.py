@@ -1,0 +1,59 @@
+"""The benchmarks measure what they say: every workload runs, and its operations are counted right."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.run import shares
+from benchmarks.workloads import SIZES, WORKLOADS
+from benchmarks.workloads.common import decode_bytes, forward_flops, lengths, token_batch, weights
+from rlhf_jax.models import build_model
+from rlhf_jax.plan.flops import matmul_flops
+
+TINY = dataclasses.replace(SIZES["S"], vocab=64, width=16, layers=1, heads=2, kv_heads=1, mlp=32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_workload_does_a_step_and_can_do_another(name):
+    workload = WORKLOADS[name](TINY)
+    values = workload.values
+    for _ in range(2):
+        for run in workload.phases.values():
+            values = run(values)
+    assert all(
+        np.isfinite(leaf).all() for leaf in jax.tree.leaves(values["state"] if "state" in values else values["params"])
+    )
+    assert workload.amount > 0 < workload.flops
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_operations_of_a_forward_pass_are_those_of_its_program_with_half_of_attention(size):
+    config = SIZES[size]
+    model = build_model(config)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    traced = jax.make_jaxpr(model.logits)(params, jax.eval_shape(lambda: token_batch(config, 2, 32)))
+    attention = 4 * config.layers * config.heads * config.head_size * 2 * 32**2
+    assert forward_flops(config, [32, 32]) == matmul_flops(traced) - attention / 2
+
+
+def test_decoding_reads_all_weights_at_each_turn_and_of_the_cache_what_is_there():
+    column = 2 * 4 * (TINY.head_size * TINY.kv_heads) * 3  # keys and values, float32, of three rows
+    assert decode_bytes(TINY, 3, 5, 2) == 2 * 4 * weights(TINY) + column * (5 + 6)
+
+
+def test_lengths_have_the_mean_and_the_cap_asked_for():
+    drawn = lengths(20_000, 40, 128)
+    assert drawn.min() >= 1 and drawn.max() == 128
+    assert 36 < drawn.mean() < 40  # what lies beyond the cap is cut
+
+
+def test_shares_are_of_what_the_machine_can_do():
+    measured = {"step_seconds": {"median": 2.0}, "flops": 3e9, "bytes": 1e9}
+    found = shares(measured, {"float32_flops": 6e9, "read_bytes": 4e9})
+    assert found == {"of_matmul_rate": 0.25, "of_read_rate": 0.125}
+    assert "of_read_rate" not in shares(measured | {"bytes": 0}, {"float32_flops": 6e9, "read_bytes": 4e9})
