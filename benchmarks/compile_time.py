@@ -33,7 +33,7 @@ def compiled(layers: int) -> dict[str, Any]:
     settings: Any = jax.config
     settings.update("jax_enable_compilation_cache", False)
     mesh = make_mesh(ONE_DEVICE)
-    model = build_model(dataclasses.replace(SIZES["S"], layers=layers))
+    model = build_model(dataclasses.replace(SIZES["S"], layers=layers, unroll=False))
     _, update = make_sft_step(model, OPTIM)
     state, batch = state_shapes(model, OPTIM, mesh), on_mesh_rows(token_shapes(OPTIM.rows, 256), mesh)
     started = time.perf_counter()

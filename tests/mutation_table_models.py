@@ -11,7 +11,7 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
             '"o": np.asarray(attention["o"]["kernel"])',
         ),
         ("    _check_params(config, params)\n", ""),
-        ('("dtype", "remat", "logit_chunk", "gather_once")', '("dtype", "remat", "logit_chunk", "rope_base")'),
+        ('"unroll", "logit_chunk", "gather_once")', '"unroll", "logit_chunk", "rope_base")'),
     ],
     ("models/output.py", "models/test_output.py"): [
         ("jnp.pad(x[:, :-1], ((0, 0), (1, 0))", "jnp.pad(x[:, 1:], ((0, 0), (0, 1))"),

@@ -16,8 +16,8 @@ from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.types import TokenBatch
 
 SIZES = {
-    "S": ModelConfig(vocab=4096, width=256, layers=4, heads=4, kv_heads=2, mlp=1024, max_length=512),
-    "M": ModelConfig(vocab=16_384, width=512, layers=8, heads=8, kv_heads=4, mlp=1408, max_length=512),
+    "S": ModelConfig(vocab=4096, width=256, layers=4, heads=4, kv_heads=2, mlp=1024, max_length=512, unroll=True),
+    "M": ModelConfig(vocab=16_384, width=512, layers=8, heads=8, kv_heads=4, mlp=1408, max_length=512, unroll=True),
 }
 OPTIM = Optim(lr=1e-4, steps=1000, rows=8)
 ROWS, LENGTH = 8, 256

@@ -115,6 +115,9 @@ class ModelConfig:
     classes: int | None = None  # labels of the head "classes"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters and softmax stay float32
     remat: bool = False  # recompute each layer in the backward pass
+    unroll: bool = (
+        False  # layers one behind the other, not in a loop: faster on CPUs, and compiled as long as there are many
+    )
     logit_chunk: int = 128  # columns of the output layer alive at once
     gather_once: bool = (
         False  # sampling gathers all weights before it begins and holds them, rather than a layer's at every token

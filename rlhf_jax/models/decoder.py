@@ -92,6 +92,7 @@ def run_layers(config: ModelConfig, count: int, x: jax.Array, cache: Any, given:
         split_rngs={"params": True},
         in_axes=cast(Any, (0, 0, nn.broadcast)),  # flax declares an int
         length=count,
+        unroll=count if config.unroll else 1,
     )
     (x, cache), kept = layers(config, name="layers")((x, cache), jnp.arange(count), kept, given)
     return x, cache, kept

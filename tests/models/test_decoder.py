@@ -179,13 +179,22 @@ def test_a_row_that_has_ended_leaves_nothing_to_attend_to():
     np.testing.assert_array_equal(cache.filled, expected)
 
 
-def test_recomputing_layers_in_the_backward_pass_changes_no_gradient():
+@pytest.mark.parametrize("how", [{"remat": True}, {"unroll": True}, {"remat": True, "unroll": True}])
+def test_recomputing_layers_and_doing_without_a_loop_changes_no_gradient(how):
     batch = right_padded(LENGTHS, WIDTH)
 
     def gradient(config):
         return jax.jit(jax.grad(lambda params: jnp.sum(built(config).logprobs(params, batch, 1.0))))(lively(LLAMA))
 
-    assert_trees_close(gradient(LLAMA), gradient(dataclasses.replace(LLAMA, remat=True)), atol=2e-5, rtol=1e-5)
+    assert_trees_close(gradient(LLAMA), gradient(dataclasses.replace(LLAMA, **how)), atol=2e-5, rtol=1e-5)
+
+
+def test_without_a_loop_there_is_none():
+    batch = right_padded(LENGTHS, WIDTH)
+    for unroll in (False, True):
+        hidden = built(dataclasses.replace(LLAMA, unroll=unroll)).hidden
+        text = jax.jit(hidden).lower(lively(LLAMA), batch).as_text()
+        assert ("stablehlo.while" in text) != unroll
 
 
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
