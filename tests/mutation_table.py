@@ -181,6 +181,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("rollout/slots.py", "rollout/test_generate.py"): [
         ("[None, :] < self.count[:, None]", "[None, :] <= self.count[:, None]"),
+        ("jnp.repeat(x, rows // prompts, axis=axis)", "jnp.concatenate([x] * (rows // prompts), axis=axis)"),
         ("// (rows // prompts)", "* 0"),
         ("put(slots.position, queue.position[prompt])", "slots.position"),
         ("put(slots.key, queue.key[row])", "slots.key"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import partial
 
 import jax
@@ -14,7 +15,7 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.cache import names_of
 from rlhf_jax.models.params import in_dtype
 from rlhf_jax.rollout.sampling import sample_tokens
-from rlhf_jax.rollout.slots import Queue, Responses, Slots, empty_slots, no_responses, put_down, seat
+from rlhf_jax.rollout.slots import Queue, Responses, Slots, no_responses, open_slots, put_down, seat
 from rlhf_jax.sharding import in_one_piece, over_rows, pieces
 from rlhf_jax.types import Params, Rollout, TokenBatch
 
@@ -131,12 +132,17 @@ def _write(
         turn, s = until_free(turn, s, queue.waiting)
         return turn, *over_rows(partial(seat, count=enough), names_of, s, queue)
 
-    hidden, read = model.prefill(params, prompts, width)
+    # Where none waits, what is read of the prompts lies where it stays.
+    hidden, read = model.prefill(params, prompts, width if slots < rows else width + new_tokens)
     position = jnp.sum(prompts.segments != 0, axis=1, dtype=jnp.int32) - 1
     queue = Queue(hidden, position, read, keys, jnp.ones((rows,), bool), no_responses(rows, new_tokens))
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((slots, *x.shape[1:]), x.dtype), prompts)
-    cache = jax.eval_shape(lambda params, one: model.prefill(params, one, width + new_tokens)[1], params, one)
-    s, queue = over_rows(partial(seat, count=own), names_of, empty_slots(slots, queue, cache), queue)
+    cache = jax.eval_shape(
+        lambda params, prompts: model.prefill(params, prompts, width + new_tokens)[1], params, prompts
+    )
+    more = jax.tree.map(
+        lambda whole, part: max(a - b for a, b in zip(whole.shape, part.shape, strict=True)), cache, read
+    )
+    s, queue = over_rows(partial(open_slots, share=Fraction(slots, rows), more=more), names_of, queue)
     turn, s = jnp.int32(0), draw(s, s.hidden)
     if slots == rows:
         _, s = until_free(turn, s, queue.waiting)

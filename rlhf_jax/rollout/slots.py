@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -59,19 +60,32 @@ def no_responses(rows: int, new_tokens: int) -> Responses:
     return Responses(columns.astype(jnp.int32), columns, jnp.zeros((rows,), jnp.int32), jnp.zeros((rows,), bool))
 
 
-def empty_slots(count: int, queue: Queue, cache: Any) -> Slots:
-    """So many slots in which nothing stands, with a cache like `cache` (shapes), filled with zeros."""
-    nobody, rows = jnp.zeros((count,), bool), queue.waiting.shape[0]
-    return Slots(
+def open_slots(queue: Queue, share: Fraction, more: Any) -> tuple[Slots, Queue]:
+    """The first of all responses, this share of them, in slots; each part of the cache has `more` columns, which are empty."""
+    rows, prompts = queue.waiting.shape[0], queue.position.shape[0]
+    count = int(rows * share)
+
+    def first(x: jax.Array, axis: int = 0) -> jax.Array:
+        x = x if rows == prompts else jnp.repeat(x, rows // prompts, axis=axis)
+        return jax.lax.slice_in_dim(x, 0, count, axis=axis)
+
+    def part(x: jax.Array, columns: int) -> jax.Array:
+        rows_at, columns_at = (1, 3) if x.ndim == 5 else (0, 1)
+        widths = [(0, columns if axis == columns_at else 0) for axis in range(x.ndim)]
+        return jnp.pad(first(x, rows_at), widths) if columns else first(x, rows_at)
+
+    everybody = jnp.ones((count,), bool)
+    slots = Slots(
         text=no_responses(count, queue.done.tokens.shape[1]),
-        row=jnp.full((count,), rows, jnp.int32),
+        row=jnp.arange(count, dtype=jnp.int32),
         key=queue.key[:count],
-        alive=nobody,
-        fresh=nobody,
-        position=jnp.zeros((count,), jnp.int32),
-        hidden=jnp.zeros((count, queue.hidden.shape[1]), queue.hidden.dtype),
-        cache=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), cache),
+        alive=everybody,
+        fresh=everybody,
+        position=first(queue.position),
+        hidden=first(queue.hidden),
+        cache=jax.tree.map(part, queue.cache, more),
     )
+    return slots, dataclasses.replace(queue, waiting=jnp.arange(rows) >= count)
 
 
 def seat(slots: Slots, queue: Queue, count: int) -> tuple[Slots, Queue]:
