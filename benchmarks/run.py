@@ -93,9 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--profile", type=Path, metavar="DIR", help="write a trace of a step, and tell what it spends its time on"
     )
-    parser.add_argument(
-        "--began", type=float, help=argparse.SUPPRESS
-    )  # in this process: for the one workload and size given
+    # In this process, which was started then: for the one workload and size given.
+    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.steps < 1:
         parser.error(f"--steps {options.steps}: at least 1")
@@ -115,4 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except subprocess.CalledProcessError as error:  # it has said why
+        sys.exit(error.returncode)

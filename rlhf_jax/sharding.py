@@ -224,7 +224,8 @@ def over_tokens(function: Callable[..., Any], weights: Any, *arrays: jax.Array) 
 def over_rows(function: Callable[..., Any], names: Callable[[int], Sequence[str | None]], *trees: Any) -> Any:
     """`function(*trees)` with the part of each device apart, where `names` gives the logical axes of arrays of so many dimensions.
 
-    The arrays that come out are like those that go in. Without an ambient mesh, or where nothing divides, it is called as it is.
+    Rows that come out are of the same device as those that go in, and as many in all as the function would give for all rows at once.
+    Without an ambient mesh, or on one device, it is called as it is.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -233,7 +234,6 @@ def over_rows(function: Callable[..., Any], names: Callable[[int], Sequence[str 
     def specs(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: spec_of(names(leaf.ndim), leaf.shape, mesh), tree)
 
-    # What comes out has the layout of what goes in: of as many dimensions, and as long.
     out = specs(jax.eval_shape(function, *trees))
     return jax.shard_map(function, mesh=mesh, in_specs=specs(trees), out_specs=out, check_vma=False)(*trees)
 

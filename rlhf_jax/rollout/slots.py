@@ -48,7 +48,7 @@ class Queue:
 
     hidden: Float[Array, "P D"]
     position: Int[Array, "P"]  # of the last token
-    cache: Any  # as many columns as the prompts have
+    cache: Any  # with columns for the prompts, and for responses where none waits
     key: Key[Array, "B"]
     waiting: Bool[Array, "B"]
     done: Responses

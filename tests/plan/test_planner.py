@@ -98,3 +98,11 @@ def test_operations_are_those_of_the_matrices_by_hand(quickstart):
 def test_a_mesh_of_other_chips_is_refused(quickstart):
     with pytest.raises(ValueError, match="data=1 fsdp=1 tensor=1 has 1 devices, and v5e:2x2 has 4"):
         plan(quickstart, TOPOLOGY)
+
+
+def test_responses_in_slots_are_as_much_work_as_all_at_once():
+    dapo = find("smoke/dapo").experiment("cpu")
+    assert dapo.ppo is not None and dapo.ppo.slots == dapo.ppo.prompts * dapo.ppo.samples // 2
+    at_once = dataclasses.replace(dapo, ppo=dataclasses.replace(dapo.ppo, slots=None))
+    slots, whole = (work_of(experiment, ["ppo/responses"])["ppo/responses"][0] for experiment in (dapo, at_once))
+    assert 0.9 * whole < slots <= whole  # the first token of the second half is drawn in the loop
