@@ -255,13 +255,15 @@ def run_study(plan: Plan, study: Study) -> None:
     write_study(plan.directory, study.seed, plan.seeds, plan.entry.study_program()(study, plan.seeds))
 
 
-def run_seed(experiment: Experiment, directory: Path, data_root: Path | None, notice: Notice) -> None:
-    """All stages of one seed; its summary is the last thing that is written."""
+def run_seed(
+    experiment: Experiment, directory: Path, data_root: Path | None, notice: Notice, programs: Any = None
+) -> None:
+    """All stages of one seed, by programs that others may share; its summary is the last thing that is written."""
     from rlhf_jax.loops.pipeline import run_experiment
     from rlhf_jax.loops.run import open_run
 
     with own_directory(directory) as own:
-        run_experiment(open_run(experiment, own, shared=directory, data_root=data_root, notice=notice))
+        run_experiment(open_run(experiment, own, programs, shared=directory, data_root=data_root, notice=notice))
 
 
 @contextlib.contextmanager

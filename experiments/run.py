@@ -3,6 +3,7 @@
 python -m experiments.run list
 python -m experiments.run show quickstart --set ppo.kl_coef=0.1
 python -m experiments.run run quickstart --seeds 3 --set ppo.kl_coef=0.1 --workdir runs/more-kl
+python -m experiments.run sweep smoke/ppo --over ppo.kl_coef=0.05,0.1,0.2 --over seed=0..3
 python -m experiments.run report runs/quickstart runs/more-kl --out comparison.html
 python -m experiments.run export runs/quickstart --out policy
 python -m experiments.run replay runs/quickstart --fault sft-12
@@ -20,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.registry import SCALES, Entry, entries, find
 from rlhf_jax.config import Experiment
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from rlhf_jax.report.runs import RunFiles
 
 DEBUG = "RLHF_JAX_DEBUG"
-USER_ERROR, INTERRUPTED = 2, 130  # beside PREEMPTED, 75
+FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # beside PREEMPTED, 75
 OURS = tuple(str(Path(__file__).resolve().parents[1] / package) + os.sep for package in ("rlhf_jax", "experiments"))
 STYLES = {"holds": "green", "does not hold": "red"}
 EPILOG = (
@@ -47,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, 2 for what the caller can mend, 75 after SIGTERM, 130 when interrupted. Mistakes of ours keep their traceback."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
+    options.arguments = arguments
     try:
-        options.command(options)
+        return options.command(options) or 0
     except KeyboardInterrupt:
         print(f"\ninterrupted{_how_to_resume(arguments)}", file=sys.stderr)
         return INTERRUPTED
@@ -60,7 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {message_of(error)}", file=sys.stderr)
         return USER_ERROR
-    return 0
 
 
 def is_user_error(error: Exception) -> bool:
@@ -124,6 +125,34 @@ def run_command(options: argparse.Namespace) -> None:
         run = execute(Plan(entry, experiment, directory, seeds, resume, options.data_root, notice, options.remesh))
     if run is not None:
         print_outcome(run)
+
+
+def sweep_command(options: argparse.Namespace) -> int:
+    """Runs an experiment at every combination of some values, and prints their table."""
+    from experiments.sweep import CSV, ERROR, plan_sweep, run_part, run_sweep
+    from rlhf_jax.report.runs import REPORT
+
+    entry = find(options.name)
+    directory = Path("runs") / f"{entry.name}-sweep" if options.workdir is None else options.workdir
+
+    def resolved(settings: Sequence[str]) -> Experiment:
+        return resolve(entry, argparse.Namespace(**vars(options) | {"set": [*options.set, *settings]}))
+
+    with joined(), noticing() as notice:
+        sweep = plan_sweep(entry, options.over, resolved, directory, options.data_root, notice)
+        if options.list:
+            for number, cells in enumerate(sweep.groups):
+                print(f"group {number}: {', '.join(cell.plan.directory.name for cell in cells)}")
+            return 0
+        if options.group is not None:
+            return FAILED if run_part(sweep, options.group) else 0
+        resume = options.resume is not None
+        table, failed = run_sweep(sweep, resume=resume, again=options.arguments, show=options.show)
+    print_table(table.columns, table.rows)
+    print(f"table: {directory / CSV}\nreport: {directory / REPORT}")
+    if failed:
+        print(f"{failed} runs failed, and are tried again with --resume; what they said is in {ERROR} in their folders")
+    return FAILED if failed else 0
 
 
 def report_command(options: argparse.Namespace) -> None:
@@ -206,26 +235,31 @@ def resolve(entry: Entry, options: argparse.Namespace) -> Experiment:
 
 def print_outcome(run: RunFiles) -> None:
     """Figures, verdicts, and where the report is."""
-    from rich.table import Table
-
     from rlhf_jax.report.figures import figure_tables, interval, number, what_spread_means
     from rlhf_jax.report.runs import REPORT
 
     console = _console()
     for table in figure_tables(run.figures):
-        shown = Table(title=table.title, box=None, title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
-        shown.add_column(table.columns[0], no_wrap=True)
-        for column in table.columns[1:]:
-            shown.add_column(column, no_wrap=True, justify="right")
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown, "")
+        print_table(table.columns, table.rows, table.title)
     console.print(what_spread_means(run.finished), style="dim", markup=False)
     for v in run.verdicts:
         value = "" if v["value"] is None else f": {number(v['value'])}, 95 % interval {interval(v['interval'])}"
         console.print(f"{v['verdict']:<14}", style=STYLES.get(v["verdict"], "yellow"), end="")
         console.print(f"{v['signature']}; {v['statistic']}{value}", markup=False, highlight=False)
     print(f"report: {run.directory / REPORT}")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+    """Rows of words under columns, the first of which names the row."""
+    from rich.table import Table
+
+    shown = Table(title=title, box=None, title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
+    shown.add_column(columns[0], no_wrap=True)
+    for column in columns[1:]:
+        shown.add_column(column, no_wrap=True, justify="right")
+    for row in rows:
+        shown.add_row(*map(str, row))
+    _console().print(shown, "", markup=False)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -242,7 +276,8 @@ def _parser() -> argparse.ArgumentParser:
     command("list", list_command, "every experiment: paper, claim, scales and cost")
     show = command("show", show_command, "one experiment: what it is, and its whole config")
     run = command("run", run_command, "run an experiment over its seeds, and judge its claims")
-    for each in (show, run):
+    sweep = command("sweep", sweep_command, "run an experiment at every combination of some values, over seeds")
+    for each in (show, run, sweep):
         each.add_argument("name", metavar="NAME", help="a name from `list`")
         each.add_argument("--scale", choices=SCALES, help="default: cpu, where the experiment has it")
         each.add_argument(
@@ -251,14 +286,25 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--seeds", type=_count, metavar="N", help="how many; default 1, or with --resume as many as had begun"
     )
-    run.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/NAME")
-    run.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        choices=("auto",),
-        help="go on from the newest checkpoints, or start where there are none; `--resume` and `--resume auto` are the same",
+    sweep.add_argument(
+        "--over",
+        action="append",
+        required=True,
+        metavar="a.b=x,y,z",
+        help="values of a field, or a.b=FIRST..LAST; repeated, every combination is run; seed=0..7 are the seeds of each",
     )
+    sweep.add_argument("--show", nargs="+", default=[], metavar="FIGURE", help="in table and plots; default: headlines")
+    sweep.add_argument("--list", action="store_true", help="say which cells share a process, and run nothing")
+    sweep.add_argument("--group", type=int, metavar="K", help="run one of these groups alone, as a job of its own")
+    for each, default in ((run, "runs/NAME"), (sweep, "runs/NAME-sweep")):
+        each.add_argument("--workdir", type=Path, metavar="DIR", help=f"default: {default}")
+        each.add_argument(
+            "--resume",
+            nargs="?",
+            const="auto",
+            choices=("auto",),
+            help="go on from the newest checkpoints, or start where there are none; the same as `--resume auto`",
+        )
     run.add_argument(
         "--remesh",
         action="store_true",
@@ -294,7 +340,7 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("directory", type=Path, metavar="DIR")
     again.add_argument("--seed", type=int, metavar="N", help="default: the first")
     again.add_argument("--fault", metavar="STAGE-STEP", help="a folder in the seed's faults/; default: the last")
-    for each in (run, export, again):
+    for each in (run, sweep, export, again):
         each.add_argument("--data-root", type=Path, metavar="DIR", help="where data sets lie; default: $RLHF_JAX_DATA")
     command("golden", golden_command, "rewrite experiments/golden/ after a change of a config that is meant")
     return parser
@@ -318,7 +364,7 @@ def _unindented(doc: str) -> str:
 
 
 def _how_to_resume(arguments: Sequence[str]) -> str:
-    if arguments[:1] != ["run"]:
+    if arguments[:1] not in (["run"], ["sweep"]):
         return ""
     again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
     return f"; go on with: python -m experiments.run {shlex.join(again)}"

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import shutil
+import threading
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,8 @@ from rlhf_jax.frozen import join_frozen, split_frozen
 MANIFEST = "checksums.json"
 HELD_OUT, METRICS = "held_out_loss", "metrics/"
 SHOWN = 4  # faults of one checkpoint, at most, in a warning
+# Orbax numbers what it writes beside others in one process, and two that begin together get in each other's way.
+WRITING = threading.Lock()
 
 
 class Checkpoints:
@@ -77,12 +80,17 @@ class Checkpoints:
         live, _ = split_frozen(state)
         processes.agreed(lambda: check_room(self._directory, live))
         measured: Any = None if held_out is None else {HELD_OUT: held_out}
-        begun = self._checkpointer.save_checkpointables_async(
-            step, {"state": live}, force=True, overwrite=True, metrics=measured
-        )
-        if begun is None:
-            raise OSError(f"{self._directory}: checkpoint of step {step} was not written")
-        self._writing = self._beside.submit(self._finish, step, begun)
+        WRITING.acquire()  # until it is finished
+        try:
+            begun = self._checkpointer.save_checkpointables_async(
+                step, {"state": live}, force=True, overwrite=True, metrics=measured
+            )
+            if begun is None:
+                raise OSError(f"{self._directory}: checkpoint of step {step} was not written")
+            self._writing = self._beside.submit(self._finish, step, begun)
+        except BaseException:
+            WRITING.release()
+            raise
 
     def wait(self) -> None:
         """Returns when everything that was saved is whole on disk. Raises: OSError naming the checkpoint that could not be written."""
@@ -101,6 +109,8 @@ class Checkpoints:
                 seal(place)
         except Exception as error:  # of the file system by way of several libraries, each with errors of its own
             raise OSError(f"{place}: this checkpoint could not be written: {error}") from error
+        finally:
+            WRITING.release()
 
     def link(self, step: int, place: Path) -> int | None:
         """Keeps the newest checkpoint of at most this step in another place too, whatever becomes of it here; None where there is none."""

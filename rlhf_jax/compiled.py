@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax.frozen import join_frozen, split_frozen
-from rlhf_jax.sharding import compiler_options, in_device_memory, place, tree_shardings
+from rlhf_jax.sharding import compiler_options, in_device_memory, initialise, place, tree_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,26 @@ class Recompiled(RuntimeError):
     """A program that was compiled again, for arguments of another shape, type or place than before."""
 
 
+class Kinds:
+    """The kinds of arguments that a program was compiled for, of which `allowed` are expected; None: any number."""
+
+    def __init__(self, allowed: int | None) -> None:
+        self._allowed, self._seen = allowed, []
+
+    def note(self, args: Any) -> None:
+        """Remembers arguments that it is compiled for. Raises: Recompiled, naming what changed, where there are too many kinds."""
+        kind = _kind(args)
+        self._seen.append(kind)
+        if self._allowed is None or len(self._seen) <= self._allowed:
+            return
+        nearest = min(self._seen[:-1], key=lambda other: len(_changes(other, kind)))
+        changed = _changes(nearest, kind) or ["what JAX is set to, as the arguments are of the same kind"]
+        more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
+        raise Recompiled(
+            f"compiled for {len(self._seen)} kinds of arguments, and {self._allowed} expected: {'; '.join(changed[:4])}{more}"
+        )
+
+
 class Compiled:
     """A pure function under jit on a mesh. `trace` and `lower` need shapes alone.
 
@@ -58,10 +78,10 @@ class Compiled:
     def __init__(self, function: Callable, mesh: Mesh, programs: int | None = None):
         self._mesh = mesh
         self._jit: Any = jax.jit(function, compiler_options=compiler_options(mesh))
-        self._allow(programs)
+        self._guard(programs)
 
-    def _allow(self, programs: int | None) -> None:
-        self._programs, self._kinds = programs, []
+    def _guard(self, programs: int | None) -> None:
+        self._kinds, self._called = None if programs is None else Kinds(programs), False
 
     def __call__(self, *args):
         """What the function gives; arrays that wait in host memory come to the devices first. Raises: Recompiled, naming what changed."""
@@ -69,21 +89,10 @@ class Compiled:
         before = self._jit._cache_size()  # which counts for all that have this function under jit
         with jax.set_mesh(self._mesh):
             result = self._jit(*args)
-        if self._programs is not None and (not self._kinds or self._jit._cache_size() > before):
-            self._note(_kind(args))
+        if self._kinds is not None and (not self._called or self._jit._cache_size() > before):
+            self._called = True
+            self._kinds.note(args)
         return result
-
-    def _note(self, kind: dict[str, str]) -> None:
-        """Remembers arguments that it was compiled for."""
-        self._kinds.append(kind)
-        if self._programs is None or len(self._kinds) <= self._programs:
-            return
-        nearest = min(self._kinds[:-1], key=lambda other: len(_changes(other, kind)))
-        changed = _changes(nearest, kind) or ["what JAX is set to, as the arguments are of the same kind"]
-        more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
-        raise Recompiled(
-            f"compiled for {len(self._kinds)} kinds of arguments, and {self._programs} expected: {'; '.join(changed[:4])}{more}"
-        )
 
     def trace(self, *args) -> Traced:
         """The traced program for these arguments, which may be ShapeDtypeStructs with shardings."""
@@ -111,7 +120,7 @@ class CompiledStep(Compiled):
         self._jit = jax.jit(laid_out, donate_argnums=(0,), compiler_options=compiler_options(mesh))
         # JAX looks for a NaN by taking the step again, operation by operation, for which the state must still be there.
         self._searched = jax.jit(laid_out, compiler_options=compiler_options(mesh))
-        self._allow(programs)
+        self._guard(programs)
 
     def __call__(self, state, *args):
         live, frozen = split_frozen(state)
@@ -164,3 +173,26 @@ def compile_step(step: Callable, mesh: Mesh, programs: int | None = 1) -> Compil
 def compile_function(function: Callable, mesh: Mesh, programs: int | None = None) -> Compiled:
     """A pure function of parameters and batches (scoring, generation) as one compiled program; nothing is donated."""
     return Compiled(function, mesh, programs)
+
+
+class Programs:
+    """Compiles what a run needs, on its mesh.
+
+    Each program is told as `make` and the configs whose numbers it is built of: `make(*configs)` is the pure function.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+
+    def step(self, make: Callable[..., Callable], *configs: Any, programs: int | None = 1) -> Callable:
+        """A training step, as `compile_step`."""
+        return compile_step(make(*configs), self.mesh, programs)
+
+    def function(self, make: Callable[..., Callable], *configs: Any, programs: int | None = None) -> Callable:
+        """A function of parameters and batches, as `compile_function`."""
+        return compile_function(make(*configs), self.mesh, programs)
+
+    def maker(self, make: Callable[..., Callable], *configs: Any) -> Callable:
+        """A function that makes parameters or states, laid out on the mesh as these are."""
+        made = make(*configs)
+        return lambda *args: initialise(made, *in_device_memory(args), mesh=self.mesh)

@@ -371,11 +371,11 @@ def place_rows(part: Any, mesh: Mesh, own: np.ndarray | None, rows: int) -> Any:
     return jax.tree.map(lay, part, batch_shardings(part, mesh))
 
 
-def initialise(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -> Any:
-    """`init(key)`, each device making only its own shard."""
-    shapes = jax.eval_shape(init, key)
+def initialise(make: Callable[..., Any], *args: Any, mesh: Mesh) -> Any:
+    """The parameters or the state that `make(*args)` gives, each device making only its own shard."""
+    shapes = jax.eval_shape(make, *args)
     with jax.set_mesh(mesh):
-        return jax.jit(init, out_shardings=tree_shardings(shapes, mesh), compiler_options=compiler_options(mesh))(key)
+        return jax.jit(make, out_shardings=tree_shardings(shapes, mesh), compiler_options=compiler_options(mesh))(*args)
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:

@@ -110,7 +110,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("loops/preference.py", "loops/test_kto.py"): [
         ("kto_baseline(params, reference, batch, ", "kto_baseline(reference, params, batch, "),
-        ("kto_baseline(p[0], p[1], batch, ", "kto_baseline(p[0], p[0], batch, "),
+        ("kto_baseline(both[0], both[1], batch, ", "kto_baseline(both[0], both[0], batch, "),
     ],
     ("losses/q_learning.py", "losses/test_q_learning.py"): [
         ("[:, 1:], ((0, 0), (0, 1)))", "[:, :-1], ((0, 0), (1, 0)))"),

@@ -154,6 +154,16 @@ def test_a_job_of_slurm_queues_again_where_it_can_go_on(tmp_path, codes, restart
     assert not queued or (tmp_path / "queued").read_text() == "requeue 7\n"
 
 
+def test_a_job_of_an_array_runs_its_group_of_a_sweep(tmp_path):
+    stand_in(tmp_path, "srun", SRUN)
+    stand_in(tmp_path, "task-python", PYTHON)
+    job = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "COMMAND": "sweep", "PYTHON": "task-python", "CODES": "0"}
+    command = ["bash", str(LAUNCH / "slurm.sh"), "smoke/sft", "--over", "policy.width=16,32", "--workdir", "sweep"]
+    assert subprocess.run(command, env=environment(tmp_path, **job), cwd=tmp_path).returncode == 0
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[asked.index("sweep") :] == ["sweep", *command[2:], "--resume", "auto", "--group", "3"]
+
+
 def test_a_command_is_started_again_only_where_it_can_go_on(tmp_path):
     counted = tmp_path / "count"
     script = f"echo x >> {counted}; [ $(wc -l < {counted}) -lt 3 ] && exit 75; exit 4"

@@ -308,7 +308,7 @@ def test_devices_share_an_epoch_out_every_prompt_once_and_no_two_samples_share_t
 
 def test_parameters_made_on_a_mesh_are_those_made_on_one_device():
     model, mesh, key = built(LLAMA), make_mesh(CUBE), jax.random.key(3)
-    made = initialise(model.init, key, mesh)
+    made = initialise(model.init, key, mesh=mesh)
     assert made["tokens"]["embedding"].addressable_shards[0].data.shape == (16, 8)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), made, jax.jit(model.init)(key))
 

@@ -5,6 +5,7 @@
 #SBATCH --requeue
 #SBATCH --signal=TERM@180
 # sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 slurm.sh EXPERIMENT [--set a.b=c ...] --workdir DIR
+# COMMAND=sweep sbatch --array=0-3 --gpus-per-node=1 slurm.sh EXPERIMENT --over a.b=x,y ... --workdir DIR: a job for each group of a sweep
 # Runs an experiment with a process for each GPU. Three minutes before its time is up it saves, and queues again. See slurm.md.
 export FAILED="$PWD/slurm-$SLURM_JOB_ID.failed"
 rm -f "$FAILED"
@@ -18,7 +19,7 @@ srun --kill-on-bad-exit=0 --label bash -c '
         0 | 75 | 134 | 137) ;;
         *) touch "$FAILED" ;;
     esac
-    exit "$code"' task "${PYTHON:-python}" -m experiments.run run "$@" --resume auto
+    exit "$code"' task "${PYTHON:-python}" -m experiments.run "${COMMAND:-run}" "$@" --resume auto ${SLURM_ARRAY_TASK_ID:+--group "$SLURM_ARRAY_TASK_ID"}
 code=$?
 case $code in
     75 | 134 | 137)

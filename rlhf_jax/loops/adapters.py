@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.compiled import compile_function
 from rlhf_jax.config import LoRA
 from rlhf_jax.files import write_atomic
 from rlhf_jax.loops.run import Run
@@ -36,8 +36,7 @@ class Trainee:
         """The model's own parameters of trained ones: adapters merged into the weights, everything else as it is."""
         if self.lora is None:
             return params
-        lora = self.lora
-        return compile_function(lambda params: merged(params, lora), self.run.mesh)(params)
+        return self.run.programs.function(partial(partial, merged, config=self.lora))(params)
 
 
 def check_base(run: Run, stage: str, params: Params, *, write: bool = True) -> None:
@@ -67,7 +66,7 @@ def fingerprint(run: Run, params: Params) -> str:
         words = jnp.stack([bits, bits ^ (bits >> 15)])
         return jnp.sum(words * place[None], axis=1, dtype=jnp.uint32)
 
-    sums = compile_function(lambda tree: jax.tree.map(of, tree), run.mesh)(params)
+    sums = run.programs.function(lambda: partial(jax.tree.map, of))(params)
     return hashlib.sha256(b"".join(part.tobytes() for part in jax.tree.leaves(on_host(sums)))).hexdigest()[:16]
 
 

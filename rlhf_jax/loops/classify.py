@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import ModelConfig, Optim
 from rlhf_jax.data.batching.batches import evaluation_batches, label_batches, pad_labels
 from rlhf_jax.data.erasure.seen import seen_from_the_start
@@ -24,7 +23,7 @@ from rlhf_jax.losses.classification import class_loss
 from rlhf_jax.models import Model, build_model
 from rlhf_jax.models.params import carry_over, count_parameters
 from rlhf_jax.processes import on_host
-from rlhf_jax.sharding import initialise, place_batch
+from rlhf_jax.sharding import place_batch
 from rlhf_jax.train import TrainState, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import LossFn, Params, TokenBatch
@@ -47,7 +46,7 @@ def make_class_step(model: Model, optim: Optim) -> tuple[LossFn, Callable]:
 
 def classifier_start(run: Run, shape: ModelConfig, trunk: Params) -> Params:
     """The classifier's first parameters: a trunk with fresh heads."""
-    return carry_over(trunk, initialise(build_model(shape).init, run.key("classify"), run.mesh))
+    return carry_over(trunk, run.programs.maker(lambda: build_model(shape).init)(run.key("classify")))
 
 
 def run_classify(run: Run, trunk: Params, texts: Texts) -> Classification:
@@ -62,8 +61,8 @@ def run_classify(run: Run, trunk: Params, texts: Texts) -> Classification:
     run.note_batches("classify", batches)
     start = classifier_start(run, shape, trunk)
     begun = trainee(run, "classify", build_model(shape), start)
-    loss, update = make_class_step(begun.model, config.optim)
-    step = compile_step(update, run.mesh)
+    make = partial(make_class_step, begun.model)
+    step = run.programs.step(lambda optim: make(optim)[1], config.optim)
 
     def advance(state: TrainState, number: int) -> Advanced:
         batch = run.batch(batches, number)
@@ -71,7 +70,10 @@ def run_classify(run: Run, trunk: Params, texts: Texts) -> Classification:
         return Advanced(state, metrics, batch)
 
     held_out = pad_labels(texts.encode(examples.held_out), length, pad) if examples.held_out else None
-    measure = None if held_out is None else make_evaluation(loss, run, held_out, experiment.evaluation.rows)
+    measure = None
+    if held_out is not None:
+        rows = experiment.evaluation.rows
+        measure = make_evaluation(run, held_out, rows, lambda optim: make(optim)[0], config.optim)
     state = run_stage(
         run,
         "classify",
@@ -117,7 +119,7 @@ def run_classify(run: Run, trunk: Params, texts: Texts) -> Classification:
 
 def class_logits_of(run: Run, model: Model, params: Params, data: TokenBatch) -> np.ndarray:
     """The logits of each row of a padded data set, [N, C]."""
-    program = compile_function(model.class_logits, run.mesh)
+    program = run.programs.function(lambda: model.class_logits)
     batches = evaluation_batches(data, run.experiment.evaluation.rows)
     rows = [on_host(program(params, place_batch(batch, run.mesh))) for batch in batches]
     return np.concatenate(rows)[: len(data.tokens)]

@@ -105,7 +105,7 @@ def sampler_of(run: Run, policy: Model, texts: Texts) -> Sampler:
     return make_sampler(
         policy,
         texts.tokenizer,
-        run.mesh,
+        run.programs,
         rows=size.rows,
         prompt_length=experiment.text.prompt_length,
         new_tokens=size.new_tokens,

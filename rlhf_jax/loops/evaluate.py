@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.compiled import compile_function
 from rlhf_jax.config import Experiment
 from rlhf_jax.data.schema import Comparison, Prompt
 from rlhf_jax.data.tokens.texts import Texts
@@ -117,13 +116,13 @@ def make_judge(run: Run, texts: Texts, model: Model, reference: Params, scorer: 
         make_sampler,
         model,
         texts.tokenizer,
-        run.mesh,
+        run.programs,
         rows=config.rows,
         prompt_length=run.experiment.text.prompt_length,
         new_tokens=config.new_tokens,
         ending=ending_of(texts, run.experiment.ppo),
     )
-    describe = compile_function(partial(describe_rows, policy=model), run.mesh)
+    describe = run.programs.function(lambda: partial(describe_rows, policy=model))
     return Judge(run, texts, reference, sampler(), sampler(greedy=True), describe, scorer)
 
 

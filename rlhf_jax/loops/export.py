@@ -30,7 +30,6 @@ from rlhf_jax.models.lora import BASE, merged
 from rlhf_jax.models.params import carry_over, without_scores
 from rlhf_jax.overrides import from_dict
 from rlhf_jax.report.runs import CONFIG, SEED, read_json, seed_directories
-from rlhf_jax.sharding import initialise
 from rlhf_jax.types import Params
 
 MODEL = "model.bin"
@@ -207,7 +206,7 @@ def with_base(run: Run, stage: str, params: Params, lora: LoRA) -> Params:
         base = with_base(run, before, tuned, lora)
     shape = {"reward": experiment.reward_shape, "classify": experiment.classifier_shape}.get(stage)
     if shape is not None:
-        base = carry_over(base, initialise(build_model(shape).init, run.key(stage), run.mesh))
+        base = carry_over(base, run.programs.maker(lambda: build_model(shape).init)(run.key(stage)))
     whole = {**params, BASE: Frozen(without_scores(base))}
     check_base(run, stage, whole, write=False)
     return merged(whole, lora)

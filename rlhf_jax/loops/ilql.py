@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 
-from rlhf_jax.compiled import compile_step
 from rlhf_jax.config import ILQL
 from rlhf_jax.data.batching.batches import Mixture, pad_rewarded, rewarded_batches
 from rlhf_jax.data.schema import Comparison, LabelledReply, Rated, Record
@@ -19,7 +17,6 @@ from rlhf_jax.loops.sft import make_evaluation
 from rlhf_jax.losses.q_learning import ilql_loss, with_targets
 from rlhf_jax.models.critics import Critics, build_critics
 from rlhf_jax.models.params import carry_over
-from rlhf_jax.sharding import in_device_memory, initialise, tree_shardings
 from rlhf_jax.train.critics import CriticState, make_critic_step, start_critics
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import LossFn, Params
@@ -53,10 +50,9 @@ def run_ilql(
     batches = rewarded_batches(parts, config.optim.rows, length, pad, experiment.seed)
     run.note_batches("ilql", batches)
     critics = build_critics(experiment.policy)
-    params = initialise(critics.init, run.key("ilql"), run.mesh)
+    params = run.programs.maker(lambda: critics.init)(run.key("ilql"))
     params |= {"trunk": carry_over(policy_params, params["trunk"])}
-    loss, update = make_ilql_step(critics, config)
-    step = compile_step(update, run.mesh)
+    step = run.programs.step(lambda c: make_ilql_step(critics, c)[1], config)
 
     def advance(state: CriticState, number: int) -> Advanced:
         batch = run.batch(batches, number)
@@ -66,10 +62,12 @@ def run_ilql(
     measure = None
     if held_out:
 
-        def measured(both: tuple[Params, Params], batch):
-            return loss(both[0], with_targets(both[1], batch, critics=critics.values))
+        def on_targets(config: ILQL):
+            loss, _ = make_ilql_step(critics, config)
+            return lambda both, batch: loss(both[0], with_targets(both[1], batch, critics=critics.values))
 
-        measure = make_evaluation(measured, run, pad_rewarded(held_out, length, pad), experiment.evaluation.rows)
+        rows = experiment.evaluation.rows
+        measure = make_evaluation(run, pad_rewarded(held_out, length, pad), rows, on_targets, config)
     state = run_stage(
         run,
         "ilql",
@@ -85,10 +83,7 @@ def run_ilql(
 
 def fresh_critics(run: Run, params: Params, config: ILQL) -> CriticState:
     """The state before the first update, laid on the run's mesh."""
-    start = partial(start_critics, tx=make_optimizer(config.optim))
-    return jax.jit(start, out_shardings=tree_shardings(jax.eval_shape(start, params), run.mesh))(
-        in_device_memory(params)
-    )
+    return run.programs.maker(lambda optim: partial(start_critics, tx=make_optimizer(optim)), config.optim)(params)
 
 
 def guidance(policy_params: Params, critics: Params, beta: float) -> Params:

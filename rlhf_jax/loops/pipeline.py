@@ -57,7 +57,6 @@ from rlhf_jax.processes import on_host
 from rlhf_jax.report.metrics import read_metrics
 from rlhf_jax.rollout.guided import guided
 from rlhf_jax.rollout.replies import response_texts
-from rlhf_jax.sharding import initialise
 from rlhf_jax.types import Params, Rollout
 
 SUMMARY, SAMPLES, CALIBRATION = "summary.json", "samples.jsonl", "calibration.json"
@@ -152,7 +151,7 @@ def start_params(run: Run, config: ModelConfig) -> Params:
     """
     model, experiment = build_model(config), run.experiment
     if experiment.checkpoint is None:
-        return initialise(model.init, run.key("init"), run.mesh)
+        return run.programs.maker(lambda: model.init)(run.key("init"))
     return read_policy(locate(experiment.checkpoint, run.data), config, run.mesh)
 
 
@@ -195,7 +194,7 @@ def reward_stage(
         outcome.figures["reward/rejected_rows"] = float(examples.rejected)
 
     model = build_model(experiment.reward_shape)
-    params = initialise(model.init, run.key("reward"), run.mesh)
+    params = run.programs.maker(lambda: model.init)(run.key("reward"))
     if config.init == "policy":
         params = carry_over(tuned, params)
     encoded = texts.encode(records)
@@ -338,12 +337,13 @@ def ppo_stage(
     value, value_params, model, params = None, None, policy, tuned
     if config.baseline == "value" and config.value_optim is None:
         model = build_model(dataclasses.replace(experiment.policy, head="lm+scalar"))
-        params = carry_over(tuned, initialise(model.init, run.key("value"), run.mesh))
+        params = carry_over(tuned, run.programs.maker(lambda: model.init)(run.key("value")))
     elif config.value_optim is not None:
         shape = experiment.reward_shape if config.value_init == "reward" and reward else experiment.policy
         value = build_model(dataclasses.replace(shape, head="scalar"))
         source = reward.params if config.value_init == "reward" and reward else tuned
-        value_params = carry_over(source, initialise(value.init, run.key("value"), run.mesh))
+        fresh = run.programs.maker(partial(getattr, value, "init"))(run.key("value"))
+        value_params = carry_over(source, fresh)
 
     asked = experiment.prompts or (first_mixture(experiment) or ("", None))[1]
     note_seen(run, "ppo", seen_from_the_start(gathered_records(run, asked, config.ptx_data)))

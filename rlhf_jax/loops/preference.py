@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import Preference
 from rlhf_jax.data.batching.batches import Mixture, pad_pairs, preference_batches
 from rlhf_jax.data.batching.unpaired import pad_replies, reply_batches
@@ -70,16 +69,15 @@ def run_preference(
     run.note_batches("preference", batches)
     begun = trainee(run, "preference", model, reference)
     model = begun.model
-    loss, update = make_preference_step(model, config)
-    complete = compile_function(partial(completed, model=model), run.mesh, batches.lengths)
-    step = compile_step(update, run.mesh, batches.lengths)
+    complete = run.programs.function(lambda: partial(completed, model=model), programs=batches.lengths)
+    step = run.programs.step(lambda c: make_preference_step(model, c)[1], config, programs=batches.lengths)
 
     def advance(state: TrainState, number: int) -> Advanced:
         batch = complete(state.params, reference, run.batch(batches, number))
         state, metrics = step(state, batch)
         return Advanced(state, metrics, batch)
 
-    measure = held_out_measure(run, model, loss, held_out, length, pad) if held_out else None
+    measure = held_out_measure(run, model, held_out, length, pad) if held_out else None
     state = run_stage(
         run,
         "preference",
@@ -96,7 +94,6 @@ def run_preference(
 def held_out_measure(
     run: Run,
     model: Model,
-    loss: LossFn,
     held_out: Sequence,
     length: int,
     pad: int,
@@ -108,16 +105,25 @@ def held_out_measure(
     if config.objective != "kto":
         pairs = pad_pairs(held_out, length, pad)
 
-        def of_pairs(both, batch):
-            return loss(both[0], with_reference(both[1], batch, logprobs=logprobs))
+        def of_pairs(config: Preference):
+            loss, _ = make_preference_step(model, config)
+            return lambda both, batch: loss(both[0], with_reference(both[1], batch, logprobs=logprobs))
 
-        return make_evaluation(of_pairs, run, pairs, rows)
+        return make_evaluation(run, pairs, rows, of_pairs, config)
 
-    def of_replies(given, batch):
-        params, reference, baseline = given
-        return loss(params, with_baseline(reference, batch, baseline, logprobs=logprobs))
+    def of_replies(config: Preference):
+        loss, _ = make_preference_step(model, config)
+
+        def measured(given, batch):
+            params, reference, baseline = given
+            return loss(params, with_baseline(reference, batch, baseline, logprobs=logprobs))
+
+        return measured
+
+    def between():
+        return lambda both, batch: kto_baseline(both[0], both[1], batch, logprobs=logprobs)
 
     replies = pad_replies(held_out, length, pad, experiment.seed)
-    distance = make_evaluation(lambda p, batch: kto_baseline(p[0], p[1], batch, logprobs=logprobs), run, replies, rows)
-    measure = make_evaluation(of_replies, run, replies, rows)
+    distance = make_evaluation(run, replies, rows, between)
+    measure = make_evaluation(run, replies, rows, of_replies, config)
     return lambda both: measure((*both, distance(both)["baseline"]))

@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 
-from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import Optim
 from rlhf_jax.data.batching.batches import (
     Mixture,
@@ -53,8 +52,8 @@ def run_reward(
         batches = preference_batches(parts, rows, length, pad, experiment.seed, buckets=experiment.text.buckets)
     run.note_batches("reward", batches)
     begun = trainee(run, "reward", model, params, adapters=config.init == "policy")
-    loss, update = make_reward_step(begun.model, config.optim, labelled=labelled)
-    step = compile_step(update, run.mesh, batches.lengths)
+    make = partial(make_reward_step, begun.model, labelled=labelled)
+    step = run.programs.step(lambda optim: make(optim)[1], config.optim, programs=batches.lengths)
 
     def advance(state: TrainState, number: int) -> Advanced:
         batch = run.batch(batches, number)
@@ -63,7 +62,8 @@ def run_reward(
 
     evaluate = None
     if held_out:
-        measure = make_evaluation(loss, run, pad_all(held_out, length, pad), experiment.evaluation.rows)
+        data, at_once = pad_all(held_out, length, pad), experiment.evaluation.rows
+        measure = make_evaluation(run, data, at_once, lambda optim: make(optim)[0], config.optim)
         evaluate = lambda state: measure(state.params)  # noqa: E731
     state = run_stage(
         run,
@@ -80,7 +80,7 @@ def run_reward(
 
 def score_all(run: Run, model: Model, params: Params, data: TokenBatch) -> np.ndarray:
     """The reward model's score of each row of a padded data set, [N]."""
-    program = compile_function(model.scores, run.mesh)
+    program = run.programs.function(lambda: model.scores)
     batches = evaluation_batches(data, run.experiment.evaluation.rows)
     scores = [on_host(program(params, place_batch(batch, run.mesh))) for batch in batches]
     return np.concatenate(scores)[: len(data.tokens)]

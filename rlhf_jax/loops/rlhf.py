@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import processes
-from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import PPO
 from rlhf_jax.data.batching.batches import Batches, prompt_batches
 from rlhf_jax.data.tokens.encode import Encoded
@@ -27,7 +26,7 @@ from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import Model
 from rlhf_jax.processes import on_host
 from rlhf_jax.rollout.generate import Ending, responses
-from rlhf_jax.rollout.refill import Scored, has_signal, refill
+from rlhf_jax.rollout.refill import Scored, refill, signal_share
 from rlhf_jax.rollout.replies import response_texts
 from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.rollout.score import make_trajectory, token_kl_to
@@ -45,7 +44,7 @@ Watch = Callable[[Rollout, np.ndarray], Mapping[str, float]]
 
 def model_scorer(run: Run, model: Model, params: Params) -> Scorer:
     """Scores of a reward model, left on the device."""
-    program = compile_function(model.scores, run.mesh, 1)
+    program = run.programs.function(lambda: model.scores, programs=1)
     return lambda rollout, index: program(params, rollout.batch)
 
 
@@ -203,16 +202,12 @@ def run_ppo(
         if stream is not None:
             run.check_batches("ppo", stream)
     critic = (value or policy).values if config.baseline == "value" else None
-    respond = responses(policy, ending_of(texts, config), config.new_tokens, slots=config.slots)
-    rollout_program = compile_function(respond, run.mesh, 1)
-    trajectory_program = compile_function(
-        partial(make_trajectory, policy=policy, values=critic, config=config), run.mesh, 1
-    )
-    signal_program = compile_function(
-        lambda scores: jnp.mean(has_signal(scores, samples=config.samples), dtype=jnp.float32), run.mesh, 1
-    )
-    refill_program = compile_function(partial(refill, samples=config.samples), run.mesh, 1)
-    update = compile_step(make_update(policy, value, config), run.mesh)
+    ending, once = ending_of(texts, config), partial(run.programs.function, programs=1)
+    rollout_program = once(lambda: responses(policy, ending, config.new_tokens, slots=config.slots))
+    trajectory_program = once(lambda c: partial(make_trajectory, policy=policy, values=critic, config=c), config)
+    signal_program = once(lambda: partial(signal_share, samples=config.samples))
+    refill_program = once(lambda: partial(refill, samples=config.samples))
+    update = run.programs.step(partial(make_update, policy, value), config)
     key = run.key("ppo")
     rollout_key, order_key = jax.random.split(key)
     samples = np.tile(np.arange(config.samples), config.prompts)

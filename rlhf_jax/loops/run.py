@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax import processes
 from rlhf_jax.checkpoint import Checkpoints
+from rlhf_jax.compiled import Programs
 from rlhf_jax.config import Experiment, Mixture
 from rlhf_jax.data.batching.padding import Cut
 from rlhf_jax.data.mixtures import Gathered
@@ -66,12 +67,13 @@ class Run:
     """Where an experiment runs. Of several processes each has a directory, and all write one set of checkpoints, in `shared`.
 
     `on_step(stage, steps done)` is called after each step, once its checkpoint has begun to be written. `take(stage, advance, state, step)`
-    stands between the loop and each step. `notice` is asked after each step whether the machine is to be taken away.
+    stands between the loop and each step. `notice` is asked after each step whether the machine is to be taken away. `programs` compiles
+    what the stages ask for.
     """
 
     experiment: Experiment
     directory: Path
-    mesh: Mesh
+    programs: Programs
     data_root: Path | None = None
     shared: Path | None = None  # default: the directory
     on_step: Callable[[str, int], None] | None = None
@@ -83,6 +85,11 @@ class Run:
     noted: dict[str, float] = dataclasses.field(default_factory=dict)  # figures of the data: examples, cut, rejected
     resumed: dict[str, int] = dataclasses.field(default_factory=dict)  # the step that each stage went on from
     gathered: dict[Mixture, Gathered] = dataclasses.field(default_factory=dict)  # the records of each mixture
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices of its programs."""
+        return self.programs.mesh
 
     @property
     def checkpoints(self) -> Path:
@@ -125,10 +132,10 @@ def digest(tree: Any) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))).hexdigest()
 
 
-def open_run(experiment: Experiment, directory: Path, **options) -> Run:
-    """A run on the devices that the experiment's mesh asks for."""
+def open_run(experiment: Experiment, directory: Path, programs: Programs | None = None, **options) -> Run:
+    """A run on the devices that the experiment's mesh asks for, or with programs of others."""
     directory.mkdir(parents=True, exist_ok=True)
-    return Run(experiment, directory, make_mesh(experiment.mesh), **options)
+    return Run(experiment, directory, programs or Programs(make_mesh(experiment.mesh)), **options)
 
 
 def run_stage(

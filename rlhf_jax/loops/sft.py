@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import Optim
 from rlhf_jax.data.batching.batches import evaluation_batches, packed_batches, pad_right, token_batches
 from rlhf_jax.data.erasure.seen import seen_by
@@ -21,7 +20,7 @@ from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sources import IMITATED, load_examples, note_seen
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import Model
-from rlhf_jax.sharding import in_device_memory, place_batch, tree_shardings
+from rlhf_jax.sharding import place_batch
 from rlhf_jax.train import TrainState, init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import LossFn, Params, TokenBatch
@@ -35,10 +34,20 @@ def weighted_average(parts: list[tuple[Mapping[str, jax.Array], jax.Array]]) -> 
     return {name: float(np.dot(weights, [float(metrics[name]) for metrics, _ in parts]) / total) for name in names}
 
 
-def make_evaluation(loss: LossFn, run: Run, data, rows: int):
-    """params -> the loss's metrics over a padded data set, every example once."""
+def make_evaluation(run: Run, data, rows: int, make_loss: Callable[..., LossFn], *configs):
+    """params -> metrics of the loss `make_loss(*configs)` over a padded data set, every example once."""
+
+    def make(*configs):
+        loss = make_loss(*configs)
+
+        def measured(params: Params, batch):
+            _, aux = loss(params, batch)
+            return aux.metrics, aux.weight
+
+        return measured
+
     # Twice at most: of a model with adapters, and of what they were merged into.
-    program = compile_function(lambda params, batch: _measured(loss, params, batch), run.mesh, 2)
+    program = run.programs.function(make, *configs, programs=2)
 
     def evaluate(params: Params) -> dict[str, float]:
         return weighted_average([program(params, place_batch(b, run.mesh)) for b in evaluation_batches(data, rows)])
@@ -46,17 +55,12 @@ def make_evaluation(loss: LossFn, run: Run, data, rows: int):
     return evaluate
 
 
-def _measured(loss: LossFn, params: Params, batch):
-    _, aux = loss(params, batch)
-    return aux.metrics, aux.weight
-
-
 def fresh_state(run: Run, params: Params, optim: Optim, *, ema: bool = False) -> TrainState:
     """The training state of these parameters, laid on the run's mesh."""
-    make = partial(init_state, tx=make_optimizer(optim), ema=ema)
-    live, frozen = split_frozen(in_device_memory(params))
+    live, frozen = split_frozen(params)
     # Told where its parts live, each device makes its own: moments are never whole on one of them.
-    state = jax.jit(make, out_shardings=tree_shardings(jax.eval_shape(make, live), run.mesh))(live)
+    make = run.programs.maker(lambda optim: partial(init_state, tx=make_optimizer(optim), ema=ema), optim)
+    state = make(live)
     averaged = None if state.ema is None else join_frozen(state.ema, frozen)
     return dataclasses.replace(state, params=join_frozen(state.params, frozen), ema=averaged)
 
@@ -65,6 +69,17 @@ def make_sft_step(model: Model, optim: Optim) -> tuple[LossFn, Callable]:
     """(loss, pure update) of SFT."""
     loss = partial(sft_loss, logprobs=model.logprobs)
     return loss, make_step(loss, make_optimizer(optim), microbatches=optim.microbatches)
+
+
+def counted_sft_step(model: Model, optim: Optim) -> Callable:
+    """The update of SFT, which also counts the tokens that are there."""
+    _, update = make_sft_step(model, optim)
+
+    def counted(state: TrainState, batch: TokenBatch) -> tuple[TrainState, dict]:
+        state, metrics = update(state, batch)
+        return state, {**metrics, "real_tokens": jnp.sum(batch.segments != 0)}
+
+    return counted
 
 
 def run_sft(
@@ -89,13 +104,7 @@ def run_sft(
     run.note_batches("sft", batches)
     run.noted["sft/rejected_rows"] = float(examples.rejected)
     begun = trainee(run, "sft", model, params)
-    loss, update = make_sft_step(begun.model, config.optim)
-
-    def counted(state: TrainState, batch: TokenBatch) -> tuple[TrainState, dict]:
-        state, metrics = update(state, batch)
-        return state, {**metrics, "real_tokens": jnp.sum(batch.segments != 0)}
-
-    step = compile_step(counted, run.mesh, batches.lengths)
+    step = run.programs.step(partial(counted_sft_step, begun.model), config.optim, programs=batches.lengths)
 
     def advance(state: TrainState, number: int) -> Advanced:
         batch = run.batch(batches, number)
@@ -106,7 +115,8 @@ def run_sft(
     if examples.held_out:
         held_out = pad_right(texts.encode(examples.held_out), experiment.text.length, texts.tokenizer.pad)
         # A model with adapters takes its own parameters too.
-        measure = make_evaluation(loss, run, held_out, experiment.evaluation.rows)
+        rows, logprobs = experiment.evaluation.rows, begun.model.logprobs
+        measure = make_evaluation(run, held_out, rows, lambda: partial(sft_loss, logprobs=logprobs))
     state = run_stage(
         run,
         "sft",

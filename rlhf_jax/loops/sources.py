@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ IMITATED = (Demonstration, Conversation, Document)
 """What a policy learns to write."""
 TOKENIZER = "tokenizer.model"
 CORPUS = 6000  # texts of the world that its tokenizer is trained on
+TRAINING = threading.Lock()  # of runs side by side the first trains the tokenizer, and the others find it
 
 
 def world_of(experiment: Experiment) -> InstructWorld:
@@ -65,8 +67,9 @@ def open_texts(run: Run) -> Texts:
         tokenizer: Tokenizer = kept_tokenizer(kept)
     elif kind == "train":
         # One tokenizer for all seeds: the corpus of seed 0. It stays with the run, whose checkpoints mean nothing under another.
-        corpus = InstructWorld(seed=0).corpus(CORPUS)
-        trained = train_sentencepiece(corpus, int(size), cache_directory() / "tokenizers")
+        with TRAINING:
+            corpus = InstructWorld(seed=0).corpus(CORPUS)
+            trained = train_sentencepiece(corpus, int(size), cache_directory() / "tokenizers")
         check_seal(kept, trained.model)
         write_sealed(kept, trained.model)
         tokenizer = trained

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -93,6 +93,40 @@ def line_plot(
         if logy:
             axes.set_yscale("log")
         _finish(axes, title, xlabel, ylabel, legend=len(series) > 1)
+        return svg()
+
+
+class Intervals(NamedTuple):
+    """Means at places x, with half the widths of their intervals, nan where that is not known; each [n]."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    half: np.ndarray
+
+
+def interval_plot(
+    series: Mapping[str, Intervals],
+    *,
+    title: str = "",
+    xlabel: str = "",
+    words: Sequence[str] | None = None,
+    logx: bool = False,
+) -> str:
+    """Means by label with their intervals; `words` name the places 0, 1, 2 ... where x is not a number."""
+    with _figure() as (figure, svg):
+        axes = figure.subplots()
+        for (label, points), colour in zip(series.items(), _colours(), strict=False):
+            half = np.nan_to_num(points.half)
+            line = "" if words is not None else "-"
+            axes.errorbar(
+                points.x, points.mean, half, color=colour, label=label, marker="o", markersize=3.5, capsize=2, ls=line
+            )
+        if words is not None:
+            axes.set_xticks(range(len(words)), list(words))
+            axes.margins(x=0.15)
+        if logx:
+            axes.set_xscale("log")
+        _finish(axes, title, xlabel, "", legend=len(series) > 1)
         return svg()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import sys
 import time
@@ -14,6 +15,8 @@ from rlhf_jax import processes
 Mode = Literal["auto", "bar", "lines", "quiet"]
 MODES: tuple[Mode, ...] = ("auto", "bar", "lines", "quiet")
 VARIABLE = "RLHF_JAX_PROGRESS"
+ASIDE: contextvars.ContextVar[bool] = contextvars.ContextVar("aside", default=False)
+"""Whether what goes on here, in a thread of several, is not to show how far it is."""
 
 Show = Callable[["Progress"], None]
 Say = Callable[[str], None]
@@ -113,6 +116,8 @@ def duration(seconds: float) -> str:
 
 
 def _resolve(mode: Mode) -> Mode:
+    if ASIDE.get():
+        return "quiet"
     if mode != "auto":
         return mode
     asked = os.environ.get(VARIABLE, "auto")

@@ -25,6 +25,11 @@ def has_signal(scores: Float[Array, "B"], *, samples: int) -> Bool[Array, "P"]:
     return jnp.max(table, axis=1) > jnp.min(table, axis=1)
 
 
+def signal_share(scores: Float[Array, "B"], *, samples: int) -> Float[Array, ""]:
+    """The share of prompts that have a signal."""
+    return jnp.mean(has_signal(scores, samples=samples), dtype=jnp.float32)
+
+
 def refill(kept: Scored, new: Scored, *, samples: int) -> Scored:
     """As many groups as `kept` has: those with a signal, of `kept` first, and where they do not suffice others after them.
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhf_jax.compiled import compile_function
+from rlhf_jax.compiled import Programs
 from rlhf_jax.data.batching.batches import evaluation_batches, pad_prompts
 from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.data.tokens.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ class Sampler:
 def make_sampler(
     model: Model,
     tokenizer: Tokenizer,
-    mesh: Mesh,
+    programs: Programs,
     *,
     rows: int,
     prompt_length: int,
@@ -84,5 +84,5 @@ def make_sampler(
 ) -> Sampler:
     """A sampler of replies of up to `new_tokens` tokens that end with eos, or as said; greedy ones do not depend on the key."""
     choose = greedy_tokens if greedy else sample_tokens
-    program = responses(model, ending or Ending(tokenizer.eos), new_tokens, choose)
-    return Sampler(tokenizer, mesh, rows, prompt_length, compile_function(program, mesh))
+    program = programs.function(lambda: responses(model, ending or Ending(tokenizer.eos), new_tokens, choose))
+    return Sampler(tokenizer, programs.mesh, rows, prompt_length, program)

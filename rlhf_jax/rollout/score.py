@@ -29,7 +29,7 @@ from rlhf_jax.losses.scores import in_unit, no_moments, with_batch
 from rlhf_jax.masking import masked_mean, whiten
 from rlhf_jax.models.api import Model, TokenStats
 from rlhf_jax.models.output import token_kl, token_stats
-from rlhf_jax.rollout.refill import has_signal
+from rlhf_jax.rollout.refill import signal_share
 from rlhf_jax.types import Moments, Params, Rollout, TokenBatch, Trajectory
 
 Metrics = dict[str, Float[Array, ""]]
@@ -157,7 +157,7 @@ def make_trajectory(
     if values is not None:
         predictions = jnp.where(steps, values(value_params, read), 0.0)
 
-    signal = jnp.mean(has_signal(scores, samples=config.samples), dtype=jnp.float32)
+    signal = signal_share(scores, samples=config.samples)
     scores = final_scores(scores, rollout, config)
     moments = with_batch(no_moments() if moments is None else moments, scores)
     measured = in_unit(scores, moments, unit=config.score_unit, clip=config.score_clip)

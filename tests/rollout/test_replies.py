@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from builders import LLAMA, built, lively, sampled
 
+from rlhf_jax.compiled import Programs
 from rlhf_jax.config import MeshConfig
 from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.rollout.generate import Ending
@@ -36,7 +37,7 @@ class Letters:
 
 def sampler(rows, *, mesh=ONE, new_tokens=6, **how):
     return make_sampler(
-        built(LLAMA), Letters(), make_mesh(mesh), rows=rows, prompt_length=4, new_tokens=new_tokens, **how
+        built(LLAMA), Letters(), Programs(make_mesh(mesh)), rows=rows, prompt_length=4, new_tokens=new_tokens, **how
     )
 
 

@@ -1,0 +1,184 @@
+"""Sweeps: what is asked for is what runs, nothing of it is lost by what fails, and a cell is a run like any other."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import jaxtyping
+import numpy as np
+import pytest
+
+from experiments import sweep as sweeps
+from experiments.run import main
+from experiments.sweep import parse_axes, seeds_of
+from rlhf_jax.lanes import together
+from rlhf_jax.report.metrics import read_metrics
+
+TINY = [
+    *("policy.width=16", "policy.layers=1", "policy.mlp=32", "evaluation.prompts=8", "evaluation.rows=8"),
+    *("evaluation.new_tokens=4", "world.demonstrations=64", "world.prompts=32"),
+]
+SFT = [*TINY, "sft.optim.steps=3", "sft.optim.rows=8", "sft.optim.microbatches=1"]
+PPO = [*TINY, "ppo.iterations=3", "ppo.new_tokens=4"]
+
+
+@pytest.fixture(autouse=True)
+def unchecked_annotations():
+    """As in tests/lanes."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def command(name, settings, *more):
+    return [name, *(part for setting in settings for part in ("--set", setting)), *map(str, more)]
+
+
+def rows_of(directory):
+    return list(csv.DictReader((directory / "sweep.csv").read_text().splitlines()))
+
+
+@pytest.mark.parametrize(
+    ("texts", "axes"),
+    [
+        (["a.b=1,2.5, x"], {"a.b": ("1", "2.5", "x")}),
+        (["seed=3..5"], {"seed": ("3", "4", "5")}),
+        (["a=none", "b=[1, 2],[3]"], {"a": ("none",), "b": ("[1, 2]", "[3]")}),
+        (['text.template="a,b",c'], {"text.template": ('"a,b"', "c")}),
+        (["a.b = 1e-3 , 1e-4"], {"a.b": ("1e-3", "1e-4")}),
+    ],
+)
+def test_axes_are_lists_of_values_or_ranges(texts, axes):
+    assert parse_axes(texts) == axes
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["a.b"], "is not of the form"),
+        (["=1"], "is not of the form"),
+        (["a="], "is not of the form"),
+        (["a=1,2,1"], "a value stands there twice"),
+        (["a=1", "a=2"], "names a twice"),
+        (["a=5..3"], "there is no value"),
+    ],
+)
+def test_axes_that_make_no_sense_are_refused(texts, said):
+    with pytest.raises(ValueError, match=said):
+        parse_axes(texts)
+
+
+def test_seeds_follow_each_other():
+    assert seeds_of(("2", "3")) == range(2, 4)
+    for values in (("1", "3"), ("0.5",), ("a", "b")):
+        with pytest.raises(ValueError, match="seeds"):
+            seeds_of(values)
+
+
+@pytest.mark.slow
+def test_a_sweep_is_the_runs_that_it_stands_for(tmp_path, capsys):
+    over = ["--over", "ppo.optim.lr=1e-3,1e-2", "--over", "seed=4..5", "--over", "ppo.entropy_coef=0.0,0.01"]
+    assert main(["sweep", *command("smoke/ppo", PPO, *over, "--workdir", tmp_path / "sweep")]) == 0
+    said = capsys.readouterr()
+    # The coefficient of a term that is left out at 0 decides what is compiled: two programs of four lanes.
+    assert "8 runs side by side" in said.err and said.err.count("4 runs side by side") == 2
+    assert "entropy_coef decides what is compiled" in said.err
+    place = tmp_path / "sweep" / "ppo.optim.lr=1e-2,ppo.entropy_coef=0.01"
+    settings = [*PPO, "ppo.optim.lr=1e-2", "ppo.entropy_coef=0.01", "seed=4"]
+    assert main(["run", *command("smoke/ppo", settings, "--seeds", 2, "--workdir", tmp_path / "run")]) == 0
+    for seed in (4, 5):
+        mine, alone = (read_metrics(where / f"seed_{seed}")["ppo"] for where in (place, tmp_path / "run"))
+        for metric in alone.keys() - {"sampler_gap"}:
+            np.testing.assert_allclose(mine[metric].values, alone[metric].values, rtol=1e-4, atol=1e-5)
+    assert json.loads((place / "config.json").read_text()) == json.loads((tmp_path / "run/config.json").read_text())
+    rows = rows_of(tmp_path / "sweep")
+    assert len(rows) == 8 and {row["seed"] for row in rows} == {"4", "5"}
+    summary = json.loads((place / "seed_5" / "summary.json").read_text())
+    row = next(r for r in rows if (r["ppo.optim.lr"], r["ppo.entropy_coef"], r["seed"]) == ("1e-2", "0.01", "5"))
+    assert float(row["ppo/gold"]) == summary["ppo/gold"]
+    assert "ppo.optim.lr" in (tmp_path / "sweep" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_what_fails_is_told_and_tried_again_and_the_rest_is_there(tmp_path, capsys, monkeypatch):
+    run_one, directory = sweeps.run_one, tmp_path / "sweep"
+
+    def fails(cell, seed, programs=None):
+        if seed == 1 and cell.values == ("1e-2",):
+            raise RuntimeError("the disk is made of cheese")
+        run_one(cell, seed, programs)
+
+    asked = command("smoke/sft", SFT, "--over", "sft.optim.lr=1e-3,1e-2", "--over", "seed=0..1", "--workdir", directory)
+    monkeypatch.setattr(sweeps, "run_one", fails)
+    assert main(["sweep", *asked]) == 1
+    said = capsys.readouterr()
+    assert "made of cheese" in said.err and "1 runs failed" in said.out
+    assert len(rows_of(directory)) == 3 and "made of cheese" in (directory / "report.html").read_text()
+    assert "cheese" in (directory / "sft.optim.lr=1e-2" / "seed_1" / "error.txt").read_text()
+    kept = (directory / "sft.optim.lr=1e-2" / "seed_0" / "summary.json").stat().st_mtime_ns
+
+    monkeypatch.setattr(sweeps, "run_one", run_one)
+    assert main(["sweep", *asked]) == 2 and "go on with --resume" in capsys.readouterr().err
+    assert main(["sweep", *asked, "--resume"]) == 0
+    assert len(rows_of(directory)) == 4 and not list(directory.rglob("error.txt"))
+    assert (directory / "sft.optim.lr=1e-2" / "seed_0" / "summary.json").stat().st_mtime_ns == kept
+    # More values may be asked for later.
+    asked[asked.index("sft.optim.lr=1e-3,1e-2")] = "sft.optim.lr=1e-3,1e-2,3e-3"
+    assert main(["sweep", *asked, "--resume", "--show", "sft/held_out_nll_after"]) == 0
+    assert len(rows_of(directory)) == 6 and "sft/held_out_nll_after" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_as_many_go_side_by_side_as_the_memory_holds(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(together, "memory_of", lambda device: 4 * 2**20)
+    asked = command("smoke/sft", SFT, "--over", "seed=0..3", "--workdir", tmp_path / "sweep")
+    assert main(["sweep", *asked]) == 0
+    said = capsys.readouterr().err
+    assert "a program needs" in said and "4 runs side by side" in said and len(rows_of(tmp_path / "sweep")) == 4
+
+
+@pytest.mark.slow
+def test_other_shapes_have_processes_of_their_own(tmp_path, capfd):
+    asked = command("smoke/sft", SFT, "--over", "policy.mlp=16,32", "--over", "sft.optim.lr=1e-3,1e-2")
+    assert main(["sweep", *asked, "--list"]) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        f"group {group}: policy.mlp={mlp},sft.optim.lr=1e-3, policy.mlp={mlp},sft.optim.lr=1e-2"
+        for group, mlp in ((0, 16), (1, 32))
+    ]
+    asked += ["--workdir", str(tmp_path / "sweep")]
+    assert main(["sweep", *asked, "--group", "1"]) == 0  # as a job of its own
+    assert main(["sweep", *asked, "--resume"]) == 0
+    said = capfd.readouterr().err
+    assert "group 1 of 1: 2 runs of 2 cells" in said, "the other has been run"
+    assert len(rows_of(tmp_path / "sweep")) == 4
+
+
+def test_a_study_is_swept_too(tmp_path):
+    asked = command("exact/bon_kl", ["reference_steps=5"], "--over", "beta=0.2,0.3", "--over", "seed=0..1")
+    assert main(["sweep", *asked, "--workdir", str(tmp_path / "sweep")]) == 0
+    assert {(row["beta"], row["seed"]) for row in rows_of(tmp_path / "sweep")} == {
+        (beta, seed) for beta in ("0.2", "0.3") for seed in ("0", "1")
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--over", "ppo.klcoef=0.1"], "ppo.klcoef=0.1: no field 'ppo.klcoef'; did you mean kl_coef"),
+        (["--over", "ppo.gamma=0.9,1.5"], "ppo.gamma=1.5: PPO.gamma is 1.5; it must lie in [0, 1]"),
+        (["--over", "seed=1,3"], "seeds follow each other"),
+        (["--over", "ppo.gamma=0.9", "--group", "3"], "there are groups 0 to 0"),
+        (["--over", "text.template=a/b,a:b"], "two cells would be written to"),
+    ],
+)
+def test_mistakes_of_the_caller_are_told_before_anything_is_written(asked, said, tmp_path, capsys):
+    assert main(["sweep", "smoke/ppo", *asked, "--workdir", str(tmp_path / "sweep")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_directory_of_something_else_is_not_written_to(tmp_path, capsys):
+    (tmp_path / "letter.txt").write_text("Dear")
+    assert main(["sweep", "smoke/ppo", "--over", "seed=0..1", "--workdir", str(tmp_path)]) == 2
+    assert "holds no sweep" in capsys.readouterr().err

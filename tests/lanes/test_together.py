@@ -1,0 +1,180 @@
+"""Lanes give what each would alone, wait for each other and for nobody else, and end as they must."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.compiled import Programs, Recompiled
+from rlhf_jax.config import MeshConfig
+from rlhf_jax.frozen import Frozen
+from rlhf_jax.lanes.numbers import Decides
+from rlhf_jax.lanes.together import Lanes, TooLarge
+from rlhf_jax.sharding import make_mesh
+
+MESH = make_mesh(MeshConfig())
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    rate: float
+    kind: str = "plain"
+
+
+def counting(calls):
+    """A step `x -> x + rate`, which counts how often it is traced."""
+
+    def make(config: Rate):
+        def step(state, by):
+            calls.append(config)
+            return {"x": state["x"] + config.rate * by, "base": state["base"]}, {"x": state["x"]}
+
+        return step
+
+    return make
+
+
+def train(calls, config, steps, start=0.0):
+    def work(programs: Programs):
+        step = programs.step(counting(calls), config)
+        double = programs.function(lambda: lambda x: 2 * x, programs=1)
+        state = {"x": jnp.full(3, start, jnp.float32), "base": Frozen(jnp.arange(2.0) + start)}
+        for number in range(steps):
+            state, _ = step(state, np.float32(number))
+        return double(state["x"]), state["base"].tree
+
+    return work
+
+
+def test_lanes_with_numbers_and_lengths_of_their_own_end_as_each_would_alone():
+    calls = []
+    runs = [(Rate(0.1), 4, 0.0), (Rate(0.3), 7, 1.0), (Rate(0.1), 0, 2.0)]
+    found = Lanes(3, MESH).run([train(calls, *run) for run in runs])
+    assert len(calls) == 1, "one program for all"
+    for run, (doubled, base) in zip(runs, found, strict=True):
+        alone = train([], *run)(Programs(MESH))
+        np.testing.assert_allclose(doubled, alone[0], rtol=1e-6)
+        np.testing.assert_array_equal(base, alone[1])
+
+
+def test_a_call_serves_all_lanes(monkeypatch):
+    served, run = [], Lanes._run
+    monkeypatch.setattr(
+        Lanes,
+        "_run",
+        lambda self, program, kind, requests: served.append(len(requests)) or run(self, program, kind, requests),
+    )
+    Lanes(3, MESH).run([train([], Rate(rate), 5) for rate in (0.1, 0.2, 0.3)])
+    assert served == [3] * 6  # five steps, and what comes after
+
+
+def test_a_lane_that_fails_is_left_out_and_the_others_go_on():
+    def fails(programs: Programs):
+        programs.step(counting([]), Rate(0.2))
+        raise OSError("no room")
+
+    first, error, last = Lanes(3, MESH).run([train([], Rate(0.1), 3), fails, train([], Rate(0.4), 3)])
+    assert isinstance(error, OSError)
+    np.testing.assert_allclose(first[0], 0.6, rtol=1e-6)
+    np.testing.assert_allclose(last[0], 2.4, rtol=1e-6)
+
+
+def test_lanes_at_different_programs_wait_so_that_all_are_called_for_all_who_want_them():
+    served = []
+
+    def work(first):
+        def follow(programs: Programs):
+            a = programs.function(lambda: lambda x: served.append("a") or x + 1)
+            b = programs.function(lambda: lambda x: served.append("b") or x * 10)
+            x = a(jnp.float32(1)) if first else jnp.float32(1)
+            return float(b(x))
+
+        return follow
+
+    assert Lanes(2, MESH).run([work(True), work(False)]) == [20.0, 10.0]
+    assert served == ["a", "b"]
+
+
+def test_arguments_of_other_shapes_are_other_programs_as_many_as_were_expected():
+    def work(size, programs_expected):
+        def follow(programs: Programs):
+            total = programs.function(lambda: jnp.sum, programs=programs_expected)
+            return float(total(jnp.ones(size)))
+
+        return follow
+
+    assert Lanes(2, MESH).run([work(3, 2), work(5, 2)]) == [3.0, 5.0]
+    found = Lanes(2, MESH).run([work(3, 1), work(5, 1)])
+    assert sorted(isinstance(outcome, Recompiled) for outcome in found) == [False, True]
+
+
+def test_what_decides_a_program_is_said_by_name():
+    def branches(config: Rate):
+        return (lambda x: x) if config.rate > 0.2 else (lambda x: -x)
+
+    def work(config):
+        return lambda programs: programs.function(branches, config)(jnp.float32(1))
+
+    for outcome in Lanes(2, MESH).run([work(Rate(0.1)), work(Rate(0.3))]):
+        assert isinstance(outcome, Decides) and outcome.names == ("rate",)
+    assert Lanes(2, MESH).run([work(Rate(0.3)), work(Rate(0.4))]) == [1, 1]
+    for outcome in Lanes(2, MESH).run([work(Rate(0.3)), work(Rate(0.3, "other"))]):
+        assert isinstance(outcome, Decides) and outcome.names == ("kind",)
+
+
+def test_programs_that_need_more_memory_than_there_is_say_how_many_lanes_would_fit():
+    def work(programs: Programs):
+        return programs.function(lambda: lambda x: x + 1)(jnp.zeros(1000))
+
+    needed = 4 * 2 * 4 * 1000  # arguments and results of four lanes
+    assert not any(isinstance(found, TooLarge) for found in Lanes(4, MESH, memory=3 * needed).run([work] * 4))
+    for outcome in Lanes(4, MESH, memory=needed // 2).run([work] * 4):
+        assert isinstance(outcome, TooLarge) and 1 <= outcome.fitting <= 2
+        assert "a program needs" in str(outcome)
+
+
+def test_lanes_share_one_device_and_need_a_work_each():
+    with pytest.raises(ValueError, match="lanes share one device, and this mesh has 2"):
+        Lanes(2, make_mesh(MeshConfig(data=2)))
+    with pytest.raises(ValueError, match="1 works for 2 lanes"):
+        Lanes(2, MESH).run([lambda programs: None])
+
+
+def test_interrupted_all_lanes_end_as_interrupted():
+    ended = []
+
+    def work(programs: Programs):
+        step = programs.function(lambda: lambda x: x + 1)
+        try:
+            x = jnp.float32(0)
+            while True:
+                x = step(x)
+        except KeyboardInterrupt:
+            ended.append(float(x))
+            raise
+
+    main = threading.main_thread().ident
+    threading.Timer(1.0, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        Lanes(2, MESH).run([work, work])
+    assert len(ended) == 2 and min(ended) > 0 and time.monotonic() - began < 30
+
+
+def test_keys_and_numbers_of_the_host_go_in_as_they_are():
+    def work(seed):
+        def follow(programs: Programs):
+            draw = programs.function(lambda: lambda key, scale: scale * jax.random.normal(key, (3,)))
+            return draw(jax.random.key(seed), np.float32(2))
+
+        return follow
+
+    for seed, found in enumerate(Lanes(2, MESH).run([work(0), work(1)])):
+        np.testing.assert_allclose(found, 2 * jax.random.normal(jax.random.key(seed), (3,)), rtol=1e-6)
