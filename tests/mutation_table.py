@@ -205,8 +205,9 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("jax.random.fold_in(run_key, step)", "run_key"),
         ("jax.random.fold_in(jax.random.fold_in(at_step, prompt), sample)", "jax.random.fold_in(at_step, prompt)"),
         ("gumbel(jax.random.fold_in(key, column), ", "gumbel(key, "),
-        ("jnp.argmax(logits + noise, ", "jnp.argmax(logits - noise, "),
-        ("jnp.argmax(logits + noise, ", "jnp.argmax(logits * temperature + noise, "),
+        ("largest(logits + noise)", "largest(logits - noise)"),
+        ("largest(logits + noise)", "largest(logits * temperature + noise)"),
+        ("jnp.min(jnp.where(x == jnp.max(", "jnp.max(jnp.where(x == jnp.max("),
     ],
     ("rollout/replies.py", "rollout/test_replies.py"): [
         ("if ids and ids[-1] == tokenizer.eos", "if ids"),

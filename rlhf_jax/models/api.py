@@ -42,6 +42,7 @@ class Model:
     values(params, batch) -> [B, T], V just before the token at t
     scores(params, batch) -> [B], the scalar head at each row's last real token, of an encoder at its first
     class_logits(params, batch) -> [B, C], of an encoder with head "classes"
+    ready(params) -> the parameters as `prefill` and `decode` read them fastest, which take the others too
     prefill(params, prompts, length) -> (hidden [B, D] after the last column, a cache of `length` columns with the prompts in it)
     decode(params, tokens [B], positions [B], column, filled [B], cache) -> (hidden [B, D], cache)
     """
@@ -60,5 +61,6 @@ class Model:
     values: Callable[[Params, TokenBatch], jax.Array]
     scores: Callable[[Params, TokenBatch], jax.Array]
     class_logits: Callable[[Params, TokenBatch], jax.Array]
+    ready: Callable[[Params], Params]
     prefill: Callable[[Params, TokenBatch, int], tuple[jax.Array, Any]]
     decode: Callable[..., tuple[jax.Array, Any]]

@@ -12,7 +12,8 @@ from jax.tree_util import Partial
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.masking import last_index
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.output import predicted, shift_right, token_logits, token_stats
+from rlhf_jax.models.output import predicted, shift_right, token_logits, token_logprobs, token_stats
+from rlhf_jax.models.params import layers_apart
 from rlhf_jax.types import Params, TokenBatch
 
 
@@ -25,6 +26,7 @@ def model_of(
     prefill: Callable[..., tuple[jax.Array, Any]],
     decode: Callable[..., tuple[jax.Array, Any]],
     decoded: Callable[[TokenBatch], TokenBatch] = lambda batch: batch,
+    ready: Callable[[Params], Params] | None = None,
 ) -> Model:
     """A model from a network and its heads: log-probs, values and scores follow from them.
 
@@ -33,6 +35,11 @@ def model_of(
 
     def stats(params: Params, batch: TokenBatch, temperature=1.0):
         return token_stats(
+            Partial(unembed, params), hidden(params, batch), decoded(batch), temperature, chunk=config.logit_chunk
+        )
+
+    def logprobs(params: Params, batch: TokenBatch, temperature=1.0):
+        return token_logprobs(
             Partial(unembed, params), hidden(params, batch), decoded(batch), temperature, chunk=config.logit_chunk
         )
 
@@ -59,13 +66,14 @@ def model_of(
         unembed=unembed,
         scalar=scalar,
         logits=lambda params, batch: unembed(params, hidden(params, batch)),
-        logprobs=lambda params, batch, temperature=1.0: stats(params, batch, temperature).logprobs,
+        logprobs=logprobs,
         token_stats=stats,
         token_logits=picked,
         token_scores=per_token,
         values=lambda params, batch: values_before(per_token(params, batch), decoded(batch)),
         scores=scores,
         class_logits=classes,
+        ready=ready or (layers_apart if config.unroll else lambda params: params),
         prefill=prefill,
         decode=decode,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.attention import softcap
 from rlhf_jax.models.layers import Attention, CrossAttention, FeedForward, Norm, RelativeBias
+from rlhf_jax.models.params import layers_of
 from rlhf_jax.models.visible import Visible
 from rlhf_jax.sharding import constrain, pieces
 from rlhf_jax.types import Params, pytree
@@ -83,8 +85,11 @@ class Cross(nn.Module):
         return CrossAttention(c, name="attention")(Norm(c.norm, c.norm_eps, name="norm")(x), memory, visible, kept)
 
 
-def run_layers(config: ModelConfig, count: int, x: jax.Array, cache: Any, given: Reading, kept: Any = None):
-    """(x behind `count` layers, cache, keys and values of the memory) by modules inside the one that calls it."""
+def run_layers(module: nn.Module, count: int, x: jax.Array, cache: Any, given: Reading, kept: Any = None):
+    """(x behind `count` layers, cache, keys and values of the memory) by modules inside the one that calls it, and has a config."""
+    config: ModelConfig = module.config  # pyright: ignore[reportAttributeAccessIssue]
+    if config.unroll and not module.is_initializing():
+        return _one_by_one(config, layers_of(module.get_variable("params", "layers")), x, cache, given, kept)
     block = nn.remat(Block, prevent_cse=False) if config.remat else Block
     layers = nn.scan(
         block,
@@ -92,10 +97,25 @@ def run_layers(config: ModelConfig, count: int, x: jax.Array, cache: Any, given:
         split_rngs={"params": True},
         in_axes=cast(Any, (0, 0, nn.broadcast)),  # flax declares an int
         length=count,
-        unroll=count if config.unroll else 1,
     )
     (x, cache), kept = layers(config, name="layers")((x, cache), jnp.arange(count), kept, given)
     return x, cache, kept
+
+
+def _one_by_one(config: ModelConfig, layers: Sequence[Params], x: jax.Array, cache: Any, given: Reading, kept: Any):
+    """As `run_layers`, each layer with parameters, and keys and values of the memory, of its own. The cache is one array: XLA would copy
+    caches of their own at every turn, as it writes the new column once more into what the scores are made of."""
+    block = (nn.remat(Block) if config.remat else Block)(config, parent=None)
+    keep = []
+    for number, params in enumerate(layers):
+        there = None if kept is None else tuple(part[number][0] for part in kept)
+        (x, cache), found = block.apply({"params": params}, (x, cache), jnp.int32(number), there, given)
+        keep.append(found)
+    return (
+        x,
+        cache,
+        tuple(tuple(part[None] for part in parts) for parts in zip(*keep, strict=True)) if given.keep else None,
+    )
 
 
 class Embedding(nn.Module):
@@ -187,7 +207,7 @@ class Decoder(nn.Module):
         if c.embedding_scale != 1.0:
             x = x * jnp.asarray(c.embedding_scale, x.dtype)
         given = Reading(constrain(positions, "batch", "length"), visible.laid(), cached=cached)
-        x, written, _ = run_layers(c, c.layers, x, cache, given)
+        x, written, _ = run_layers(self, c.layers, x, cache, given)
         return x if c.norm_at == "after" else Norm(c.norm, c.norm_eps, name="final_norm")(x), written
 
 
@@ -207,5 +227,5 @@ class Stack(nn.Module):
         given = Reading(jnp.zeros(x.shape[:2], jnp.int32), visible.laid(), bias, **told)
         count = c.layers if self.crossed else c.encoder_layers
         assert count is not None, "held by the config"
-        x, cache, kept = run_layers(c, count, x, cache, given, kept)
+        x, cache, kept = run_layers(self, count, x, cache, given, kept)
         return Norm(c.norm, c.norm_eps, name="final_norm")(x), cache, kept

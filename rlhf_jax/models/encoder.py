@@ -102,7 +102,7 @@ def build_encoder(config: ModelConfig) -> Model:
 
 _OF_DECODERS = (
     *("scalar", "logprobs", "token_stats", "token_logits", "token_scores", "values"),
-    *("prefill", "decode"),
+    *("ready", "prefill", "decode"),
 )
 
 

@@ -31,8 +31,8 @@ class CrossCache:
     """What a decoder has read, its start token first, and the keys and values of the prompt."""
 
     decoder: Cache
-    keys: Float[Array, "N B K P H"]
-    values: Float[Array, "N B K P H"]
+    keys: Float[Array, "N B K P H"] | tuple[Float[Array, "1 B K P H"], ...]
+    values: Float[Array, "N B K P H"] | tuple[Float[Array, "1 B K P H"], ...]
     prompt: Bool[Array, "B P"]
 
 

@@ -34,6 +34,7 @@ FUNCTIONS = (
     "values",
     "scores",
     "class_logits",
+    "ready",
     "prefill",
     "decode",
 )

@@ -38,7 +38,7 @@ def shift_right(x: jax.Array) -> jax.Array:
 
 
 def by_columns(function: Callable[..., Any], chunk: int, weights: Any, *arrays: jax.Array) -> Any:
-    """`function(weights, *arrays)` over arrays [B, T, ...], at most `chunk` columns at a time, recomputed in the backward pass.
+    """`function(weights, *arrays)` over arrays [B, T, ...], at most `chunk` columns at a time.
 
     On a mesh each device goes through the columns of its own tokens: weights are gathered once before, and their gradients added up once
     behind, rather than at every chunk.
@@ -47,7 +47,7 @@ def by_columns(function: Callable[..., Any], chunk: int, weights: Any, *arrays: 
 
 
 def _by_columns(function: Callable[..., Any], chunk: int, weights: Any, *arrays: jax.Array) -> Any:
-    function = partial(jax.checkpoint(function), weights)
+    function = partial(function, weights)
     length = arrays[0].shape[1]
     if length <= chunk:
         return function(*arrays)
@@ -61,6 +61,87 @@ def _by_columns(function: Callable[..., Any], chunk: int, weights: Any, *arrays:
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], count * chunk, *x.shape[3:])[:, :length], parts)
 
 
+@jax.custom_vjp
+def _logprobs_of(told: tuple[Partial, Any], h: jax.Array, tokens: Int[Array, "B C"]) -> Float[Array, "B C"]:
+    """Log-probs of tokens from hidden states, `told` the output layer and the temperature. The logits do not outlive it: the backward pass
+    makes them again, and one pass over them gives their gradient from the norm that was kept."""
+    return _logprobs_forward(told, h, tokens)[0]
+
+
+def _logprobs_forward(told, h, tokens):
+    logits, _ = _logits(told, h)
+    norm = jax.nn.logsumexp(logits, axis=-1)
+    return _taken(logits, tokens) - norm, (told, h, tokens, norm)
+
+
+def _logprobs_backward(kept, grad: jax.Array):
+    told, h, tokens, norm = kept
+    logits, back = _logits(told, h, differentiated=True)
+    share = jnp.exp(logits - norm[:, :, None])
+    return (*back(_at(tokens, logits, grad) - grad[:, :, None] * share), None)
+
+
+_logprobs_of.defvjp(_logprobs_forward, _logprobs_backward)
+
+
+@jax.custom_vjp
+def _stats_of(told: tuple[Partial, Any], h: jax.Array, tokens: Int[Array, "B C"]) -> TokenStats:
+    """As `_logprobs_of`, with the entropy H: dH/dlogit = -p (log p + H)."""
+    return _stats_forward(told, h, tokens)[0]
+
+
+def _stats_forward(told, h, tokens):
+    logits, _ = _logits(told, h)
+    norm = jax.nn.logsumexp(logits, axis=-1)
+    entropy = norm - jnp.sum(jnp.exp(logits - norm[:, :, None]) * logits, axis=-1)
+    return TokenStats(_taken(logits, tokens) - norm, entropy), (told, h, tokens, norm, entropy)
+
+
+def _stats_backward(kept, grads: TokenStats):
+    told, h, tokens, norm, entropy = kept
+    logits, back = _logits(told, h, differentiated=True)
+    logp = logits - norm[:, :, None]
+    fall = grads.logprobs[:, :, None] + grads.entropy[:, :, None] * (logp + entropy[:, :, None])
+    return (*back(_at(tokens, logits, grads.logprobs) - jnp.exp(logp) * fall), None)
+
+
+_stats_of.defvjp(_stats_forward, _stats_backward)
+
+
+def _logits(told: tuple[Partial, Any], h: jax.Array, *, differentiated: bool = False) -> tuple[jax.Array, Any]:
+    """(logits at the temperature, and on request what takes their gradient back to what they were made of)."""
+
+    def make(told, h):
+        unembed, temperature = told
+        return unembed(h) / temperature
+
+    return jax.vjp(make, told, h) if differentiated else (make(told, h), None)
+
+
+def _taken(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, tokens[:, :, None], axis=-1)[:, :, 0]
+
+
+def _at(tokens: jax.Array, like: jax.Array, values: jax.Array) -> jax.Array:
+    """[B, C, V] with the values at the tokens, and 0 elsewhere; never there by itself, but for what it is added to."""
+    places = jax.lax.broadcasted_iota(tokens.dtype, like.shape, 2)
+    return jnp.where(places == tokens[:, :, None], values[:, :, None], 0.0)
+
+
+def token_logprobs(
+    unembed: Unembed,
+    hidden: Float[Array, "B T D"],
+    batch: TokenBatch,
+    temperature: Float[Array, ""] | float,
+    *,
+    chunk: int,
+) -> Float[Array, "B T"]:
+    """log p(tokens[:, t] | tokens[:, :t]) in nats, at the given temperature."""
+    told = _tree(unembed), jnp.float32(temperature)
+    logprobs = by_columns(_logprobs_of, chunk, told, shift_right(hidden), batch.tokens)
+    return jnp.where(predicted(batch), logprobs, 0.0)
+
+
 def token_stats(
     unembed: Unembed,
     hidden: Float[Array, "B T D"],
@@ -70,18 +151,9 @@ def token_stats(
     chunk: int,
 ) -> TokenStats:
     """log p(tokens[:, t] | tokens[:, :t]) and the entropy of that distribution, in nats, at the given temperature."""
-
-    def stats(told, h, tokens: Int[Array, "B C"]):
-        unembed, temperature = told
-        logits = unembed(h) / temperature
-        norm = jax.nn.logsumexp(logits, axis=-1)
-        taken = jnp.take_along_axis(logits, tokens[:, :, None], axis=-1)[:, :, 0]
-        entropy = norm - jnp.sum(jnp.exp(logits - norm[:, :, None]) * logits, axis=-1)
-        return taken - norm, entropy
-
-    logprobs, entropy = by_columns(stats, chunk, (_tree(unembed), temperature), shift_right(hidden), batch.tokens)
-    known = predicted(batch)
-    return TokenStats(jnp.where(known, logprobs, 0.0), jnp.where(known, entropy, 0.0))
+    told = _tree(unembed), jnp.float32(temperature)
+    stats, known = by_columns(_stats_of, chunk, told, shift_right(hidden), batch.tokens), predicted(batch)
+    return TokenStats(jnp.where(known, stats.logprobs, 0.0), jnp.where(known, stats.entropy, 0.0))
 
 
 def token_logits(
@@ -89,9 +161,10 @@ def token_logits(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """(the logit of the token at t, the logsumexp of all logits there): where logits are values of tokens, not log-probs."""
 
+    @jax.checkpoint
     def pick(unembed, h, tokens: Int[Array, "B C"]):
         logits = unembed(h)
-        return jnp.take_along_axis(logits, tokens[:, :, None], axis=-1)[:, :, 0], jax.nn.logsumexp(logits, axis=-1)
+        return _taken(logits, tokens), jax.nn.logsumexp(logits, axis=-1)
 
     taken, norm = by_columns(pick, chunk, _tree(unembed), shift_right(hidden), batch.tokens)
     known = predicted(batch)
@@ -110,6 +183,7 @@ def token_kl(
 ) -> Float[Array, "B T"]:
     """KL(p || q) of the next-token distributions over the whole vocabulary, in nats per token, both at one temperature."""
 
+    @jax.checkpoint
     def divergence(told, hp, hq):
         unembed_p, unembed_q, temperature = told
         p = jax.nn.log_softmax(unembed_p(hp) / temperature, axis=-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -21,6 +23,28 @@ def in_dtype(params: Params, dtype: str) -> Params:
         return leaf.astype(dtype) if "layers" in names and names[-1] == "kernel" else leaf
 
     return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def layers_apart(params: Params) -> Params:
+    """The parameters with each layer's by itself, in a tuple in place of the array that has them one behind the other."""
+
+    def apart(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        return {name: layers_of(part) if name == "layers" else apart(part) for name, part in node.items()}
+
+    return apart(params)
+
+
+def layers_of(layers: Any) -> Any:
+    """The parameters of each layer, of all of them one behind the other, or in a tuple already."""
+    if isinstance(layers, tuple):
+        return layers
+    leaves, tree = jax.tree.flatten(layers)
+    count = leaves[0].shape[0]
+    # The gradient of a split is one concatenation; that of slices a sum of arrays as large as the whole.
+    parts = zip(*(jax.lax.split(leaf, (1,) * count) for leaf in leaves), strict=True)
+    return tuple(tree.unflatten([leaf[0] for leaf in part]) for part in parts)
 
 
 SCORING = ("score", "pool", "classify")

@@ -44,7 +44,7 @@ def generate(
     Comes out as [B, W + new_tokens]: the stop token belongs to the response; what follows it is padding by `segments` (token id 0),
     whatever ids the tokenizer uses. `logprobs` are those of the distribution sampled from.
 
-    A model with `gather_once` has its weights gathered before, in the dtype in which it computes. Source: Touvron et al. 2023
+    Weights are brought before into the dtype in which the model computes, and with `gather_once` gathered. Source: Touvron et al. 2023
     (arXiv:2307.09288), section 3.2.3: under FSDP generation was about twenty times slower without that.
 
     Raises: ValueError where the prompts do not divide the keys, or slots do not lie on the devices that the responses lie on.
@@ -60,10 +60,12 @@ def generate(
     # Prompts that are not on the devices of their responses are read for each of these.
     read = prompts if pieces("batch", asked) == devices else repeated
     write = partial(_write, model=model, new_tokens=new_tokens, stop=stop, choose=choose, slots=at_once)
+    # Once for all tokens: a turn reads all weights, and does little else.
+    params = in_dtype(params, model.config.dtype)
     if not model.config.gather_once:
         out = write(params, read, keys, temperature)
     else:
-        with in_one_piece(in_dtype(params, model.config.dtype)) as whole:
+        with in_one_piece(params) as whole:
             out = write(whole, read, keys, temperature)
     return join(repeated, out.tokens, out.logprobs, out.written, out.finished, temperature)
 
@@ -80,6 +82,7 @@ def _write(
     choose: Callable,
     slots: int,
 ) -> Responses:
+    params = model.ready(params)
     rows, width = keys.shape[0], prompts.tokens.shape[1]
     devices = pieces("batch", slots)
     own = slots // devices  # slots of each device

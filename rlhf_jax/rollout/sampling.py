@@ -40,7 +40,7 @@ def sample_tokens(
         return jax.random.gumbel(jax.random.fold_in(key, column), logits.shape[1:])
 
     noise = jax.vmap(noise_of)(keys, jnp.broadcast_to(columns, keys.shape))
-    tokens = jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+    tokens = largest(logits + noise)
     return tokens, logprob_of(logits, tokens)
 
 
@@ -52,8 +52,19 @@ def greedy_tokens(
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """The likeliest token of each row, and its log-probability under softmax(logits / temperature)."""
     logits = logits.astype(jnp.float32) / temperature
-    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    tokens = largest(logits)
     return tokens, logprob_of(logits, tokens)
+
+
+def largest(x: Float[Array, "B V"]) -> Int[Array, "B"]:
+    """The first place of the largest number of each row.
+
+    By two plain reductions, which XLA vectorises on a CPU, with the noise before them; it does not `jnp.argmax`, which takes three times
+    as long there.
+    """
+    places = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    found = jnp.min(jnp.where(x == jnp.max(x, axis=-1, keepdims=True), places, x.shape[1]), axis=-1)
+    return jnp.minimum(found, x.shape[1] - 1)  # where nothing is a number, nothing is the largest
 
 
 def logprob_of(logits: Float[Array, "B V"], tokens: Int[Array, "B"]) -> Float[Array, "B"]:

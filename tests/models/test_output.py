@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from builders import LLAMA, assert_trees_close, built, jitted, lively, right_padded
 from jax.extend.core import jaxprs_in_params
+from jax.tree_util import Partial
 
-from rlhf_jax.models.output import predicted, shift_right, token_kl, token_stats
+from rlhf_jax.models.output import predicted, shift_right, token_kl, token_logprobs, token_stats
 from rlhf_jax.types import TokenBatch
 
 LENGTHS, WIDTH = [9, 4, 7], 9
@@ -79,6 +80,33 @@ def test_the_output_layer_in_chunks_gives_the_values_and_gradients_of_the_whole(
     (whole, gradient), (parts, other_gradient) = in_chunks(100), in_chunks(chunk)
     assert_trees_close(parts, whole, atol=1e-5)
     assert_trees_close(other_gradient, gradient, atol=5e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("of", ["logprobs", "stats"])
+def test_the_backward_pass_written_here_is_that_of_the_arithmetic(strict_dtypes, of):
+    keys = jax.random.split(jax.random.key(0), 5)
+    weights, hidden = 0.5 * jax.random.normal(keys[0], (6, 11)), jax.random.normal(keys[1], (2, 7, 6))
+    given = [jax.random.normal(key, (2, 7)) for key in keys[2:4]]
+    batch = right_padded([7, 5], 7, vocab=11)
+
+    def written_here(weights, hidden, temperature):
+        unembed = Partial(lambda w, h: h @ w, weights)
+        if of == "logprobs":
+            return jnp.sum(given[0] * token_logprobs(unembed, hidden, batch, temperature, chunk=3))
+        stats = token_stats(unembed, hidden, batch, temperature, chunk=3)
+        return jnp.sum(given[0] * stats.logprobs + given[1] * stats.entropy)
+
+    def plainly(weights, hidden, temperature):
+        logp = jax.nn.log_softmax(shift_right(hidden) @ weights / temperature)
+        known, tokens = predicted(batch), batch.tokens[:, :, None]
+        total = jnp.sum(jnp.where(known, given[0] * jnp.take_along_axis(logp, tokens, axis=-1)[:, :, 0], 0.0))
+        if of == "logprobs":
+            return total
+        return total - jnp.sum(jnp.where(known, given[1] * jnp.sum(jnp.exp(logp) * logp, axis=-1), 0.0))
+
+    at = (weights, hidden, jnp.float32(0.7))
+    mine, theirs = (jax.value_and_grad(function, argnums=(0, 1, 2))(*at) for function in (written_here, plainly))
+    assert_trees_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.rollout.sampling import greedy_tokens, logprob_of, row_keys, sample_tokens
+from rlhf_jax.rollout.sampling import greedy_tokens, largest, logprob_of, row_keys, sample_tokens
 
 RUN = jax.random.key(0)
 
@@ -53,6 +53,12 @@ def test_tokens_come_as_often_as_their_probability_says(temperature):
     p = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
     share = np.bincount(tokens, minlength=4) / count
     assert (np.abs(share - p) < 4 * np.sqrt(p * (1 - p) / count)).all()
+
+
+def test_the_largest_is_the_first_of_the_largest_and_always_one_of_them():
+    rows = jnp.array([[1.0, 3.0, 3.0], [-jnp.inf, -jnp.inf, -2.0], [2.0, 2.0, 2.0], [jnp.nan, 0.0, 1.0]])
+    assert largest(rows)[:3].tolist() == [1, 2, 0]
+    assert 0 <= int(largest(rows)[3]) < 3  # of numbers that are none, any
 
 
 def test_columns_and_rows_have_noise_of_their_own():
