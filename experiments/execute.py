@@ -129,8 +129,9 @@ def seeds_to_run(directory: Path, asked: int | None, resume: bool) -> int:
     return asked or (resume and len(seed_directories(directory))) or 1
 
 
-def start_jax(experiment: Experiment | Study) -> None:
-    """What must stand before JAX starts: the cache of programs; of a CPU, this process's devices of the mesh, for a study one per core."""
+def start_jax(experiment: Experiment | Study, *, side_by_side: bool = False) -> None:
+    """What must stand before JAX starts: the cache of programs; of a CPU, this process's devices of the mesh, for a study, and for runs
+    side by side, one per core."""
     import logging
 
     import jax
@@ -147,6 +148,7 @@ def start_jax(experiment: Experiment | Study) -> None:
         settings.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     on_cpu = experiment.scale == "cpu" or cpu_is_asked_for()
     devices = experiment.mesh.devices // count() if isinstance(experiment, Experiment) else cores()
+    devices = max(devices, cores()) if side_by_side else devices
     if on_cpu and devices > max(settings.jax_num_cpu_devices, 1):
         split_cpu(devices)
 

@@ -26,9 +26,10 @@ from typing import Any
 from experiments.execute import Plan, check, record, run_seed, run_seeds, start_jax, summarise
 from experiments.registry import Entry
 from rlhf_jax.config import Experiment
+from rlhf_jax.config.model import ONE_DEVICE
 from rlhf_jax.config.study import Study
 from rlhf_jax.files import exclusive, write_atomic
-from rlhf_jax.loops.preemption import Preempted
+from rlhf_jax.loops.preemption import PREEMPTED, Notice, Preempted
 from rlhf_jax.overrides import to_dict
 from rlhf_jax.processes import count
 from rlhf_jax.report.html import Table, write_report
@@ -169,7 +170,7 @@ def run_sweep(sweep: Sweep, *, resume: bool, again: Sequence[str], show: Sequenc
     `again` is the command line of this sweep, which groups that have processes of their own are run by.
     Raises: as `execute`, before anything is written, for what can be known by then.
     """
-    start_jax(sweep.cells[0].plan.experiment)
+    start_jax(sweep.cells[0].plan.experiment, side_by_side=True)
     check_sweep(sweep, resume)
     groups = sweep.groups
     with exclusive(sweep.directory):
@@ -191,7 +192,7 @@ def run_part(sweep: Sweep, number: int) -> int:
     groups = sweep.groups
     if not 0 <= number < len(groups):
         raise ValueError(f"--group {number}: there are groups 0 to {len(groups) - 1}")
-    start_jax(groups[number][0].plan.experiment)
+    start_jax(groups[number][0].plan.experiment, side_by_side=True)
     check_sweep(sweep, resume=True)
     write_said(sweep)
     run_group(groups[number])
@@ -241,8 +242,6 @@ def run_apart(command: Sequence[str], cells: Sequence[Cell]) -> None:
 
     Raises: Preempted, KeyboardInterrupt, where the process ended so.
     """
-    from rlhf_jax.loops.preemption import PREEMPTED
-
     process = subprocess.Popen([sys.executable, "-m", "experiments.run", *command])
     try:
         code = process.wait()
@@ -260,7 +259,7 @@ def run_apart(command: Sequence[str], cells: Sequence[Cell]) -> None:
 
 def run_group(cells: Sequence[Cell]) -> None:
     """Cells that may share programs: their runs as lanes, or one after another where there is one, or the mesh has several devices."""
-    start_jax(cells[0].plan.experiment)
+    start_jax(cells[0].plan.experiment, side_by_side=True)
     with contextlib.ExitStack() as stack:
         for cell in cells:
             stack.enter_context(exclusive(cell.plan.directory))
@@ -306,8 +305,11 @@ def note_error(cell: Cell, seed: int, text: str) -> None:
 
 def side_by_side(runs: Sequence[tuple[Cell, int]], at_once: int | None = None) -> None:
     """Runs as lanes, as many at once as fit; where a number decides what is compiled, those that agree on it."""
+    import jax
+
     from rlhf_jax.lanes.numbers import Decides
-    from rlhf_jax.lanes.together import Lanes, TooLarge
+    from rlhf_jax.lanes.together import TooLarge, run_lanes
+    from rlhf_jax.report.environment import cores
     from rlhf_jax.report.progress import ASIDE
     from rlhf_jax.sharding import make_mesh
 
@@ -322,8 +324,10 @@ def side_by_side(runs: Sequence[tuple[Cell, int]], at_once: int | None = None) -
         return follow
 
     print(f"{len(chunk)} runs side by side", file=sys.stderr)
-    lanes = Lanes(len(chunk), make_mesh(chunk[0][0].plan.experiment.mesh))
-    outcomes = lanes.run([work(lane, *run) for lane, run in enumerate(chunk)])
+    # Of a CPU, whose small programs keep one core busy, a device for each.
+    devices = jax.devices()[: cores() if jax.default_backend() == "cpu" else None]
+    meshes = [make_mesh(ONE_DEVICE, [device]) for device in devices]
+    outcomes = run_lanes([work(lane, *run) for lane, run in enumerate(chunk)], meshes)
     large = [outcome for outcome in outcomes if isinstance(outcome, TooLarge)]
     decides = [outcome for outcome in outcomes if isinstance(outcome, Decides)]
     again = [run for run, outcome in zip(chunk, outcomes, strict=True) if isinstance(outcome, TooLarge | Decides)]
@@ -333,7 +337,7 @@ def side_by_side(runs: Sequence[tuple[Cell, int]], at_once: int | None = None) -
         if isinstance(outcome, Exception) and (cell, seed) not in again:
             note_error(cell, seed, "".join(traceback.format_exception(outcome)))
     if large:
-        at_once = min(outcome.fitting for outcome in large)
+        at_once = min(outcome.fitting for outcome in large) * len(meshes)
         print(f"{large[0]}", file=sys.stderr)
     if decides:
         print(f"{decides[0]}: they are run apart", file=sys.stderr)

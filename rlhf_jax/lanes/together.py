@@ -51,60 +51,69 @@ class _Request:
     done: bool = False
 
 
-class Lanes:
-    """So many lanes on one device. `memory` is how many bytes a program may need there; default: most of what the device has.
+def run_lanes(
+    works: Sequence[Callable[[Programs], T]], meshes: Sequence[Mesh], memory: int | None = None
+) -> list[T | BaseException]:
+    """What each work returns or raises, in order. The works are dealt to the meshes, of one device each, and share the programs there.
 
-    Where lanes have come to different programs, those that are behind go first; lanes that are done or have failed are left out.
+    `memory` is how many bytes a program may need on a device; default: most of what there is, of which devices of a CPU have each a part.
+    Interrupted, all works end as interrupted, and it raises what came.
+    """
+    meshes = meshes[: len(works)]
+    if memory is None:
+        memory = memory_of(meshes[0].devices.flat[0], len(meshes))
+    teams = [Team(len(works[place :: len(meshes)]), mesh, memory) for place, mesh in enumerate(meshes)]
+    outcomes: list[Any] = [None] * len(works)
+    ended = [threading.Event() for _ in works]
+
+    def follow(number: int) -> None:
+        team, lane = teams[number % len(teams)], number // len(teams)
+        try:
+            outcomes[number] = works[number](LanePrograms(team, lane))
+        except BaseException as error:
+            outcomes[number] = error
+        finally:
+            team.leave(lane)
+            ended[number].set()
+
+    threads = [
+        threading.Thread(target=contextvars.copy_context().run, args=(follow, number), name=f"lane {number}")
+        for number in range(len(works))
+    ]
+    for thread in threads:
+        thread.start()
+    came: BaseException | None = None
+    for event in ended:
+        while not event.is_set():
+            try:
+                event.wait()
+            except BaseException as error:  # a signal, which the main thread alone is told of
+                came = error
+                if isinstance(error, KeyboardInterrupt):
+                    for team in teams:
+                        team.stop()
+    for thread in threads:
+        thread.join()
+    if came is not None:
+        raise came
+    return outcomes
+
+
+class Team:
+    """Lanes on one device, whose programs may need `memory` bytes.
+
+    Where they have come to different programs, those that are behind go first; lanes that are done are left out.
     """
 
-    def __init__(self, count: int, mesh: Mesh, memory: int | None = None) -> None:
+    def __init__(self, count: int, mesh: Mesh, memory: int) -> None:
         if mesh.size != 1:
             raise ValueError(f"lanes share one device, and this mesh has {mesh.size}")
-        self.count, self.mesh = count, mesh
-        self.memory = memory_of(mesh.devices.flat[0]) if memory is None else memory
+        self.count, self.mesh, self.memory = count, mesh, memory
         self._programs: list[_Program] = []
-        self._running: set[int] = set()
+        self._running = set(range(count))
         self._asked: dict[int, _Request] = {}
         self._changed = threading.Condition()
         self._stopped = False
-
-    def run(self, works: Sequence[Callable[[Programs], T]]) -> list[T | BaseException]:
-        """What each work returns or raises, in order. Interrupted, it lets all of them end as interrupted, and raises what came."""
-        if len(works) != self.count:
-            raise ValueError(f"{len(works)} works for {self.count} lanes")
-        outcomes: list[Any] = [None] * self.count
-        self._running = set(range(self.count))
-        ended = [threading.Event() for _ in works]
-
-        def follow(lane: int) -> None:
-            try:
-                outcomes[lane] = works[lane](LanePrograms(self, lane))
-            except BaseException as error:
-                outcomes[lane] = error
-            finally:
-                self._leave(lane)
-                ended[lane].set()
-
-        threads = [
-            threading.Thread(target=contextvars.copy_context().run, args=(follow, lane), name=f"lane {lane}")
-            for lane in range(self.count)
-        ]
-        for thread in threads:
-            thread.start()
-        came: BaseException | None = None
-        for lane in range(self.count):
-            while not ended[lane].is_set():
-                try:
-                    ended[lane].wait()
-                except BaseException as error:  # a signal, which the main thread alone is told of
-                    came = error
-                    if isinstance(error, KeyboardInterrupt):
-                        self._stop()
-        for thread in threads:
-            thread.join()
-        if came is not None:
-            raise came
-        return outcomes
 
     def program(self, lane: int, number: int, make: Callable, configs: tuple, step: bool, programs: int | None) -> None:
         """A lane's part of its program of this number."""
@@ -127,13 +136,15 @@ class Lanes:
             raise KeyboardInterrupt
         return request.result
 
-    def _leave(self, lane: int) -> None:
+    def leave(self, lane: int) -> None:
+        """The lane asks for nothing any more."""
         with self._changed:
             self._running.discard(lane)
             self._asked.pop(lane, None)
             self._serve()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """What lanes wait for, and whatever they ask for from now on, ends as interrupted."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -201,9 +212,9 @@ class Lanes:
 class LanePrograms(Programs):
     """The programs of one lane."""
 
-    def __init__(self, lanes: Lanes, lane: int) -> None:
-        super().__init__(lanes.mesh)
-        self._lanes, self._lane, self._made = lanes, lane, 0
+    def __init__(self, team: Team, lane: int) -> None:
+        super().__init__(team.mesh)
+        self._team, self._lane, self._made = team, lane, 0
 
     def step(self, make: Callable[..., Callable], *configs: Any, programs: int | None = 1) -> Callable:
         def on_live(*configs: Any) -> Callable:
@@ -232,8 +243,8 @@ class LanePrograms(Programs):
 
     def _program(self, make: Callable, configs: tuple, step: bool, programs: int | None) -> Callable:
         number, self._made = self._made, self._made + 1
-        self._lanes.program(self._lane, number, make, configs, step, programs)
-        return lambda *args: self._lanes.call(self._lane, number, in_device_memory(args))
+        self._team.program(self._lane, number, make, configs, step, programs)
+        return lambda *args: self._team.call(self._lane, number, in_device_memory(args))
 
 
 def kind_of(args: Any) -> Any:
@@ -242,12 +253,11 @@ def kind_of(args: Any) -> Any:
     return tree, tuple((np.shape(leaf), jax.typeof(leaf).dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)
 
 
-def memory_of(device: Any) -> int:
-    """Bytes of a device that programs may need; of a CPU, of what is free now."""
+def memory_of(device: Any, devices: int = 1) -> int:
+    """Bytes of a device that programs may need; where that does not say what it has, its part of the machine's memory."""
     told = device.memory_stats() or {}
-    if "bytes_limit" in told:
-        return int(SHARE * told["bytes_limit"])
-    return int(SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(SHARE * told.get("bytes_limit", whole // devices))
 
 
 def _strong(x: jax.Array) -> jax.Array:

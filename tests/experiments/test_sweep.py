@@ -131,7 +131,7 @@ def test_what_fails_is_told_and_tried_again_and_the_rest_is_there(tmp_path, caps
 
 @pytest.mark.slow
 def test_as_many_go_side_by_side_as_the_memory_holds(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(together, "memory_of", lambda device: 4 * 2**20)
+    monkeypatch.setattr(together, "memory_of", lambda device, devices: 2**20)
     asked = command("smoke/sft", SFT, "--over", "seed=0..3", "--workdir", tmp_path / "sweep")
     assert main(["sweep", *asked]) == 0
     said = capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 from experiments.registry import find
 from experiments.sweep import STAGES, shape_of
 from rlhf_jax.config import Experiment
-from rlhf_jax.lanes.together import Lanes
+from rlhf_jax.lanes.together import run_lanes
 from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.run import open_run
 from rlhf_jax.overrides import to_dict
@@ -82,7 +82,7 @@ def test_runs_with_all_numbers_of_their_own_are_side_by_side_what_they_are_alone
     def work(label: str):
         return lambda programs: run_experiment(open_run(runs[label], tmp_path / "lanes" / label, programs))
 
-    found = Lanes(2, make_mesh(one.mesh)).run([work(label) for label in runs])
+    found = run_lanes([work(label) for label in runs], [make_mesh(one.mesh)])
     for label, outcome in zip(runs, found, strict=True):
         if isinstance(outcome, BaseException):
             raise outcome

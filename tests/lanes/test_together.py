@@ -16,7 +16,7 @@ from rlhf_jax.compiled import Programs, Recompiled
 from rlhf_jax.config import MeshConfig
 from rlhf_jax.frozen import Frozen
 from rlhf_jax.lanes.numbers import Decides
-from rlhf_jax.lanes.together import Lanes, TooLarge
+from rlhf_jax.lanes.together import Team, TooLarge, run_lanes
 from rlhf_jax.sharding import make_mesh
 
 MESH = make_mesh(MeshConfig())
@@ -56,7 +56,7 @@ def train(calls, config, steps, start=0.0):
 def test_lanes_with_numbers_and_lengths_of_their_own_end_as_each_would_alone():
     calls = []
     runs = [(Rate(0.1), 4, 0.0), (Rate(0.3), 7, 1.0), (Rate(0.1), 0, 2.0)]
-    found = Lanes(3, MESH).run([train(calls, *run) for run in runs])
+    found = run_lanes([train(calls, *run) for run in runs], [MESH])
     assert len(calls) == 1, "one program for all"
     for run, (doubled, base) in zip(runs, found, strict=True):
         alone = train([], *run)(Programs(MESH))
@@ -65,14 +65,30 @@ def test_lanes_with_numbers_and_lengths_of_their_own_end_as_each_would_alone():
 
 
 def test_a_call_serves_all_lanes(monkeypatch):
-    served, run = [], Lanes._run
+    served, run = [], Team._run
     monkeypatch.setattr(
-        Lanes,
+        Team,
         "_run",
         lambda self, program, kind, requests: served.append(len(requests)) or run(self, program, kind, requests),
     )
-    Lanes(3, MESH).run([train([], Rate(rate), 5) for rate in (0.1, 0.2, 0.3)])
+    run_lanes([train([], Rate(rate), 5) for rate in (0.1, 0.2, 0.3)], [MESH])
     assert served == [3] * 6  # five steps, and what comes after
+
+
+def test_lanes_are_dealt_to_devices_and_share_programs_there():
+    devices = jax.devices()[:2]
+
+    def work(number):
+        def follow(programs: Programs):
+            x = programs.function(lambda: lambda x: x + 1)(
+                jax.device_put(np.float32(number), programs.mesh.devices.flat[0])
+            )
+            return float(x), next(iter(x.devices()))
+
+        return follow
+
+    found = run_lanes([work(number) for number in range(5)], [make_mesh(MeshConfig(), [device]) for device in devices])
+    assert found == [(number + 1.0, devices[number % 2]) for number in range(5)]
 
 
 def test_a_lane_that_fails_is_left_out_and_the_others_go_on():
@@ -80,7 +96,7 @@ def test_a_lane_that_fails_is_left_out_and_the_others_go_on():
         programs.step(counting([]), Rate(0.2))
         raise OSError("no room")
 
-    first, error, last = Lanes(3, MESH).run([train([], Rate(0.1), 3), fails, train([], Rate(0.4), 3)])
+    first, error, last = run_lanes([train([], Rate(0.1), 3), fails, train([], Rate(0.4), 3)], [MESH])
     assert isinstance(error, OSError)
     np.testing.assert_allclose(first[0], 0.6, rtol=1e-6)
     np.testing.assert_allclose(last[0], 2.4, rtol=1e-6)
@@ -98,7 +114,7 @@ def test_lanes_at_different_programs_wait_so_that_all_are_called_for_all_who_wan
 
         return follow
 
-    assert Lanes(2, MESH).run([work(True), work(False)]) == [20.0, 10.0]
+    assert run_lanes([work(True), work(False)], [MESH]) == [20.0, 10.0]
     assert served == ["a", "b"]
 
 
@@ -110,8 +126,8 @@ def test_arguments_of_other_shapes_are_other_programs_as_many_as_were_expected()
 
         return follow
 
-    assert Lanes(2, MESH).run([work(3, 2), work(5, 2)]) == [3.0, 5.0]
-    found = Lanes(2, MESH).run([work(3, 1), work(5, 1)])
+    assert run_lanes([work(3, 2), work(5, 2)], [MESH]) == [3.0, 5.0]
+    found = run_lanes([work(3, 1), work(5, 1)], [MESH])
     assert sorted(isinstance(outcome, Recompiled) for outcome in found) == [False, True]
 
 
@@ -122,10 +138,10 @@ def test_what_decides_a_program_is_said_by_name():
     def work(config):
         return lambda programs: programs.function(branches, config)(jnp.float32(1))
 
-    for outcome in Lanes(2, MESH).run([work(Rate(0.1)), work(Rate(0.3))]):
+    for outcome in run_lanes([work(Rate(0.1)), work(Rate(0.3))], [MESH]):
         assert isinstance(outcome, Decides) and outcome.names == ("rate",)
-    assert Lanes(2, MESH).run([work(Rate(0.3)), work(Rate(0.4))]) == [1, 1]
-    for outcome in Lanes(2, MESH).run([work(Rate(0.3)), work(Rate(0.3, "other"))]):
+    assert run_lanes([work(Rate(0.3)), work(Rate(0.4))], [MESH]) == [1, 1]
+    for outcome in run_lanes([work(Rate(0.3)), work(Rate(0.3, "other"))], [MESH]):
         assert isinstance(outcome, Decides) and outcome.names == ("kind",)
 
 
@@ -134,17 +150,15 @@ def test_programs_that_need_more_memory_than_there_is_say_how_many_lanes_would_f
         return programs.function(lambda: lambda x: x + 1)(jnp.zeros(1000))
 
     needed = 4 * 2 * 4 * 1000  # arguments and results of four lanes
-    assert not any(isinstance(found, TooLarge) for found in Lanes(4, MESH, memory=3 * needed).run([work] * 4))
-    for outcome in Lanes(4, MESH, memory=needed // 2).run([work] * 4):
+    assert not any(isinstance(found, TooLarge) for found in run_lanes([work] * 4, [MESH], memory=3 * needed))
+    for outcome in run_lanes([work] * 4, [MESH], memory=needed // 2):
         assert isinstance(outcome, TooLarge) and 1 <= outcome.fitting <= 2
         assert "a program needs" in str(outcome)
 
 
-def test_lanes_share_one_device_and_need_a_work_each():
+def test_lanes_share_one_device():
     with pytest.raises(ValueError, match="lanes share one device, and this mesh has 2"):
-        Lanes(2, make_mesh(MeshConfig(data=2)))
-    with pytest.raises(ValueError, match="1 works for 2 lanes"):
-        Lanes(2, MESH).run([lambda programs: None])
+        run_lanes([lambda programs: None] * 2, [make_mesh(MeshConfig(data=2))])
 
 
 def test_interrupted_all_lanes_end_as_interrupted():
@@ -164,7 +178,7 @@ def test_interrupted_all_lanes_end_as_interrupted():
     threading.Timer(1.0, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        Lanes(2, MESH).run([work, work])
+        run_lanes([work, work], [MESH])
     assert len(ended) == 2 and min(ended) > 0 and time.monotonic() - began < 30
 
 
@@ -176,5 +190,5 @@ def test_keys_and_numbers_of_the_host_go_in_as_they_are():
 
         return follow
 
-    for seed, found in enumerate(Lanes(2, MESH).run([work(0), work(1)])):
+    for seed, found in enumerate(run_lanes([work(0), work(1)], [MESH])):
         np.testing.assert_allclose(found, 2 * jax.random.normal(jax.random.key(seed), (3,)), rtol=1e-6)
