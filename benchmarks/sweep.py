@@ -27,8 +27,8 @@ def seconds_of(command: str, iterations: int, folder: Path, *more: str) -> float
     environment = {**os.environ, "RLHF_JAX_CACHE": str(folder / "cache")}
     with tempfile.TemporaryDirectory(dir=folder) as place:
         started = time.monotonic()
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        subprocess.run([*asked, "--workdir", f"{place}/run"], env=environment, check=True, **quiet)
+        command_line, quiet = [*asked, "--workdir", f"{place}/run"], subprocess.DEVNULL
+        subprocess.run(command_line, env=environment, check=True, stdout=quiet, stderr=quiet)
         return time.monotonic() - started
 
 
