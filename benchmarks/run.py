@@ -9,14 +9,18 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workloads import SIZES, WORKLOADS
+from benchmarks.workloads import SIZES, WORKLOADS, Workload
 
 
-def measure(name: str, size: str, steps: int, began: float, profile: Path | None = None) -> dict[str, Any]:
-    """Rate, step seconds by phase (median, min, max), seconds of the first step (compilation), peak memory in MiB.
+def measure(
+    make: Callable[[], Workload], named: Mapping[str, str], steps: int, began: float, profile: Path | None = None
+) -> dict[str, Any]:
+    """Rate, step seconds by phase (median, min, max), seconds of the first step (compilation), peak memory in MiB, of the process, and of
+    a device that tells it; after what it is `named`.
 
     `began`: when the process was started, in seconds since the epoch. With `profile`, a trace of one more step is written there, and the
     operations that took most of it are told.
@@ -24,7 +28,7 @@ def measure(name: str, size: str, steps: int, began: float, profile: Path | None
     import jax
     import numpy as np
 
-    workload = WORKLOADS[name](SIZES[size])
+    workload = make()
     values, compile_seconds, first = jax.block_until_ready(workload.values), 0.0, 0.0
     seconds: dict[str, list[float]] = {phase: [] for phase in workload.phases}
     for step in range(steps + 1):
@@ -40,8 +44,7 @@ def measure(name: str, size: str, steps: int, began: float, profile: Path | None
     whole = np.sum(list(seconds.values()), axis=0)
     median = float(np.median(whole))
     measured = {
-        "workload": name,
-        "size": size,
+        **named,
         "unit": workload.unit,
         "rate": round(workload.amount / median, 2),
         "step_seconds": _spread(whole),
@@ -56,19 +59,25 @@ def measure(name: str, size: str, steps: int, began: float, profile: Path | None
         "jax": jax.__version__,
         "machine": platform.machine(),
     }
+    told = jax.devices()[0].memory_stats()
+    if told:
+        measured["device_peak_memory_mib"] = round(told["peak_bytes_in_use"] / 2**20)
     if profile is not None:
         from benchmarks.profile import top_operations
 
-        measured["top_operations"] = top_operations(workload, values, profile / f"{name}-{size}")
+        measured["top_operations"] = top_operations(workload, values, profile / "-".join(named.values()))
     return measured
 
 
 def shares(measured: dict[str, Any], limits: dict[str, float]) -> dict[str, float]:
-    """Of the machine's measured rate of float32 products, and, where a workload says what it reads, of its memory's."""
+    """Of the machine's measured rate of products, in bfloat16 where it has been measured, of the rate at which it reads, where a workload
+    says what it reads, and of both, as if nothing went on side by side."""
     median = measured["step_seconds"]["median"]
-    found = {"of_matmul_rate": measured["flops"] / median / limits["float32_flops"]}
+    products = measured["flops"] / limits.get("bfloat16_flops", limits["float32_flops"])
+    found = {"of_matmul_rate": products / median}
     if measured["bytes"]:
-        found["of_read_rate"] = measured["bytes"] / median / limits["read_bytes"]
+        reading = measured["bytes"] / limits["read_bytes"]
+        found |= {"of_read_rate": reading / median, "of_both": (products + reading) / median}
     return {name: round(share, 3) for name, share in found.items()}
 
 
@@ -79,7 +88,7 @@ def _spread(seconds) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in named.items()}
 
 
-def _child(*arguments: str) -> dict[str, Any]:
+def child(*arguments: str) -> dict[str, Any]:
     """What a module of the benchmarks prints. Raises: subprocess.CalledProcessError."""
     done = subprocess.run([sys.executable, "-m", *arguments], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -100,15 +109,20 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--steps {options.steps}: at least 1")
     if options.began is not None:
         (name,), (size,) = options.workload, options.size
-        print(json.dumps(measure(name, size, options.steps, options.began, options.profile)))
+        named = {"workload": name, "size": size}
+        print(
+            json.dumps(
+                measure(lambda: WORKLOADS[name](SIZES[size]), named, options.steps, options.began, options.profile)
+            )
+        )
         return 0
-    limits = _child("benchmarks.limits")
+    limits = child("benchmarks.limits")
     print(json.dumps({"limits": limits}), flush=True)
     profile = [] if options.profile is None else ["--profile", str(options.profile)]
     for size in options.size:
         for name in options.workload:
             chosen = ["--workload", name, "--size", size, "--steps", str(options.steps), *profile]
-            measured = _child("benchmarks.run", *chosen, "--began", str(time.time()))
+            measured = child("benchmarks.run", *chosen, "--began", str(time.time()))
             print(json.dumps(measured | shares(measured, limits)), flush=True)
     return 0
 

@@ -50,6 +50,8 @@ from rlhf_jax.report.runs import (
 )
 from rlhf_jax.report.study import write_study
 
+INTERRUPTED = 130  # the code of a command that was interrupted
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -81,10 +83,11 @@ def execute(plan: Plan) -> RunFiles | None:
         return summarise(plan.directory, plan.entry) if is_first() else None
 
 
-def check(plan: Plan) -> None:
-    """What can be known before anything is written. Raises: as `execute`."""
+def check(plan: Plan, *, devices: bool = True) -> None:
+    """What can be known before anything is written, and without `devices` before JAX has started. Raises: as `execute`."""
     check_directory(plan)
-    check_devices(plan.experiment)
+    if devices:
+        check_devices(plan.experiment)
     if isinstance(plan.experiment, OnPolicyStudy):
         check_algorithms(plan.experiment)
     if isinstance(plan.experiment, Experiment):

@@ -27,7 +27,7 @@ from experiments.registry import SCALES, Entry, entries, find
 from rlhf_jax.config import Experiment
 from rlhf_jax.loops.preemption import PREEMPTED, Preempted, noticing
 from rlhf_jax.overrides import apply_overrides, to_dict
-from rlhf_jax.processes import Elsewhere, joined
+from rlhf_jax.processes import Elsewhere, count, joined
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rlhf_jax.report.runs import RunFiles
 
 DEBUG = "RLHF_JAX_DEBUG"
-FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # beside PREEMPTED, 75
+FAILED, USER_ERROR = 1, 2  # beside PREEMPTED, 75, and INTERRUPTED, 130
 OURS = tuple(str(Path(__file__).resolve().parents[1] / package) + os.sep for package in ("rlhf_jax", "experiments"))
 STYLES = {"holds": "green", "does not hold": "red"}
 EPILOG = (
@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.command(options) or 0
     except KeyboardInterrupt:
         print(f"\ninterrupted{_how_to_resume(arguments)}", file=sys.stderr)
+        from experiments.execute import INTERRUPTED
+
         return INTERRUPTED
     except Preempted as notice:
         print(f"\n{notice}{_how_to_resume(arguments)}", file=sys.stderr)
@@ -129,7 +131,8 @@ def run_command(options: argparse.Namespace) -> None:
 
 def sweep_command(options: argparse.Namespace) -> int:
     """Runs an experiment at every combination of some values, and prints their table."""
-    from experiments.sweep import CSV, ERROR, plan_sweep, run_part, run_sweep
+    from experiments.sweep.cells import ERROR, plan_sweep
+    from experiments.sweep.command import CSV, run_part, run_sweep
     from rlhf_jax.report.runs import REPORT
 
     entry = find(options.name)
@@ -139,6 +142,8 @@ def sweep_command(options: argparse.Namespace) -> int:
         return resolve(entry, argparse.Namespace(**vars(options) | {"set": [*options.set, *settings]}))
 
     with joined(), noticing() as notice:
+        if count() > 1:
+            raise ValueError(f"a sweep runs on one process, and {count()} were started; start its cells by `run`")
         sweep = plan_sweep(entry, options.over, resolved, directory, options.data_root, notice)
         if options.list:
             for number, cells in enumerate(sweep.groups):

@@ -23,6 +23,8 @@ def prepared_directory() -> Path:
 
 
 SUMS = "SHA256SUMS"
+UMASK = os.umask(0)  # asked once: to ask is to change it, for all threads
+os.umask(UMASK)
 
 
 def write_sums(folder: Path) -> None:
@@ -73,9 +75,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def share(path: Path) -> None:
     """Gives a file that was made for its owner alone, as temporary ones are, the mode of one that `open` makes."""
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(path, 0o666 & ~umask)
+    os.chmod(path, 0o666 & ~UMASK)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -341,7 +341,7 @@ def in_device_memory(tree: Any) -> Any:
         return tree
 
     def bring(leaf: Any) -> Any:
-        return jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, leaf.sharding.spec)) if waits(leaf) else leaf
+        return jax.device_put(leaf, leaf.sharding.with_memory_kind("device")) if waits(leaf) else leaf
 
     return jax.tree.map(bring, tree)
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks.run import shares
+from benchmarks.gpu import KINDS
+from benchmarks.run import measure, shares
 from benchmarks.workloads import SIZES, WORKLOADS
 from benchmarks.workloads.common import decode_bytes, forward_flops, lengths, token_batch, weights
 from rlhf_jax.models import build_model
 from rlhf_jax.plan.flops import matmul_flops
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = dataclasses.replace(SIZES["S"], vocab=64, width=16, layers=1, heads=2, kv_heads=1, mlp=32)
 
 
@@ -55,5 +62,25 @@ def test_lengths_have_the_mean_and_the_cap_asked_for():
 def test_shares_are_of_what_the_machine_can_do():
     measured = {"step_seconds": {"median": 2.0}, "flops": 3e9, "bytes": 1e9}
     found = shares(measured, {"float32_flops": 6e9, "read_bytes": 4e9})
-    assert found == {"of_matmul_rate": 0.25, "of_read_rate": 0.125}
+    assert found == {"of_matmul_rate": 0.25, "of_read_rate": 0.125, "of_both": 0.375}
+    assert (
+        shares(measured, {"float32_flops": 6e9, "bfloat16_flops": 12e9, "read_bytes": 4e9})["of_matmul_rate"] == 0.125
+    )
     assert "of_read_rate" not in shares(measured | {"bytes": 0}, {"float32_flops": 6e9, "read_bytes": 4e9})
+
+
+@pytest.mark.slow
+def test_what_is_for_gpus_runs_small_anywhere(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--small", "--steps", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    limits, *measured = map(json.loads, done.stdout.splitlines())
+    assert limits["limits"]["float32_flops"] > 0
+    assert [line["workload"] for line in measured] == list(KINDS)
+    assert all(line["rate"] > 0 and 0 < line["of_matmul_rate"] < 1 for line in measured)
+
+
+@pytest.mark.slow
+def test_a_profile_tells_the_operations_of_a_step(tmp_path):
+    found = measure(lambda: WORKLOADS["sft"](TINY), {"workload": "sft", "size": "tiny"}, 1, time.time(), tmp_path)
+    assert found["workload"] == "sft" and found["top_operations"] and min(found["top_operations"].values()) >= 0
+    assert list((tmp_path / "sft-tiny").rglob("*.xplane.pb"))

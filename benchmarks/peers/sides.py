@@ -17,9 +17,8 @@ import numpy as np
 
 from benchmarks.peers.protocol import Unavailable
 from benchmarks.workloads import OPTIM
-from benchmarks.workloads.common import LENGTH, NEW_TOKENS, PROMPT_LENGTH, ROWS, lengths
+from benchmarks.workloads.common import SHAPE, lengths
 from benchmarks.workloads.learning import OPTIM as RL_OPTIM
-from benchmarks.workloads.sampling import PROMPTS
 from benchmarks.workloads.training import TEXTS
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.report.environment import cores
@@ -31,7 +30,7 @@ GRPO_PROMPTS, GRPO_SAMPLES = 4, 4
 # As KEEP of the Makefile.
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000"}
 MOST_APART = 0.01  # of the numbers of parameters; a reward model has a head of its own
-SHAPE = ("vocab", "width", "layers", "heads", "kv_heads", "mlp", "max_length", "norm_eps")
+FIELDS = ("vocab", "width", "layers", "heads", "kv_heads", "mlp", "max_length", "norm_eps")
 
 
 def make_task(workload: str, config: ModelConfig, warmup: int = 2) -> dict[str, Any]:
@@ -40,15 +39,15 @@ def make_task(workload: str, config: ModelConfig, warmup: int = 2) -> dict[str, 
         "workload": workload,
         "warmup": warmup,
         "threads": cores(),
-        "model": {name: getattr(config, name) for name in SHAPE},
+        "model": {name: getattr(config, name) for name in FIELDS},
         "lr": (RL_OPTIM if workload in ("grpo", "ppo") else OPTIM).lr,
-        "rows": ROWS,
-        "length": LENGTH,
-        "lengths": np.maximum(lengths(TEXTS, 100, LENGTH), 2).tolist(),
-        "prompts": GRPO_PROMPTS if workload == "grpo" else PROMPTS,
+        "rows": SHAPE.rows,
+        "length": SHAPE.length,
+        "lengths": np.maximum(lengths(TEXTS, 100, SHAPE.length), 2).tolist(),
+        "prompts": GRPO_PROMPTS if workload == "grpo" else SHAPE.prompts,
         "samples": GRPO_SAMPLES if workload == "grpo" else 1,
-        "prompt_length": PROMPT_LENGTH,
-        "new_tokens": NEW_TOKENS,
+        "prompt_length": SHAPE.prompt_length,
+        "new_tokens": SHAPE.new_tokens,
     }
 
 

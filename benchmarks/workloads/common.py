@@ -20,8 +20,22 @@ SIZES = {
     "M": ModelConfig(vocab=16_384, width=512, layers=8, heads=8, kv_heads=4, mlp=1408, max_length=512, unroll=True),
 }
 OPTIM = Optim(lr=1e-4, steps=1000, rows=8)
-ROWS, LENGTH = 8, 256
-PROMPT_LENGTH, NEW_TOKENS = 64, 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How much of everything there is in one step."""
+
+    rows: int = 8  # or pairs, of an update on given texts, and of a minibatch of PPO
+    length: int = 256
+    microbatches: int = 1
+    prompts: int = 16
+    samples: int = 1
+    prompt_length: int = 64
+    new_tokens: int = 128
+
+
+SHAPE = Shape()
 
 Values = dict[str, Any]
 
@@ -56,10 +70,11 @@ def forward_flops(config: ModelConfig, sizes: Any) -> float:
 
 
 def decode_bytes(config: ModelConfig, rows: int, before: int, new_tokens: int) -> float:
-    """Bytes read by as many turns as there are new tokens, by float32 models."""
+    """Bytes read by as many turns as there are new tokens, in the type that the model computes in."""
     c = config
     column = 2 * c.layers * c.kv_heads * c.head_size * rows
-    return 4.0 * (new_tokens * weights(c) + column * sum(range(before, before + new_tokens)))
+    width = jnp.dtype(c.dtype).itemsize
+    return float(width * (new_tokens * weights(c) + column * sum(range(before, before + new_tokens))))
 
 
 def token_batch(config: ModelConfig, rows: int, length: int, seed: int = 0) -> TokenBatch:
@@ -83,9 +98,9 @@ def random_texts(config: ModelConfig, sizes: np.ndarray, seed: int = 0) -> list[
     return [Encoded((text[0],), tuple(text[1:])) for text in texts]
 
 
-def prompts(config: ModelConfig, count: int, samples: int = 1) -> Values:
+def prompts(config: ModelConfig, count: int, samples: int = 1, length: int = SHAPE.prompt_length) -> Values:
     """Prompts without padding, and the keys of `samples` responses to each."""
-    batch = token_batch(config, count, PROMPT_LENGTH)
+    batch = token_batch(config, count, length)
     places = np.repeat(np.arange(count), samples)
     return {
         "prompts": dataclasses.replace(batch, loss_mask=jnp.zeros_like(batch.loss_mask)),

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.workloads.common import NEW_TOKENS, PROMPT_LENGTH, Values, Workload, forward_flops, prompts
+from benchmarks.workloads.common import (
+    SHAPE,
+    Shape,
+    Values,
+    Workload,
+    decode_bytes,
+    forward_flops,
+    prompts,
+)
 from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import PPO, MeshConfig, ModelConfig, Optim
 from rlhf_jax.loops.rlhf import make_update
@@ -21,32 +29,35 @@ from rlhf_jax.train import init_state
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import start_ppo
 
-OPTIM = Optim(lr=1e-5, rows=8)
+OPTIM = Optim(lr=1e-5, rows=SHAPE.rows)
+NEW_TOKENS, PROMPT_LENGTH = SHAPE.new_tokens, SHAPE.prompt_length
 
 
-def ppo(config: ModelConfig) -> Workload:
+def ppo(config: ModelConfig, shape: Shape = SHAPE) -> Workload:
     """One iteration on 16 samples (64 + 128 tokens): own value network and reward model of the policy's size, 1 epoch of 2 minibatches."""
-    return _with_critic(config, PPO(prompts=16, epochs=1, **_PPO))
+    return _with_critic(config, shape, epochs=1)
 
 
 def ppo_epochs(config: ModelConfig) -> Workload:
     """The same on 64 samples, 4 epochs of 8 minibatches."""
-    return _with_critic(config, PPO(prompts=64, epochs=4, **_PPO))
+    return _with_critic(config, dataclasses.replace(SHAPE, prompts=64), epochs=4)
 
 
-_PPO = {
-    "optim": OPTIM,
-    "value_optim": OPTIM,
-    "iterations": 100,
-    "new_tokens": NEW_TOKENS,
-    "missing_stop_score": -1.0,
-}
-
-
-def _with_critic(config: ModelConfig, recipe: PPO) -> Workload:
+def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
+    optim = dataclasses.replace(OPTIM, rows=shape.rows, microbatches=shape.microbatches)
+    recipe = PPO(
+        optim=optim,
+        value_optim=optim,
+        iterations=100,
+        prompts=shape.prompts,
+        samples=shape.samples,
+        new_tokens=shape.new_tokens,
+        epochs=epochs,
+        missing_stop_score=-1.0,
+    )
     policy, scalar = build_model(config), build_model(dataclasses.replace(config, head="scalar"))
     mesh, tx = make_mesh(MeshConfig()), make_optimizer(recipe.policy_optim)
-    write = compile_function(partial(generate, model=policy, new_tokens=NEW_TOKENS), mesh)
+    write = compile_function(partial(generate, model=policy, new_tokens=shape.new_tokens), mesh)
     score = compile_function(scalar.scores, mesh)
     judge = compile_function(partial(make_trajectory, policy=policy, values=scalar.values, config=recipe), mesh)
     learn = compile_step(make_update(policy, scalar, recipe), mesh)
@@ -67,11 +78,14 @@ def _with_critic(config: ModelConfig, recipe: PPO) -> Workload:
         return v | {"state": learn(v["state"], v["trajectory"], v["kl"], jax.random.key(2))[0]}
 
     phases = {"rollout": rollout, "score": scoring, "update": update}
-    once = np.full(recipe.prompts, PROMPT_LENGTH + NEW_TOKENS)
+    count, whole = shape.prompts * shape.samples, shape.prompt_length + shape.new_tokens
+    once = np.full(count, whole)
     # Written and read by the policy, the reference, the value network and the reward model; then epochs of policy and value network.
     flops = (3 + 3 * recipe.epochs) * forward_flops(config, once)
     flops += (2 + 3 * recipe.epochs) * forward_flops(scalar.config, once)
-    return Workload("samples/s", recipe.prompts, prompts(config, recipe.prompts) | roles, phases, flops)
+    read = decode_bytes(config, count, shape.prompt_length, shape.new_tokens)
+    asked = prompts(config, shape.prompts, shape.samples, shape.prompt_length)
+    return Workload("samples/s", count, asked | roles, phases, flops, read)
 
 
 def grpo(config: ModelConfig) -> Workload:

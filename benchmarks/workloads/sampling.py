@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.workloads.common import (
-    NEW_TOKENS,
-    PROMPT_LENGTH,
+    SHAPE,
+    Shape,
     Values,
     Workload,
     decode_bytes,
@@ -25,21 +25,24 @@ from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.sampling import sample_tokens
 from rlhf_jax.sharding import make_mesh, place
 
-PROMPTS, MANY, STOP = 16, 128, 1
+PROMPTS, MANY, STOP = SHAPE.prompts, 128, 1
+NEW_TOKENS, PROMPT_LENGTH = SHAPE.new_tokens, SHAPE.prompt_length
 
 
-def generation(config: ModelConfig) -> Workload:
+def generation(config: ModelConfig, shape: Shape = SHAPE) -> Workload:
     """128 new tokens to each of 16 prompts of 64; no stop token, so that every row is written to its end."""
-    model, mesh = build_model(config), make_mesh(MeshConfig())
-    write = compile_function(partial(generate, model=model, new_tokens=NEW_TOKENS), mesh)
-    values = prompts(config, PROMPTS) | {"params": place(model.init(jax.random.key(0)), mesh)}
+    model, mesh, new_tokens = build_model(config), make_mesh(MeshConfig()), shape.new_tokens
+    write = compile_function(partial(generate, model=model, new_tokens=new_tokens), mesh)
+    asked = prompts(config, shape.prompts, shape.samples, shape.prompt_length)
+    values = asked | {"params": place(model.init(jax.random.key(0)), mesh)}
 
     def rollout(v: Values) -> Values:
         return v | {"rollout": write(v["params"], v["prompts"], v["keys"], jnp.float32(1.0))}
 
-    flops = forward_flops(config, np.full(PROMPTS, PROMPT_LENGTH + NEW_TOKENS))
-    read = decode_bytes(config, PROMPTS, PROMPT_LENGTH, NEW_TOKENS)
-    return Workload("new tokens/s", PROMPTS * NEW_TOKENS, values, {"rollout": rollout}, flops, read)
+    rows = shape.prompts * shape.samples
+    flops = forward_flops(config, np.full(rows, shape.prompt_length + new_tokens))
+    read = decode_bytes(config, rows, shape.prompt_length, new_tokens)
+    return Workload("new tokens/s", rows * new_tokens, values, {"rollout": rollout}, flops, read)
 
 
 def varied_at_once(config: ModelConfig) -> Workload:

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.workloads.common import (
-    LENGTH,
     OPTIM,
-    ROWS,
+    SHAPE,
+    Shape,
     Values,
     Workload,
     forward_flops,
@@ -36,11 +36,12 @@ from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import PreferenceBatch, TokenBatch
 
 TEXTS = 64
+ROWS, LENGTH = SHAPE.rows, SHAPE.length
 
 
-def sft(config: ModelConfig) -> Workload:
+def sft(config: ModelConfig, shape: Shape = SHAPE) -> Workload:
     """One update on 8 rows of 256 tokens."""
-    return _sft(config, [token_batch(config, ROWS, LENGTH)], np.full(ROWS, LENGTH))
+    return _sft(config, [token_batch(config, shape.rows, shape.length)], np.full(shape.rows, shape.length), shape)
 
 
 def sft_padded(config: ModelConfig) -> Workload:
@@ -61,9 +62,10 @@ def _varied(config: ModelConfig, rows_of: Callable[..., TokenBatch]) -> Workload
     return _sft(config, [take_rows(rows, slice(start, start + ROWS)) for start in starts], sizes)
 
 
-def _sft(config: ModelConfig, batches: list[TokenBatch], sizes: np.ndarray) -> Workload:
+def _sft(config: ModelConfig, batches: list[TokenBatch], sizes: np.ndarray, shape: Shape = SHAPE) -> Workload:
     model, tx, mesh = build_model(config), make_optimizer(OPTIM), make_mesh(MeshConfig())
-    step = compile_step(make_step(partial(sft_loss, logprobs=model.logprobs), tx), mesh)
+    loss = partial(sft_loss, logprobs=model.logprobs)
+    step = compile_step(make_step(loss, tx, microbatches=shape.microbatches), mesh)
     state = place(init_state(model.init(jax.random.key(0)), tx), mesh)
 
     def update(v: Values) -> Values:

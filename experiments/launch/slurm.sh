@@ -9,6 +9,10 @@
 # Runs an experiment with a process for each GPU. Three minutes before its time is up it saves, and queues again. See slurm.md.
 export FAILED="$PWD/slurm-$SLURM_JOB_ID.failed"
 rm -f "$FAILED"
+group=()
+if [ "${COMMAND:-run}" = sweep ] && [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+    group=(--group "$SLURM_ARRAY_TASK_ID")
+fi
 # srun knows the highest code alone, which is that of the processes that one takes along. So each says whether it has failed by itself.
 # shellcheck disable=SC2016 # the variables are those of the tasks
 srun --kill-on-bad-exit=0 --label bash -c '
@@ -19,7 +23,7 @@ srun --kill-on-bad-exit=0 --label bash -c '
         0 | 75 | 134 | 137) ;;
         *) touch "$FAILED" ;;
     esac
-    exit "$code"' task "${PYTHON:-python}" -m experiments.run "${COMMAND:-run}" "$@" --resume auto ${SLURM_ARRAY_TASK_ID:+--group "$SLURM_ARRAY_TASK_ID"}
+    exit "$code"' task "${PYTHON:-python}" -m experiments.run "${COMMAND:-run}" "$@" --resume auto "${group[@]}"
 code=$?
 case $code in
     75 | 134 | 137)

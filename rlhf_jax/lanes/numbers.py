@@ -109,12 +109,12 @@ def _compared(function: Callable[[Any, Any], Any]) -> Callable[[Number, Any], An
     return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "pow"):
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
     setattr(Number, f"__{_name}__", _computed(getattr(operator, _name)))
     setattr(Number, f"__r{_name}__", _computed(getattr(operator, _name), turned=True))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Number, f"__{_name}__", _compared(getattr(operator, _name)))
-for _name in ("neg", "abs"):
+for _name in ("neg", "pos", "abs"):
     _unary = getattr(operator, _name)
     setattr(Number, f"__{_name}__", lambda self, f=_unary: Number(self.names, list(map(f, self.values)), self.lane))
 

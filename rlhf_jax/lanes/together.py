@@ -7,6 +7,7 @@ import dataclasses
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -24,20 +25,19 @@ SHARE = 0.8  # of a device's memory that programs may need
 
 
 class TooLarge(RuntimeError):
-    """A program that needs more memory for all lanes than there is; so many lanes would fit."""
+    """A program that needs more memory for all lanes than there is; so many lanes may fit."""
 
-    def __init__(self, needed: int, there: int, lanes: int) -> None:
-        self.fitting = max(lanes * there // needed, 1)
-        gib = f"{needed / 2**30:.2f} GiB for {lanes} lanes, and {there / 2**30:.2f} GiB may be used"
-        super().__init__(f"a program needs {gib}: {self.fitting} at once would fit")
+    def __init__(self, why: str, fitting: int) -> None:
+        super().__init__(f"{why}: {fitting} at once may fit")
+        self.fitting = fitting
 
 
 @dataclasses.dataclass
 class _Program:
     """One program of all lanes: what each makes it of, and what was compiled, by the kind of arguments."""
 
+    name: str
     step: bool  # whose state is donated
-    kinds: Kinds
     made: dict[int, tuple[Callable[..., Callable], tuple[Any, ...]]] = dataclasses.field(default_factory=dict)
     compiled: dict[Any, Callable] = dataclasses.field(default_factory=dict)
 
@@ -45,6 +45,7 @@ class _Program:
 @dataclasses.dataclass
 class _Request:
     number: int  # of the program
+    kind: Any  # of the arguments
     args: tuple[Any, ...]
     result: Any = None
     error: BaseException | None = None
@@ -52,12 +53,17 @@ class _Request:
 
 
 def run_lanes(
-    works: Sequence[Callable[[Programs], T]], meshes: Sequence[Mesh], memory: int | None = None
+    works: Sequence[Callable[[Programs], T]],
+    meshes: Sequence[Mesh],
+    *,
+    memory: int | None = None,
+    before: Callable[[], None] = lambda: None,
 ) -> list[T | BaseException]:
     """What each work returns or raises, in order. The works are dealt to the meshes, of one device each, and share the programs there.
 
     `memory` is how many bytes a program may need on a device; default: most of what there is, of which devices of a CPU have each a part.
-    Interrupted, all works end as interrupted, and it raises what came.
+    `before()` is called in a lane's thread before each of its programs, and may raise. Interrupted, all works end as interrupted, and when
+    the last has, it raises what came.
     """
     meshes = meshes[: len(works)]
     if memory is None:
@@ -69,31 +75,31 @@ def run_lanes(
     def follow(number: int) -> None:
         team, lane = teams[number % len(teams)], number // len(teams)
         try:
-            outcomes[number] = works[number](LanePrograms(team, lane))
+            # Where programs run whose arguments have no place yet, such as a key.
+            with jax.default_device(team.mesh.devices.flat[0]):
+                outcomes[number] = works[number](LanePrograms(team, lane, before))
         except BaseException as error:
             outcomes[number] = error
         finally:
             team.leave(lane)
             ended[number].set()
 
-    threads = [
+    came: BaseException | None = None
+    waiting = [
         threading.Thread(target=contextvars.copy_context().run, args=(follow, number), name=f"lane {number}")
         for number in range(len(works))
     ]
-    for thread in threads:
+    for thread in waiting:
         thread.start()
-    came: BaseException | None = None
     for event in ended:
         while not event.is_set():
             try:
                 event.wait()
             except BaseException as error:  # a signal, which the main thread alone is told of
-                came = error
+                came = came or error
                 if isinstance(error, KeyboardInterrupt):
                     for team in teams:
                         team.stop()
-    for thread in threads:
-        thread.join()
     if came is not None:
         raise came
     return outcomes
@@ -115,16 +121,19 @@ class Team:
         self._changed = threading.Condition()
         self._stopped = False
 
-    def program(self, lane: int, number: int, make: Callable, configs: tuple, step: bool, programs: int | None) -> None:
-        """A lane's part of its program of this number."""
+    def program(self, lane: int, number: int, name: str, make: Callable, configs: tuple, step: bool) -> None:
+        """A lane's part of its program of this number. Raises: RuntimeError where that of another lane is another function."""
         with self._changed:
             if number == len(self._programs):
-                self._programs.append(_Program(step, Kinds(programs)))
-            self._programs[number].made[lane] = (make, configs)
+                self._programs.append(_Program(name, step))
+            program = self._programs[number]
+            if (program.name, program.step) != (name, step):
+                raise RuntimeError(f"lanes do not go through the same programs: one has {program.name}, another {name}")
+            program.made[lane] = (make, configs)
 
-    def call(self, lane: int, number: int, args: tuple[Any, ...]) -> Any:
+    def call(self, lane: int, number: int, kind: Any, args: tuple[Any, ...]) -> Any:
         """What the program gives this lane, when all that are running have asked for something."""
-        request = _Request(number, args)
+        request = _Request(number, kind, args)
         with self._changed:
             self._asked[lane] = request
             self._serve()
@@ -144,10 +153,14 @@ class Team:
             self._serve()
 
     def stop(self) -> None:
-        """What lanes wait for, and whatever they ask for from now on, ends as interrupted."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+        """What lanes wait for, and whatever they ask for from now on, ends as interrupted. It waits for nothing itself."""
+        self._stopped = True
+
+        def wake() -> None:
+            with self._changed:  # held while a program is compiled, or runs
+                self._changed.notify_all()
+
+        threading.Thread(target=wake, name="wake").start()
 
     def _serve(self) -> None:
         """Runs a program, if all running lanes wait for one: the first in the order of programs, for the most lanes."""
@@ -157,7 +170,7 @@ class Team:
         kinds: dict[Any, list[int]] = {}
         for lane, request in sorted(self._asked.items()):
             if request.number == first:
-                kinds.setdefault(kind_of(request.args), []).append(lane)
+                kinds.setdefault(request.kind, []).append(lane)
         kind, lanes = max(kinds.items(), key=lambda item: len(item[1]))
         requests = [self._asked.pop(lane) for lane in lanes]
         try:
@@ -165,6 +178,8 @@ class Team:
             for lane, request in zip(lanes, requests, strict=True):
                 request.result = results[lane]
         except Exception as error:
+            if "RESOURCE_EXHAUSTED" in str(error) and self.count > 1:
+                error = TooLarge(f"{self.count} lanes have run out of memory", self.count // 2)
             for request in requests:
                 request.error = error
         for request in requests:
@@ -174,10 +189,12 @@ class Team:
     def _run(self, program: _Program, kind: Any, requests: dict[int, _Request]) -> list[Any]:
         """The results of all lanes; those of lanes that did not ask mean nothing."""
         given = next(iter(requests.values())).args
-        # What is donated must not be there twice.
-        rest = [requests[lane].args if lane in requests else _copied(given) for lane in range(self.count)]
+
+        def copied() -> tuple[Any, ...]:  # what is donated must not be there twice
+            return (jax.tree.map(jnp.copy, given[0]), *given[1:]) if program.step else given
+
+        rest = [requests[lane].args if lane in requests else copied() for lane in range(self.count)]
         if kind not in program.compiled:
-            program.kinds.note(given)
             program.compiled[kind] = self._compile(program, rest)
         live, others = zip(*((args[0], args[1:]) for args in rest), strict=True)
         return program.compiled[kind](live, others)
@@ -205,16 +222,17 @@ class Team:
             needed = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
             needed -= found.alias_size_in_bytes
             if needed > self.memory and self.count > 1:
-                raise TooLarge(needed, self.memory, self.count)
+                gib = f"{needed / 2**30:.2f} GiB for {self.count} lanes, and {self.memory / 2**30:.2f} GiB may be used"
+                raise TooLarge(f"a program needs {gib}", max(self.count * self.memory // needed, 1))
         return compiled
 
 
 class LanePrograms(Programs):
-    """The programs of one lane."""
+    """The programs of one lane; `before()` is called before each."""
 
-    def __init__(self, team: Team, lane: int) -> None:
+    def __init__(self, team: Team, lane: int, before: Callable[[], None]) -> None:
         super().__init__(team.mesh)
-        self._team, self._lane, self._made = team, lane, 0
+        self._team, self._lane, self._before, self._made = team, lane, before, 0
 
     def step(self, make: Callable[..., Callable], *configs: Any, programs: int | None = 1) -> Callable:
         def on_live(*configs: Any) -> Callable:
@@ -226,7 +244,7 @@ class LanePrograms(Programs):
 
             return apart
 
-        program = self._program(on_live, configs, True, programs)
+        program = self._program(name_of(make), on_live, configs, True, programs)
 
         def call(state: Any, *args: Any) -> tuple[Any, Any]:
             live, frozen = split_frozen(state)
@@ -236,15 +254,33 @@ class LanePrograms(Programs):
         return call
 
     def function(self, make: Callable[..., Callable], *configs: Any, programs: int | None = None) -> Callable:
-        return self._program(make, configs, False, programs)
+        return self._program(name_of(make), make, configs, False, programs)
 
     def maker(self, make: Callable[..., Callable], *configs: Any) -> Callable:
-        return self._program(make, configs, False, None)
+        return self._program(name_of(make), make, configs, False, None)
 
-    def _program(self, make: Callable, configs: tuple, step: bool, programs: int | None) -> Callable:
+    def _program(self, name: str, make: Callable, configs: tuple, step: bool, programs: int | None) -> Callable:
         number, self._made = self._made, self._made + 1
-        self._team.program(self._lane, number, make, configs, step, programs)
-        return lambda *args: self._team.call(self._lane, number, in_device_memory(args))
+        self._team.program(self._lane, number, name, make, configs, step)
+        kinds, seen = Kinds(programs), set()
+
+        def call(*args: Any) -> Any:
+            self._before()
+            args = in_device_memory(args)
+            kind = kind_of(args)
+            if kind not in seen:
+                seen.add(kind)
+                kinds.note(args)
+            return self._team.call(self._lane, number, kind, args)
+
+        return call
+
+
+def name_of(make: Callable) -> str:
+    """What a function is called that makes programs."""
+    while isinstance(make, partial):
+        make = make.func if make.func is not partial else make.args[0]
+    return f"{make.__module__}.{make.__qualname__}"
 
 
 def kind_of(args: Any) -> Any:
@@ -263,7 +299,3 @@ def memory_of(device: Any, devices: int = 1) -> int:
 def _strong(x: jax.Array) -> jax.Array:
     """x with the type that it has, where it would give way to others: so it can go in again."""
     return jax.lax.convert_element_type(x, x.dtype) if jnp.issubdtype(x.dtype, jnp.number) else x
-
-
-def _copied(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)

@@ -27,7 +27,7 @@ class Notice:
 
     def __init__(self) -> None:
         self.given = False
-        self._held = False
+        self._held: set[int] = set()  # threads
         self._questions = itertools.count()
 
     def asked(self) -> bool:
@@ -41,17 +41,24 @@ class Notice:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """While this is open, a notice interrupts nothing."""
-        self._held = True
+        thread = threading.get_ident()
+        self._held.add(thread)
         try:
             yield
         finally:
-            self._held = False
-        if self.given:
+            self._held.discard(thread)
+        self.heed()
+
+    def heed(self) -> None:
+        """Raises: Preempted where the notice has come, and this thread does not hold it: of threads, the main one alone is interrupted."""
+        if self.given and threading.get_ident() not in self._held:
             raise Preempted("asked to end between two stages")
 
     def _come(self, number: int, frame: object) -> None:
         first, self.given = not self.given, True
-        if first and not self._held:  # a second one must not end what the first has begun to put in order
+        if (
+            first and threading.get_ident() not in self._held
+        ):  # a second one must not end what the first has begun to put in order
             raise Preempted("asked to end outside a step")
 
 

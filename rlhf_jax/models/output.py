@@ -137,8 +137,10 @@ def token_logprobs(
     chunk: int,
 ) -> Float[Array, "B T"]:
     """log p(tokens[:, t] | tokens[:, :t]) in nats, at the given temperature."""
-    told = _tree(unembed), jnp.float32(temperature)
-    logprobs = by_columns(_logprobs_of, chunk, told, shift_right(hidden), batch.tokens)
+    told, of = (_tree(unembed), jnp.float32(temperature)), _logprobs_of
+    if not isinstance(unembed, Partial):  # what a function has closed over has its gradient from JAX alone
+        of = jax.checkpoint(lambda *given: _logprobs_forward(*given)[0])
+    logprobs = by_columns(of, chunk, told, shift_right(hidden), batch.tokens)
     return jnp.where(predicted(batch), logprobs, 0.0)
 
 
@@ -151,8 +153,10 @@ def token_stats(
     chunk: int,
 ) -> TokenStats:
     """log p(tokens[:, t] | tokens[:, :t]) and the entropy of that distribution, in nats, at the given temperature."""
-    told = _tree(unembed), jnp.float32(temperature)
-    stats, known = by_columns(_stats_of, chunk, told, shift_right(hidden), batch.tokens), predicted(batch)
+    told, of = (_tree(unembed), jnp.float32(temperature)), _stats_of
+    if not isinstance(unembed, Partial):
+        of = jax.checkpoint(lambda *given: _stats_forward(*given)[0])
+    stats, known = by_columns(of, chunk, told, shift_right(hidden), batch.tokens), predicted(batch)
     return TokenStats(jnp.where(known, stats.logprobs, 0.0), jnp.where(known, stats.entropy, 0.0))
 
 

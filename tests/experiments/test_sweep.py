@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import types
 
 import jaxtyping
 import numpy as np
 import pytest
 
-from experiments import sweep as sweeps
 from experiments.run import main
-from experiments.sweep import parse_axes, seeds_of
+from experiments.sweep import command as commands
+from experiments.sweep import groups
+from experiments.sweep.axes import parse_axes, seeds_of
 from rlhf_jax.lanes import together
 from rlhf_jax.report.metrics import read_metrics
 
@@ -44,8 +46,8 @@ def rows_of(directory):
     [
         (["a.b=1,2.5, x"], {"a.b": ("1", "2.5", "x")}),
         (["seed=3..5"], {"seed": ("3", "4", "5")}),
-        (["a=none", "b=[1, 2],[3]"], {"a": ("none",), "b": ("[1, 2]", "[3]")}),
-        (['text.template="a,b",c'], {"text.template": ('"a,b"', "c")}),
+        (["a=none", 'b=["x", "y"],[[3,4],5]'], {"a": ("none",), "b": ('["x", "y"]', "[[3,4],5]")}),
+        (['text.template="a,b",c'], {"text.template": ("a,b", "c")}),
         (["a.b = 1e-3 , 1e-4"], {"a.b": ("1e-3", "1e-4")}),
     ],
 )
@@ -62,6 +64,9 @@ def test_axes_are_lists_of_values_or_ranges(texts, axes):
         (["a=1,2,1"], "a value stands there twice"),
         (["a=1", "a=2"], "names a twice"),
         (["a=5..3"], "there is no value"),
+        (["a=[1,2"], "brackets do not pair"),
+        (["a=1],2"], "brackets do not pair"),
+        (['a=x"y,z'], "quotes do not pair"),
     ],
 )
 def test_axes_that_make_no_sense_are_refused(texts, said):
@@ -102,7 +107,7 @@ def test_a_sweep_is_the_runs_that_it_stands_for(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_what_fails_is_told_and_tried_again_and_the_rest_is_there(tmp_path, capsys, monkeypatch):
-    run_one, directory = sweeps.run_one, tmp_path / "sweep"
+    run_one, directory = groups.run_one, tmp_path / "sweep"
 
     def fails(cell, seed, programs=None):
         if seed == 1 and cell.values == ("1e-2",):
@@ -110,7 +115,7 @@ def test_what_fails_is_told_and_tried_again_and_the_rest_is_there(tmp_path, caps
         run_one(cell, seed, programs)
 
     asked = command("smoke/sft", SFT, "--over", "sft.optim.lr=1e-3,1e-2", "--over", "seed=0..1", "--workdir", directory)
-    monkeypatch.setattr(sweeps, "run_one", fails)
+    monkeypatch.setattr(groups, "run_one", fails)
     assert main(["sweep", *asked]) == 1
     said = capsys.readouterr()
     assert "made of cheese" in said.err and "1 runs failed" in said.out
@@ -118,7 +123,7 @@ def test_what_fails_is_told_and_tried_again_and_the_rest_is_there(tmp_path, caps
     assert "cheese" in (directory / "sft.optim.lr=1e-2" / "seed_1" / "error.txt").read_text()
     kept = (directory / "sft.optim.lr=1e-2" / "seed_0" / "summary.json").stat().st_mtime_ns
 
-    monkeypatch.setattr(sweeps, "run_one", run_one)
+    monkeypatch.setattr(groups, "run_one", run_one)
     assert main(["sweep", *asked]) == 2 and "go on with --resume" in capsys.readouterr().err
     assert main(["sweep", *asked, "--resume"]) == 0
     assert len(rows_of(directory)) == 4 and not list(directory.rglob("error.txt"))
@@ -132,26 +137,55 @@ def test_what_fails_is_told_and_tried_again_and_the_rest_is_there(tmp_path, caps
 @pytest.mark.slow
 def test_as_many_go_side_by_side_as_the_memory_holds(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(together, "memory_of", lambda device, devices: 2**20)
-    asked = command("smoke/sft", SFT, "--over", "seed=0..3", "--workdir", tmp_path / "sweep")
+    # Policies that are still to be evaluated wait in the memory of the host, each on the device of its lane.
+    asked = command("smoke/sft", [*SFT, "waiting=host"], "--over", "seed=0..3", "--workdir", tmp_path / "sweep")
     assert main(["sweep", *asked]) == 0
     said = capsys.readouterr().err
     assert "a program needs" in said and "4 runs side by side" in said and len(rows_of(tmp_path / "sweep")) == 4
 
 
 @pytest.mark.slow
-def test_other_shapes_have_processes_of_their_own(tmp_path, capfd):
-    asked = command("smoke/sft", SFT, "--over", "policy.mlp=16,32", "--over", "sft.optim.lr=1e-3,1e-2")
+def test_other_shapes_and_meshes_have_processes_of_their_own(tmp_path, capfd):
+    over = ["--over", "mesh.data=1,2", "--over", "sft.optim.lr=1e-3,1e-2", "--workdir", tmp_path / "sweep"]
+    asked = command("smoke/sft", SFT, *over)
     assert main(["sweep", *asked, "--list"]) == 0
     assert capfd.readouterr().out.splitlines() == [
-        f"group {group}: policy.mlp={mlp},sft.optim.lr=1e-3, policy.mlp={mlp},sft.optim.lr=1e-2"
-        for group, mlp in ((0, 16), (1, 32))
+        "group 0: mesh.data=1,sft.optim.lr=1e-3, mesh.data=1,sft.optim.lr=1e-2",
+        "group 1: mesh.data=2,sft.optim.lr=1e-3",
+        "group 2: mesh.data=2,sft.optim.lr=1e-2",
     ]
-    asked += ["--workdir", str(tmp_path / "sweep")]
-    assert main(["sweep", *asked, "--group", "1"]) == 0  # as a job of its own
-    assert main(["sweep", *asked, "--resume"]) == 0
-    said = capfd.readouterr().err
-    assert "group 1 of 1: 2 runs of 2 cells" in said, "the other has been run"
-    assert len(rows_of(tmp_path / "sweep")) == 4
+    assert main(["sweep", *asked, "--group", "2"]) == 0  # as a job of its own
+    assert main(["sweep", *asked, "--resume", "--show", "sft/held_out_nll_afterr"]) == 2
+    said = capfd.readouterr()
+    assert "group 2 of 2: 1 runs of 1 cells" in said.err, "the third has been run"
+    assert "no figure 'sft/held_out_nll_afterr'" in said.err
+    rows = rows_of(tmp_path / "sweep")
+    assert len(rows) == 4 and (tmp_path / "sweep" / "report.html").is_file(), "all is there but the figure"
+    losses = {(row["mesh.data"], row["sft.optim.lr"]): float(row["sft/held_out_nll_after"]) for row in rows}
+    for lr in ("1e-3", "1e-2"):
+        assert losses["1", lr] == pytest.approx(losses["2", lr], abs=1e-4)
+    assert losses["1", "1e-3"] != pytest.approx(losses["1", "1e-2"], abs=1e-3)
+
+
+def test_a_process_that_ends_before_it_has_written_anything_is_told_and_the_rest_is_there(
+    tmp_path, capsys, monkeypatch
+):
+    settings = ["steps=25", "reference_steps=5", "rows=32", "algorithms=" + '["rloo"]']
+    asked = command("exact/on_policy", settings, "--over", "width=8,16", "--workdir", tmp_path / "sweep")
+
+    class Killed:
+        def __init__(self, command):
+            self.group = command[-1]
+            self.real = None if self.group == "1" else real(command)
+
+        def wait(self):
+            return -9 if self.real is None else self.real.wait()
+
+    real = commands.subprocess.Popen
+    monkeypatch.setattr(commands, "subprocess", types.SimpleNamespace(Popen=Killed))
+    assert main(["sweep", *asked]) == 1
+    assert "the process of its group ended with -9" in capsys.readouterr().err
+    assert [row["width"] for row in rows_of(tmp_path / "sweep")] == ["8"]
 
 
 def test_a_study_is_swept_too(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.registry import find
-from experiments.sweep import STAGES, shape_of
+from experiments.sweep.cells import STAGES, shape_of
 from rlhf_jax.config import Experiment
 from rlhf_jax.lanes.together import run_lanes
 from rlhf_jax.loops.pipeline import run_experiment

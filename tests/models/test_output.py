@@ -82,6 +82,21 @@ def test_the_output_layer_in_chunks_gives_the_values_and_gradients_of_the_whole(
     assert_trees_close(other_gradient, gradient, atol=5e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [3, 8])
+@pytest.mark.parametrize(
+    "of", [token_logprobs, lambda *a, **k: token_stats(*a, **k).logprobs], ids=["logprobs", "stats"]
+)
+def test_an_output_layer_may_close_over_what_is_learned(of, chunk):
+    weights, hidden = jax.random.normal(jax.random.key(0), (6, 11)), jax.random.normal(jax.random.key(1), (2, 7, 6))
+    batch = right_padded([7, 5], 7, vocab=11)
+
+    def total(weights, closed):
+        unembed = (lambda h: h @ weights) if closed else Partial(lambda w, h: h @ w, weights)
+        return jnp.sum(of(unembed, hidden, batch, 0.7, chunk=chunk))
+
+    np.testing.assert_allclose(jax.grad(total)(weights, True), jax.grad(total)(weights, False), atol=1e-5)
+
+
 @pytest.mark.parametrize("of", ["logprobs", "stats"])
 def test_the_backward_pass_written_here_is_that_of_the_arithmetic(strict_dtypes, of):
     keys = jax.random.split(jax.random.key(0), 5)

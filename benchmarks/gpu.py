@@ -1,0 +1,91 @@
+"""The workloads at the size that an accelerator is bought for: a Llama of 1.1 billion parameters in bfloat16, on one device.
+
+python -m benchmarks.gpu
+
+Prints what the device can do at most, and a JSON line for each workload: SFT on rows of 2,048 tokens; 512 tokens to each of 64 and of 256
+prompts of 512; an iteration of PPO on 4 responses to each of 64 prompts, with a value network and a reward model of the same size. With
+`--small` it is a model that any CPU runs, to see that all of it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks.run import child, measure, shares
+from benchmarks.workloads import SIZES, Shape, Workload
+from benchmarks.workloads.learning import ppo
+from benchmarks.workloads.sampling import generation
+from benchmarks.workloads.training import sft
+from rlhf_jax.config import ModelConfig
+
+# The shape of TinyLlama 1.1B (Zhang et al. 2024, arXiv:2401.02385).
+LLAMA = ModelConfig(
+    vocab=32_000,
+    width=2048,
+    layers=22,
+    heads=32,
+    kv_heads=4,
+    mlp=5632,
+    max_length=2048,
+    tied=False,
+    dtype="bfloat16",
+    remat=True,
+    logit_chunk=256,
+)
+SMALL = dataclasses.replace(SIZES["S"], vocab=256, width=64, layers=2, mlp=128, unroll=False, dtype="bfloat16")
+LARGE_SHAPES = {
+    "sft": Shape(rows=8, length=2048),
+    "decode_64": Shape(prompts=64, prompt_length=512, new_tokens=512),
+    "decode_256": Shape(prompts=256, prompt_length=512, new_tokens=512),
+    "ppo": Shape(rows=64, microbatches=2, prompts=64, samples=4, prompt_length=512, new_tokens=512),
+}
+SMALL_SHAPES = {
+    "sft": Shape(rows=2, length=64),
+    "decode_64": Shape(prompts=4, prompt_length=16, new_tokens=16),
+    "decode_256": Shape(prompts=8, prompt_length=16, new_tokens=16),
+    "ppo": Shape(rows=4, microbatches=2, prompts=2, samples=4, prompt_length=16, new_tokens=16),
+}
+KINDS: dict[str, Callable[[ModelConfig, Shape], Workload]] = {
+    "sft": sft,
+    "decode_64": generation,
+    "decode_256": generation,
+    "ppo": ppo,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--workload", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--steps", type=int, default=3, help="counted steps after the first, which compiles")
+    parser.add_argument("--small", action="store_true", help="a small model and little of everything")
+    # In this process, which was started then: for the one workload given.
+    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.began is not None:
+        (name,) = options.workload
+        config, shapes = (SMALL, SMALL_SHAPES) if options.small else (LLAMA, LARGE_SHAPES)
+        make = partial(KINDS[name], config, shapes[name])
+        named = {"workload": name, "size": "small" if options.small else "1.1B"}
+        print(json.dumps(measure(make, named, options.steps, options.began)))
+        return 0
+    limits = child("benchmarks.limits")
+    print(json.dumps({"limits": limits}), flush=True)
+    for name in options.workload:
+        chosen = ["--workload", name, "--steps", str(options.steps), *(["--small"] if options.small else [])]
+        measured = child("benchmarks.gpu", *chosen, "--began", str(time.time()))
+        print(json.dumps(measured | shares(measured, limits)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except subprocess.CalledProcessError as error:  # it has said why
+        sys.exit(error.returncode)

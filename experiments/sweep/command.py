@@ -1,0 +1,142 @@
+"""A sweep from beginning to end: what is checked first, its groups, its table and plots."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.execute import INTERRUPTED, check, start_jax, summarise
+from experiments.sweep.cells import Cell, Sweep, widest
+from experiments.sweep.groups import note_error, run_group
+from rlhf_jax.files import exclusive, write_atomic
+from rlhf_jax.loops.preemption import PREEMPTED, Preempted
+from rlhf_jax.report.html import Table, write_report
+from rlhf_jax.report.runs import REPORT, read_json, read_run
+from rlhf_jax.report.sweep import SweepFiles, shown_figures, sweep_csv, sweep_report, sweep_table
+
+SWEEP, CSV = "sweep.json", "sweep.csv"
+
+
+def run_sweep(sweep: Sweep, *, resume: bool, again: Sequence[str], show: Sequence[str] = ()) -> tuple[Table, int]:
+    """Runs all cells, and writes table and plots: (the table, how many runs have failed; what they said is in their folders).
+
+    `again` is the command line of this sweep, which groups that have processes of their own are run by.
+    Raises: as `execute`, before anything is written, for what can be known by then.
+    """
+    groups = sweep.groups
+    busy = [number for number, cells in enumerate(groups) if any(cell.left for cell in cells)]
+    together = len(busy) == 1  # else the devices are for the groups' processes, and this one has none
+    start_jax(widest(sweep.cells), side_by_side=True)
+    check_sweep(sweep, sweep.cells, resume, devices=together)
+    with exclusive(sweep.directory):
+        write_said(sweep)
+        for place, number in enumerate(busy):
+            cells = groups[number]
+            waiting = sum(len(cell.left) for cell in cells)
+            print(f"group {place + 1} of {len(busy)}: {waiting} runs of {len(cells)} cells", file=sys.stderr)
+            if together:
+                run_group(cells)
+            else:
+                run_apart([*again, "--group", str(number)], cells)
+        return write_sweep(sweep, show)
+
+
+def run_part(sweep: Sweep, number: int) -> int:
+    """Runs one group of a sweep, in a job of its own; how many of its runs have failed. Raises: as `run_sweep`."""
+    groups = sweep.groups
+    if not 0 <= number < len(groups):
+        raise ValueError(f"--group {number}: there are groups 0 to {len(groups) - 1}")
+    start_jax(widest(groups[number]), side_by_side=True)
+    check_sweep(sweep, groups[number], resume=True)
+    write_said(sweep)
+    run_group(groups[number])
+    return sum(len(cell.failed) for cell in groups[number])
+
+
+def check_sweep(sweep: Sweep, cells: Sequence[Cell], resume: bool, *, devices: bool = True) -> None:
+    """Raises: FileExistsError or ValueError where the directory holds another sweep, or this one and it is not to go on; and what `check`
+    raises of these cells.
+    """
+    there = read_json(sweep.directory / SWEEP, None)
+    if (
+        there is None
+        and sweep.directory.exists()
+        and any(not path.name.startswith(".") for path in sweep.directory.iterdir())
+    ):
+        raise FileExistsError(f"{sweep.directory} is not empty and holds no sweep; choose another --workdir")
+    if there is not None and not resume:
+        raise FileExistsError(
+            f"{sweep.directory} holds a sweep already; go on with --resume, or choose another --workdir"
+        )
+    said = said_of(sweep)
+    for name in ("experiment", "scale"):
+        if there is not None and there[name] != said[name]:
+            raise ValueError(f"{sweep.directory} holds a sweep of {there['experiment']}, scale {there['scale']}")
+    for cell in cells:
+        check(cell.plan, devices=devices)
+
+
+def write_said(sweep: Sweep) -> None:
+    """Writes what is swept."""
+    write_atomic(sweep.directory / SWEEP, json.dumps(said_of(sweep), indent=1) + "\n")
+
+
+def said_of(sweep: Sweep) -> dict[str, Any]:
+    """What a sweep's own file says."""
+    first = sweep.cells[0]
+    return {
+        "experiment": sweep.entry.name,
+        "scale": first.plan.experiment.scale,
+        "axes": {path: list(values) for path, values in sweep.axes.items()},
+        "seeds": list(first.seeds),
+        "cells": [cell.plan.directory.name for cell in sweep.cells],
+    }
+
+
+def run_apart(command: Sequence[str], cells: Sequence[Cell]) -> None:
+    """One group in a process of its own; a run that it leaves undone has failed, whether it could say so or not.
+
+    Raises: Preempted, KeyboardInterrupt, where the process ended so.
+    """
+    for cell in cells:
+        cell.forget_errors()
+    process = subprocess.Popen([sys.executable, "-m", "experiments.run", *command])
+    try:
+        code = process.wait()
+    except BaseException:  # asked to end: it saves what it has
+        process.terminate()
+        process.wait()
+        raise
+    if code == PREEMPTED:
+        raise Preempted("a group of the sweep was asked to end, and has saved")
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    for cell in cells:
+        for seed in cell.left:
+            if seed not in cell.failed:
+                note_error(cell, seed, f"the process of its group ended with {code}")
+
+
+def write_sweep(sweep: Sweep, show: Sequence[str]) -> tuple[Table, int]:
+    """Writes each cell's summary and report, the sweep's table and plots: (the table, how many runs have failed)."""
+    for cell in sweep.cells:
+        if len(cell.left) < len(cell.seeds):
+            summarise(cell.plan.directory, sweep.entry)
+    files = SweepFiles(
+        sweep.entry.name,
+        sweep.axes,
+        [cell.values for cell in sweep.cells],
+        [read_run(cell.plan.directory) for cell in sweep.cells],
+        [cell.failed for cell in sweep.cells],
+    )
+    write_atomic(sweep.directory / CSV, sweep_csv(files))
+    try:
+        names = shown_figures(files, show)
+    except KeyError:  # told when all else is there
+        names = shown_figures(files)
+    write_report(sweep.directory / REPORT, sweep_report(files, names))
+    failed = sum(map(len, files.failed))
+    return sweep_table(files, names if failed else shown_figures(files, show)), failed
