@@ -22,8 +22,14 @@ Unembed = Callable[[jax.Array], jax.Array]
 """Logits of hidden states; as a `jax.tree_util.Partial` of the parameters where a mesh may have those in pieces."""
 
 
-def _tree(unembed: Unembed) -> Partial:
-    return unembed if isinstance(unembed, Partial) else Partial(unembed)
+def _tree(unembed: Unembed, hidden: jax.Array) -> Partial:
+    """The output layer with those of its parameters that it reads: the others would have gradients too, of zeros."""
+    if not isinstance(unembed, Partial):
+        return Partial(unembed)
+    leaves, tree = jax.tree.flatten(unembed)
+    traced = jax.make_jaxpr(lambda leaves, h: tree.unflatten(leaves)(h))(leaves, hidden[:, :1]).jaxpr
+    inside = {id(variable) for equation in traced.eqns for variable in equation.invars}
+    return tree.unflatten([leaf if id(traced.invars[n]) in inside else None for n, leaf in enumerate(leaves)])
 
 
 def predicted(batch: TokenBatch) -> Bool[Array, "B T"]:
@@ -115,7 +121,8 @@ def _logits(told: tuple[Partial, Any], h: jax.Array, *, differentiated: bool = F
         unembed, temperature = told
         return unembed(h) / temperature
 
-    return jax.vjp(make, told, h) if differentiated else (make(told, h), None)
+    # Behind a barrier, or a compiler would keep the logits of the forward pass rather than make them again.
+    return jax.vjp(make, told, jax.lax.optimization_barrier(h)) if differentiated else (make(told, h), None)
 
 
 def _taken(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -137,7 +144,7 @@ def token_logprobs(
     chunk: int,
 ) -> Float[Array, "B T"]:
     """log p(tokens[:, t] | tokens[:, :t]) in nats, at the given temperature."""
-    told, of = (_tree(unembed), jnp.float32(temperature)), _logprobs_of
+    told, of = (_tree(unembed, hidden), jnp.float32(temperature)), _logprobs_of
     if not isinstance(unembed, Partial):  # what a function has closed over has its gradient from JAX alone
         of = jax.checkpoint(lambda *given: _logprobs_forward(*given)[0])
     logprobs = by_columns(of, chunk, told, shift_right(hidden), batch.tokens)
@@ -153,7 +160,7 @@ def token_stats(
     chunk: int,
 ) -> TokenStats:
     """log p(tokens[:, t] | tokens[:, :t]) and the entropy of that distribution, in nats, at the given temperature."""
-    told, of = (_tree(unembed), jnp.float32(temperature)), _stats_of
+    told, of = (_tree(unembed, hidden), jnp.float32(temperature)), _stats_of
     if not isinstance(unembed, Partial):
         of = jax.checkpoint(lambda *given: _stats_forward(*given)[0])
     stats, known = by_columns(of, chunk, told, shift_right(hidden), batch.tokens), predicted(batch)
@@ -170,7 +177,7 @@ def token_logits(
         logits = unembed(h)
         return _taken(logits, tokens), jax.nn.logsumexp(logits, axis=-1)
 
-    taken, norm = by_columns(pick, chunk, _tree(unembed), shift_right(hidden), batch.tokens)
+    taken, norm = by_columns(pick, chunk, _tree(unembed, hidden), shift_right(hidden), batch.tokens)
     known = predicted(batch)
     return jnp.where(known, taken, 0.0), jnp.where(known, norm, 0.0)
 
@@ -194,6 +201,6 @@ def token_kl(
         q = jax.nn.log_softmax(unembed_q(hq) / temperature, axis=-1)
         return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
 
-    told = _tree(unembed_p), _tree(unembed_q), temperature
+    told = _tree(unembed_p, hidden_p), _tree(unembed_q, hidden_q), temperature
     kl = by_columns(divergence, chunk, told, shift_right(hidden_p), shift_right(hidden_q))
     return jnp.where(predicted(batch), kl, 0.0)

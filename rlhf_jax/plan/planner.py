@@ -12,6 +12,7 @@ import jax
 
 from rlhf_jax.compiled import Traced
 from rlhf_jax.config import ONE_DEVICE, Experiment, MeshConfig
+from rlhf_jax.models import output
 from rlhf_jax.plan.chips import Topology
 from rlhf_jax.plan.flops import matmul_flops
 from rlhf_jax.plan.programs import trace_rollout, trace_updates
@@ -72,12 +73,23 @@ def work_of(experiment: Experiment, names: Sequence[str]) -> dict[str, tuple[flo
 @contextlib.contextmanager
 def _nothing_again() -> Iterator[None]:
     """While this is open, what is traced keeps all that its backward pass needs: the output layer, too, which has no option for that."""
-    usual: Any = jax.checkpoint
+
+    def first_of(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: forward(*given)[0]
+
+    places: list[tuple[Any, str, Callable[..., Any]]] = [
+        (jax, "checkpoint", lambda function, **how: function),
+        (output, "_logprobs_of", first_of(output._logprobs_forward)),
+        (output, "_stats_of", first_of(output._stats_forward)),
+    ]
+    usual = [getattr(place, name) for place, name, _ in places]
     try:
-        jax.checkpoint = lambda function, **how: function  # pyright: ignore[reportAttributeAccessIssue]
+        for place, name, function in places:
+            setattr(place, name, function)
         yield
     finally:
-        jax.checkpoint = usual
+        for (place, name, _), function in zip(places, usual, strict=True):
+            setattr(place, name, function)
 
 
 def with_remat(experiment: Experiment, remat: bool) -> Experiment:
