@@ -28,6 +28,7 @@ REQUIRED = [
     "grain>=0.2.18",
     "tensorboardX>=2.6.5",
     "numpy>=2.4.6",
+    "scipy>=1.17",
     "rich>=15",
     "matplotlib>=3.11.2",
     "jaxtyping>=0.3.11",
