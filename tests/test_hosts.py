@@ -19,6 +19,7 @@ from rlhf_jax.report.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 
+STEPS = 24  # so many that a signal comes before the last of them
 SMALL = {
     "mesh.data": 2,
     "mesh.fsdp": 4,
@@ -29,7 +30,7 @@ SMALL = {
 }
 # Adam divides by what it has seen so far, and makes as much of a gradient that is rounding alone as of any other; eps keeps it from that.
 STAGE = {
-    "smoke/sft": {"sft.optim.steps": 12, "sft.eval_every": 4},
+    "smoke/sft": {"sft.optim.steps": STEPS, "sft.eval_every": 8},
     "smoke/reward": {"reward.optim.steps": 6, "reward.pairs": 32, "reward.optim.eps": 1e-4, "waiting": "host"},
     "smoke/ppo": {"ppo.optim.eps": 1e-4},
     "smoke/dapo": {"ppo.optim.eps": 1e-4},
@@ -133,7 +134,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(folder, sft_of_two):
         assert [process.code for process in ended] == [PREEMPTED] * count
         (said,) = {line for process in ended for line in process.said.splitlines() if ": saved at step" in line}
         step = int(said.split("step ")[1].split(" of")[0])
-        assert max(steps_saved(directory)) == step < 12
+        assert max(steps_saved(directory)) == step < STEPS
     finished(4, "smoke/sft", directory)
     assert_close(directory, sft_of_two)
     tokens = [read_metrics(run / "seed_0")["sft"]["real_tokens"].values for run in (directory, sft_of_two)]
