@@ -210,7 +210,10 @@ def test_out_of_memory_says_that_half_as_many_may_fit(monkeypatch):
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory, trying to allocate 8 GiB")
 
     monkeypatch.setattr(Team, "_run", run)
-    work = lambda programs: programs.function(lambda: lambda x: x)(jnp.float32(1))  # noqa: E731
+
+    def work(programs: Programs):
+        return programs.function(lambda: lambda x: x)(jnp.float32(1))
+
     for outcome in run_lanes([work] * 4, [MESH]):
         assert isinstance(outcome, TooLarge) and outcome.fitting == 2
     (alone,) = run_lanes([work], [MESH])
