@@ -266,6 +266,7 @@ def smoke_dapo(scale: str) -> Experiment:
             overlong_filter=True,
             overlong_cache=4,
             refills=2,
+            old_logprobs="sampled",
             reward="gold",
         ),
     )

@@ -128,6 +128,8 @@ class Rollout:
     logprobs: Float[Array, "B T"]  # of the distribution sampled from, temperature included; 0 outside the response
     finished: Bool[Array, "B"]  # a stop token was written
     temperature: Float[Array, ""]
+    # Responses stand in the last so many columns, and what nobody asks of prompts is not computed; None: they may stand anywhere.
+    new_tokens: int | None = flax.struct.field(pytree_node=False, default=None)
 
 
 @pytree
@@ -152,7 +154,9 @@ class Trajectory:
     """A rollout with everything that policy gradients learn from."""
 
     rollout: Rollout
-    old_logprobs: Float[Array, "B T"]  # of the policy that sampled, recomputed by the training graph
+    old_logprobs: Float[
+        Array, "B T"
+    ]  # of the policy that sampled, as the config says: recomputed by the training graph, or as sampled
     ref_logprobs: Float[Array, "B T"]
     values: Float[Array, "B T"]  # 0 without a critic
     rewards: Float[Array, "B T"]  # per token: KL penalty, and the score on the last response token

@@ -44,6 +44,16 @@ def _unchecked(dataclass: Callable[..., Any]) -> Callable[..., Any]:
 flax.struct.dataclass = _unchecked(flax.struct.dataclass)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _room_for_programs() -> Iterator[None]:
+    """Programs are let go of before there are too many: each takes about ten memory mappings, and Linux ends a process that wants more than
+    65,530. What is used again comes from the cache on disk."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and len(mappings.read_text().splitlines()) > 25_000:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def strict_dtypes() -> Iterator[None]:
     """Mixed dtypes raise instead of being promoted. Not global, because optax mixes them itself."""

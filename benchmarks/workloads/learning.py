@@ -106,6 +106,7 @@ def grpo(config: ModelConfig) -> Workload:
         kl_in="loss",
         kl_estimator="k3",
         kl_coef=0.04,
+        old_logprobs="sampled",
     )
     policy, mesh, tx = build_model(config), make_mesh(MeshConfig()), make_optimizer(recipe.policy_optim)
     write = compile_function(partial(generate, model=policy, new_tokens=NEW_TOKENS), mesh)

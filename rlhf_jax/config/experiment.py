@@ -116,6 +116,11 @@ class Experiment:
             "ppo.value_init='reward': a reward model that is an encoder has no values per token; set it to 'policy'",
         )
         require(
+            self.ppo is None or self.ppo.old_logprobs == "scored" or self.policy.dtype == "float32",
+            f"ppo.old_logprobs='sampled' with policy.dtype={self.policy.dtype!r}: sampler and update round differently there; set it to "
+            "'scored'",
+        )
+        require(
             self.evaluation.best_of is None or self.reward is not None,
             "evaluation.best_of needs a reward stage, whose model picks the best",
         )

@@ -62,6 +62,9 @@ class PolicyGradient:
     importance_cap: float = 2.0  # of the objective "truncated"
     normaliser: Literal["token", "sequence", "constant", "group"] = "token"  # constant: new_tokens
     entropy_coef: float = 0.0  # of the entropy of each token's distribution, which the loss then rewards
+    # Log-probs of the policy that sampled, from reading the responses once more, which also tells the exact KL, or as they were sampled:
+    # the same to rounding where all is computed in float32.
+    old_logprobs: Literal["scored", "sampled"] = "scored"
     epochs: int = 1
     # KL to the reference: k1 in the reward, or k2, k3 or exact in the loss; or in the preference, whose beta kl_coef then is.
     kl_in: Literal["reward", "loss", "preference"] = "reward"
@@ -78,7 +81,7 @@ class PolicyGradient:
         positive(self, "samples", "new_tokens", "temperature", "clip", "clip_high", "importance_cap", "epochs")
         positive(self, "kl_target", "kl_horizon", "overlong_cache", "score_clip", "advantage_clip")
         one_of(self, "score_unit", "baseline", "credit", "labels", "objective", "ratio", "normaliser", "kl_in")
-        one_of(self, "kl_estimator", "reward_at")
+        one_of(self, "kl_estimator", "reward_at", "old_logprobs")
         fraction(self, "gamma", "lam", "decay")
         not_negative(self, "kl_coef", "entropy_coef")
         require(self.kl_target is None or self.kl_coef > 0, "an adaptive kl_coef must start above 0")

@@ -156,11 +156,13 @@ def policy_loss(
     trajectory: Trajectory,
     reference: Params | None = None,
     *,
-    token_stats: Callable[[Params, TokenBatch, jax.Array], TokenStats],
+    token_stats: Callable[[Params, TokenBatch, jax.Array, int | None], TokenStats],
     config: PolicyGradient,
     token_kl: Callable[[Params, Params, Rollout], jax.Array] | None = None,
 ) -> tuple[jax.Array, Aux]:
     """The loss of a policy gradient on a minibatch, its tokens weighed by `trajectory.weights`; entropy is rewarded with its coefficient.
+
+    `token_stats(params, batch, temperature, last)` may leave out all but the last so many columns, which the responses stand in.
 
     loss = weighted mean of -(objective + entropy_coef H(pi(. | x_<t))); the effect of a token on later entropies is left out.
     Source of the bonus: Schulman et al. 2017 (arXiv:1707.06347), eq. 9.
@@ -170,7 +172,7 @@ def policy_loss(
     """
     rollout, weights = trajectory.rollout, trajectory.weights
     mask = rollout.batch.loss_mask
-    stats = token_stats(params, rollout.batch, rollout.temperature)
+    stats = token_stats(params, rollout.batch, rollout.temperature, rollout.new_tokens)
     objective, report = policy_objective(
         stats.logprobs, trajectory.old_logprobs, trajectory.advantages, mask, config=config
     )

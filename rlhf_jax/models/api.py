@@ -36,7 +36,7 @@ class Model:
     logits(params, batch) -> [B, T, V]; `logits[:, t]` belongs to the token at t + 1, of an encoder to the one at t
     logprobs(params, batch, temperature) -> [B, T] in nats, of the token at t; 0 for the first token of a segment and for padding, and of
     an encoder-decoder for the prompt
-    token_stats(params, batch, temperature) -> the same with entropies
+    token_stats(params, batch, temperature, last) -> the same with entropies; with `last` of the last so many columns alone, 0 before
     token_logits(params, batch) -> (logit of the token at t, logsumexp of all logits there), [B, T] each
     token_scores(params, batch) -> [B, T], the scalar head after reading the token at t
     values(params, batch) -> [B, T], V just before the token at t
@@ -55,7 +55,7 @@ class Model:
     scalar: Callable[[Params, jax.Array], jax.Array]
     logits: Callable[[Params, TokenBatch], jax.Array]
     logprobs: Callable[[Params, TokenBatch, Any], jax.Array]
-    token_stats: Callable[[Params, TokenBatch, Any], TokenStats]
+    token_stats: Callable[..., TokenStats]
     token_logits: Callable[[Params, TokenBatch], tuple[jax.Array, jax.Array]]
     token_scores: Callable[[Params, TokenBatch], jax.Array]
     values: Callable[[Params, TokenBatch], jax.Array]

@@ -33,10 +33,9 @@ def model_of(
     `decoded` is the part of a batch that the hidden states stand for, the rest turned into padding, where that is not all of it.
     """
 
-    def stats(params: Params, batch: TokenBatch, temperature=1.0):
-        return token_stats(
-            Partial(unembed, params), hidden(params, batch), decoded(batch), temperature, chunk=config.logit_chunk
-        )
+    def stats(params: Params, batch: TokenBatch, temperature=1.0, last: int | None = None):
+        read, chunk = hidden(params, batch), config.logit_chunk
+        return token_stats(Partial(unembed, params), read, decoded(batch), temperature, chunk=chunk, last=last)
 
     def logprobs(params: Params, batch: TokenBatch, temperature=1.0):
         return token_logprobs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,35 +14,56 @@ from rlhf_jax.models.visible import Visible
 from rlhf_jax.sharding import constrain
 from rlhf_jax.types import pytree
 
+KeysAndValues = tuple[Float[Array, "*N B K S H"], Float[Array, "*N B K S H"]]
+"""Of one layer, or of all."""
+OfLayer = tuple[Float[Array, "B K T H"], Float[Array, "B K T H"]]
+
 
 @pytree
 class Cache:
     """Keys and values of the tokens read so far. S columns in all; `filled` marks those that may be attended to.
 
-    Columns need not stand in the order of their tokens: `positions` says where in its text each token is.
+    Columns need not stand in the order of their tokens: `positions` says where in its text each token is. Where layers run one by one each
+    has arrays of its own.
     """
 
-    keys: Float[Array, "N B K S H"]
-    values: Float[Array, "N B K S H"]
+    layers: tuple[KeysAndValues, ...]
     filled: Bool[Array, "B S"]
     positions: Int[Array, "B S"]
 
-    @property
-    def layers(self) -> tuple[jax.Array, jax.Array]:
-        """What each layer reads and writes."""
-        return self.keys, self.values
-
-    def read(self, layers: tuple[jax.Array, jax.Array]) -> Cache:
+    def read(self, layers: tuple[KeysAndValues, ...]) -> Cache:
         """The cache after the layers have written, its parts where they belong on the mesh."""
-        keys, values = (constrain(x, *names_of(x.ndim)) for x in layers)
-        return dataclasses.replace(self, keys=keys, values=values)
+        return dataclasses.replace(self, layers=jax.tree.map(lambda x: constrain(x, *names_of(x.ndim)), layers))
 
 
 def empty_cache(config: ModelConfig, rows: int, length: int) -> Cache:
     """A cache of `length` columns with nothing in it."""
-    shape, dtype = (config.layers, rows, config.kv_heads, length, config.head_size), jnp.dtype(config.dtype)
-    columns = jnp.zeros((rows, length), jnp.int32)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), columns.astype(bool), columns)
+    c, columns = config, jnp.zeros((rows, length), jnp.int32)
+    shape, dtype = (rows, c.kv_heads, length, c.head_size), jnp.dtype(c.dtype)
+    if c.unroll:
+        part, parts = jnp.zeros(shape, dtype), c.layers
+    else:
+        part, parts = jnp.zeros((c.layers, *shape), dtype), 1
+    return Cache(((part, part),) * parts, columns.astype(bool), columns)
+
+
+def written(cache: KeysAndValues, new: OfLayer, layer: jax.Array, column: Any) -> KeysAndValues:
+    """The cache with keys and values of this layer from this column on."""
+
+    def put(whole: jax.Array, new: jax.Array) -> jax.Array:
+        alone = whole.ndim == new.ndim
+        new, where = (new, (0, 0, column, 0)) if alone else (new[None], (layer, 0, 0, column, 0))
+        return jax.lax.dynamic_update_slice(whole, new.astype(whole.dtype), where)
+
+    return put(cache[0], new[0]), put(cache[1], new[1])
+
+
+def at_layer(cache: KeysAndValues, layer: jax.Array) -> OfLayer:
+    """Keys and values of this layer."""
+    if cache[0].ndim == 4:
+        return cache
+    keys, values = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
+    return keys, values
 
 
 def with_column(cache: Cache, column: jax.Array, positions: jax.Array, filled: jax.Array) -> tuple[Cache, Visible]:
@@ -54,5 +76,6 @@ def with_column(cache: Cache, column: jax.Array, positions: jax.Array, filled: j
 
 
 def names_of(ndim: int) -> tuple[str | None, ...]:
-    """The logical axes of an array of any cache by how many it has: keys and values of all layers, or something about each row."""
-    return ("layers", "batch", "kv", None, "head_dim") if ndim == 5 else ("batch",) + (None,) * (ndim - 1)
+    """The logical axes of an array of any cache by how many it has: keys and values of all layers or of one, or something of each row."""
+    names = ("layers", "batch", "kv", None, "head_dim")
+    return names[-ndim:] if ndim >= 4 else ("batch",) + (None,) * (ndim - 1)

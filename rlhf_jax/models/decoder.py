@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.attention import softcap
+from rlhf_jax.models.cache import KeysAndValues
 from rlhf_jax.models.layers import Attention, CrossAttention, FeedForward, Norm, RelativeBias
 from rlhf_jax.models.params import layers_of
 from rlhf_jax.models.visible import Visible
@@ -98,24 +99,23 @@ def run_layers(module: nn.Module, count: int, x: jax.Array, cache: Any, given: R
         in_axes=cast(Any, (0, 0, nn.broadcast)),  # flax declares an int
         length=count,
     )
-    (x, cache), kept = layers(config, name="layers")((x, cache), jnp.arange(count), kept, given)
-    return x, cache, kept
+    together = None if cache is None else cache[0]
+    (x, together), kept = layers(config, name="layers")((x, together), jnp.arange(count), kept, given)
+    return x, None if cache is None else (together,), kept
 
 
 def _one_by_one(config: ModelConfig, layers: Sequence[Params], x: jax.Array, cache: Any, given: Reading, kept: Any):
-    """As `run_layers`, each layer with parameters, and keys and values of the memory, of its own. The cache is one array: XLA would copy
-    caches of their own at every turn, as it writes the new column once more into what the scores are made of."""
+    """As `run_layers`, each layer with parameters, a cache, and keys and values of the memory of its own."""
     block = (nn.remat(Block) if config.remat else Block)(config, parent=None)
-    keep = []
+    keep, caches = [], []
     for number, params in enumerate(layers):
+        own = None if cache is None else cache[number]
         there = None if kept is None else tuple(part[number][0] for part in kept)
-        (x, cache), found = block.apply({"params": params}, (x, cache), jnp.int32(number), there, given)
+        (x, own), found = block.apply({"params": params}, (x, own), jnp.int32(number), there, given)
         keep.append(found)
-    return (
-        x,
-        cache,
-        tuple(tuple(part[None] for part in parts) for parts in zip(*keep, strict=True)) if given.keep else None,
-    )
+        caches.append(own)
+    kept = tuple(tuple(part[None] for part in parts) for parts in zip(*keep, strict=True)) if given.keep else None
+    return x, None if cache is None else tuple(caches), kept
 
 
 class Embedding(nn.Module):
@@ -190,7 +190,7 @@ class Decoder(nn.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         visible: Visible,
-        cache: tuple[jax.Array, jax.Array] | None = None,
+        cache: tuple[KeysAndValues, ...] | None = None,
         cached: bool = False,
     ):
         c = self.config

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.attention import attend
+from rlhf_jax.models.cache import at_layer, written
 from rlhf_jax.sharding import PARAMETERS, constrain, gathered, in_pieces, pieces
 
 
@@ -131,12 +132,9 @@ class Attention(nn.Module):
             q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
         keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
-            cache = tuple(
-                jax.lax.dynamic_update_slice(whole, new[None].astype(whole.dtype), (layer, 0, 0, visible.first, 0))
-                for whole, new in zip(cache, (keys, values), strict=True)
-            )
+            cache = written(cache, (keys, values), layer, visible.first)
             if cached:
-                keys, values = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
+                keys, values = at_layer(cache, layer)
         q = constrain(q, "batch", "length", "heads", "head_dim")
         read = partial(attend, scale=c.query_scale, cap=c.attention_softcap, bias=bias, window=c.window, local=local)
         return attended(c)(read(q, keys, values, visible)), cache

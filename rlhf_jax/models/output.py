@@ -97,10 +97,8 @@ def _stats_of(told: tuple[Partial, Any], h: jax.Array, tokens: Int[Array, "B C"]
 
 
 def _stats_forward(told, h, tokens):
-    logits, _ = _logits(told, h)
-    norm = jax.nn.logsumexp(logits, axis=-1)
-    entropy = norm - jnp.sum(jnp.exp(logits - norm[:, :, None]) * logits, axis=-1)
-    return TokenStats(_taken(logits, tokens) - norm, entropy), (told, h, tokens, norm, entropy)
+    stats, norm = _described(_logits(told, h)[0], tokens)[1:]
+    return stats, (told, h, tokens, norm, stats.entropy)
 
 
 def _stats_backward(kept, grads: TokenStats):
@@ -158,13 +156,30 @@ def token_stats(
     temperature: Float[Array, ""] | float,
     *,
     chunk: int,
+    last: int | None = None,
 ) -> TokenStats:
-    """log p(tokens[:, t] | tokens[:, :t]) and the entropy of that distribution, in nats, at the given temperature."""
+    """log p(tokens[:, t] | tokens[:, :t]) and the entropy of that distribution, in nats, at the given temperature.
+
+    With `last`, of the last so many columns alone, and 0 in those before: responses behind prompts that nobody asks about.
+    """
     told, of = (_tree(unembed, hidden), jnp.float32(temperature)), _stats_of
     if not isinstance(unembed, Partial):
         of = jax.checkpoint(lambda *given: _stats_forward(*given)[0])
-    stats, known = by_columns(of, chunk, told, shift_right(hidden), batch.tokens), predicted(batch)
-    return TokenStats(jnp.where(known, stats.logprobs, 0.0), jnp.where(known, stats.entropy, 0.0))
+    columns = _columns(batch, last)
+    return _known(by_columns(of, chunk, told, shift_right(hidden)[:, columns], batch.tokens[:, columns]), batch)
+
+
+def _columns(batch: TokenBatch, last: int | None) -> slice:
+    return slice(0 if last is None else max(batch.tokens.shape[1] - last, 0), None)
+
+
+def _known(tree: Any, batch: TokenBatch) -> Any:
+    """Arrays of the last columns with zeros in front, to the length of the batch, and in place of what nothing stood before."""
+
+    def fill(x: jax.Array) -> jax.Array:
+        return jnp.where(predicted(batch), jnp.pad(x, ((0, 0), (batch.tokens.shape[1] - x.shape[1], 0))), 0.0)
+
+    return jax.tree.map(fill, tree)
 
 
 def token_logits(
@@ -191,16 +206,42 @@ def token_kl(
     temperature: Float[Array, ""] | float,
     *,
     chunk: int,
+    last: int | None = None,
 ) -> Float[Array, "B T"]:
-    """KL(p || q) of the next-token distributions over the whole vocabulary, in nats per token, both at one temperature."""
+    """KL(p || q) of the next-token distributions over the whole vocabulary, in nats per token, both at one temperature; `last` as above."""
+    return compare_tokens(unembed_p, hidden_p, unembed_q, hidden_q, batch, temperature, chunk=chunk, last=last)[2]
+
+
+def compare_tokens(
+    unembed_p: Unembed,
+    hidden_p: Float[Array, "B T D"],
+    unembed_q: Unembed,
+    hidden_q: Float[Array, "B T E"],
+    batch: TokenBatch,
+    temperature: Float[Array, ""] | float,
+    *,
+    chunk: int,
+    last: int | None = None,
+) -> tuple[TokenStats, TokenStats, Float[Array, "B T"]]:
+    """(`token_stats` of p, those of q, `token_kl` of the two), from logits that are made once."""
 
     @jax.checkpoint
-    def divergence(told, hp, hq):
+    def compare(told, hp, hq, tokens):
         unembed_p, unembed_q, temperature = told
-        p = jax.nn.log_softmax(unembed_p(hp) / temperature, axis=-1)
-        q = jax.nn.log_softmax(unembed_q(hq) / temperature, axis=-1)
-        return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+        (p, of_p, _), (q, of_q, _) = (
+            _described(unembed(h) / temperature, tokens) for unembed, h in ((unembed_p, hp), (unembed_q, hq))
+        )
+        return of_p, of_q, jnp.sum(jnp.exp(p) * (p - q), axis=-1)
 
     told = _tree(unembed_p, hidden_p), _tree(unembed_q, hidden_q), temperature
-    kl = by_columns(divergence, chunk, told, shift_right(hidden_p), shift_right(hidden_q))
-    return jnp.where(predicted(batch), kl, 0.0)
+    columns = _columns(batch, last)
+    hidden = (shift_right(h)[:, columns] for h in (hidden_p, hidden_q))
+    return _known(by_columns(compare, chunk, told, *hidden, batch.tokens[:, columns]), batch)
+
+
+def _described(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, TokenStats, jax.Array]:
+    """(log-probs of all tokens, those of the tokens given with the entropies, logsumexp of the logits)."""
+    norm = jax.nn.logsumexp(logits, axis=-1)
+    logp = logits - norm[:, :, None]
+    entropy = norm - jnp.sum(jnp.exp(logp) * logits, axis=-1)
+    return logp, TokenStats(_taken(logits, tokens) - norm, entropy), norm

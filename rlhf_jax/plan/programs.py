@@ -186,7 +186,8 @@ def rollout_shapes(experiment: Experiment) -> Rollout:
     assert config is not None
     rows, length = config.prompts * config.samples, experiment.text.prompt_length + config.new_tokens
     per_token = _shape((rows, length), jnp.float32)
-    return Rollout(token_shapes(rows, length), per_token, _shape((rows,), jnp.bool), _shape((), jnp.float32))
+    batch, finished, temperature = token_shapes(rows, length), _shape((rows,), jnp.bool), _shape((), jnp.float32)
+    return Rollout(batch, per_token, finished, temperature, config.new_tokens)
 
 
 def trained_model(experiment: Experiment, shape: ModelConfig) -> Model:

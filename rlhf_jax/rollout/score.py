@@ -22,13 +22,13 @@ from rlhf_jax.losses.advantages import (
     preferred,
     rewards_to_go,
 )
-from rlhf_jax.losses.kl import k1
+from rlhf_jax.losses.kl import k1, k3
 from rlhf_jax.losses.policy import only_finished, overlong_penalty, token_weights
 from rlhf_jax.losses.ppo import explained_variance, token_rewards, value_steps
 from rlhf_jax.losses.scores import in_unit, no_moments, with_batch
 from rlhf_jax.masking import masked_mean, whiten
 from rlhf_jax.models.api import Model, TokenStats
-from rlhf_jax.models.output import token_kl, token_stats
+from rlhf_jax.models.output import compare_tokens
 from rlhf_jax.rollout.refill import signal_share
 from rlhf_jax.types import Moments, Params, Rollout, TokenBatch, Trajectory
 
@@ -40,13 +40,11 @@ def compare_policies(
 ) -> tuple[TokenStats, TokenStats, Float[Array, "B T"]]:
     """(stats under the policy, stats under the reference, exact KL(policy || reference) per token), at the rollout's temperature."""
     batch, chunk = policy.decoded(rollout.batch), policy.config.logit_chunk
-
     first, second = (Partial(policy.unembed, params) for params in (policy_params, reference_params))
     hidden, ref_hidden = (policy.hidden(params, rollout.batch) for params in (policy_params, reference_params))
-    stats = token_stats(first, hidden, batch, rollout.temperature, chunk=chunk)
-    ref_stats = token_stats(second, ref_hidden, batch, rollout.temperature, chunk=chunk)
-    kl = token_kl(first, hidden, second, ref_hidden, batch, rollout.temperature, chunk=chunk)
-    return stats, ref_stats, kl
+    return compare_tokens(
+        first, hidden, second, ref_hidden, batch, rollout.temperature, chunk=chunk, last=rollout.new_tokens
+    )
 
 
 def describe_rows(
@@ -142,18 +140,19 @@ def make_trajectory(
 ) -> tuple[Trajectory, Metrics]:
     """Everything that policy gradients learn from, and what one wants to see of a rollout; without `values` there is no critic.
 
-    Old log-probs are recomputed by the training graph at the rollout's temperature, so that the first ratio is 1. `kl` is exact over the
-    vocabulary; `kl_sequence` sums it over the response; `kl_sampled` is the estimate that enters the reward. `average` is the moving
-    average of the batches before, which a baseline may use; `moments` those of their scores (None: there are none), which the unit of the
-    score may come from. Scores are reported as they are, rewards in that unit. `signal` is the share of prompts whose responses differ in
-    score, penalties aside.
+    Old log-probs are recomputed by the training graph at the rollout's temperature, so that the first ratio is 1, or with
+    old_logprobs='sampled' those that the rollout came with, which spares the policy's reading. `kl` is exact over the vocabulary, or k3 of
+    the tokens without that reading; `kl_sequence` sums it over the response; `kl_sampled` is the estimate that enters the reward. `average`
+    is the moving average of the batches before, which a baseline may use; `moments` those of their scores (None: there are none), which the
+    unit of the score may come from. Scores are reported as they are, rewards in that unit. `signal` is the share of prompts whose responses
+    differ in score, penalties aside.
     """
     batch, mask = rollout.batch, rollout.batch.loss_mask
-    old, ref, kl = compare_policies(policy_params, reference_params, rollout, policy=policy)
+    old, ref, kl, seen = _old_and_reference(policy_params, reference_params, rollout, policy, config)
     # Of the last step behind a response, where it earns the score, nothing but the value is learned.
     read = value_steps(batch, config.reward_at)
     steps = read.loss_mask
-    predictions = jnp.zeros_like(old.logprobs)
+    predictions = jnp.zeros_like(old)
     if values is not None:
         predictions = jnp.where(steps, values(value_params, read), 0.0)
 
@@ -163,9 +162,9 @@ def make_trajectory(
     measured = in_unit(scores, moments, unit=config.score_unit, clip=config.score_clip)
     in_reward = config.kl_in == "reward"
     penalised = kl_coef if in_reward else 0.0
-    rewards = token_rewards(measured, old.logprobs, ref.logprobs, mask, kl_coef=penalised, steps=steps)
+    rewards = token_rewards(measured, old, ref, mask, kl_coef=penalised, steps=steps)
     learned_from = whiten(rewards, steps, shift_mean=False) if config.whiten_rewards else rewards
-    log_ratio = jnp.sum(jnp.where(mask, k1(old.logprobs, ref.logprobs), 0.0), axis=1)
+    log_ratio = jnp.sum(jnp.where(mask, k1(old, ref), 0.0), axis=1)
     advantages, returns, average = advantages_of(
         learned_from, predictions, steps, jnp.asarray(average), log_ratio, kl_coef, config=config
     )
@@ -181,11 +180,9 @@ def make_trajectory(
         "kl": masked_mean(kl, mask),
         "kl_sequence": jnp.mean(jnp.sum(jnp.where(mask, kl, 0.0), axis=1)),
         "kl_sampled": jnp.mean(log_ratio),
-        "rollout_entropy": masked_mean(old.entropy, mask),
         "length": jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
         "finished": jnp.mean(rollout.finished.astype(jnp.float32)),
-        "sampler_gap": jnp.max(jnp.where(mask, jnp.abs(rollout.logprobs - old.logprobs), 0.0)),
-    }
+    } | seen
     if values is not None:
         metrics |= {
             "explained_variance": explained_variance(predictions, returns, steps),
@@ -196,8 +193,8 @@ def make_trajectory(
     rows = mask.shape[0]
     trajectory = Trajectory(
         rollout=rollout,
-        old_logprobs=old.logprobs,
-        ref_logprobs=ref.logprobs,
+        old_logprobs=old,
+        ref_logprobs=ref,
         values=predictions,
         rewards=rewards,
         advantages=advantages,
@@ -215,3 +212,19 @@ def make_trajectory(
         moments=moments,
     )
     return trajectory, metrics
+
+
+def _old_and_reference(
+    policy_params: Params, reference_params: Params, rollout: Rollout, policy: Model, config: PolicyGradient
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Float[Array, "B T"], Metrics]:
+    """(log-probs under the policy, under the reference, KL per token, what only the policy's own reading tells) of the responses."""
+    mask = rollout.batch.loss_mask
+    if config.old_logprobs == "sampled":
+        ref = policy.token_stats(reference_params, rollout.batch, rollout.temperature, rollout.new_tokens).logprobs
+        return rollout.logprobs, ref, k3(rollout.logprobs, ref), {}
+    stats, ref, kl = compare_policies(policy_params, reference_params, rollout, policy=policy)
+    seen = {
+        "rollout_entropy": masked_mean(stats.entropy, mask),
+        "sampler_gap": jnp.max(jnp.where(mask, jnp.abs(rollout.logprobs - stats.logprobs), 0.0)),
+    }
+    return stats.logprobs, ref.logprobs, kl, seen

@@ -70,7 +70,7 @@ def open_slots(queue: Queue, share: Fraction, more: Any) -> tuple[Slots, Queue]:
         return jax.lax.slice_in_dim(x, 0, count, axis=axis)
 
     def part(x: jax.Array, columns: int) -> jax.Array:
-        rows_at, columns_at = (1, 3) if x.ndim == 5 else (0, 1)
+        rows_at, columns_at = _axes(x)
         widths = [(0, columns if axis == columns_at else 0) for axis in range(x.ndim)]
         return jnp.pad(first(x, rows_at), widths) if columns else first(x, rows_at)
 
@@ -130,6 +130,14 @@ def _put_down(slots: Slots, queue: Queue, place: Int[Array, "C"], counts: Bool[A
 
 def _put_columns(x: jax.Array, where: jax.Array, read: jax.Array, prompt: jax.Array) -> jax.Array:
     """The part of a cache with that of some prompts in some slots; the columns behind these are empty."""
-    if x.ndim == 5:
-        return x.at[:, where, :, : read.shape[3]].set(read[:, prompt], mode="drop")
-    return x.at[where].set(jnp.pad(read, ((0, 0), (0, x.shape[1] - read.shape[1])))[prompt], mode="drop")
+    rows, columns = _axes(x)
+    if columns == 1:
+        read = jnp.pad(read, ((0, 0), (0, x.shape[1] - read.shape[1])))
+        return x.at[where].set(read[prompt], mode="drop")
+    place = (*(slice(None),) * rows, where, slice(None), slice(read.shape[columns]))
+    return x.at[place].set(jnp.take(read, prompt, axis=rows), mode="drop")
+
+
+def _axes(x: jax.Array) -> tuple[int, int]:
+    """Where the rows and the columns of a part of a cache are: of keys and values, with the layers before them or not, or of less."""
+    return (x.ndim - 4, x.ndim - 2) if x.ndim >= 4 else (0, 1)

@@ -183,10 +183,15 @@ def test_interrupted_all_lanes_end_as_interrupted_before_it_returns():
             raise
 
     main = threading.main_thread().ident
-    for seconds in (0.7, 0.9):  # whoever is in a hurry does it twice
-        threading.Timer(seconds, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        run_lanes([work, work], [MESH])
+    # What runs in the background of a shell may have been told to ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for seconds in (0.7, 0.9):  # whoever is in a hurry does it twice
+            threading.Timer(seconds, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            run_lanes([work, work], [MESH])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(ended) == 2 and min(ended) > 0
 
 

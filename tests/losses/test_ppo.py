@@ -205,7 +205,7 @@ def small_trajectory() -> Trajectory:
 def test_the_policy_loss_uses_the_temperature_of_the_rollout_and_reports_without_rewarding_entropy():
     seen = []
 
-    def token_stats(params, batch, temperature):
+    def token_stats(params, batch, temperature, last):
         seen.append(float(temperature))
         return TokenStats(logprobs=jnp.full((2, 4), -1.0), entropy=params * jnp.ones((2, 4)))
 
@@ -220,7 +220,7 @@ def test_the_policy_loss_uses_the_temperature_of_the_rollout_and_reports_without
 
 
 def test_an_entropy_bonus_is_a_mean_over_the_response():
-    def token_stats(params, batch, temperature):
+    def token_stats(params, batch, temperature, last):
         return TokenStats(logprobs=jnp.full((2, 4), -1.0), entropy=params * jnp.where(batch.loss_mask, 2.0, 9.0))
 
     config = dataclasses.replace(CONFIG, entropy_coef=0.1)
@@ -240,7 +240,7 @@ def test_an_entropy_bonus_is_a_mean_over_the_response():
     ],
 )
 def test_the_policy_loss_falls_with_the_advantages_and_rises_with_the_kl_by_hand(how, loss, slope):
-    def token_stats(params, batch, temperature):
+    def token_stats(params, batch, temperature, last):
         return TokenStats(logprobs=params * jnp.ones((2, 4)), entropy=jnp.zeros((2, 4)))
 
     trajectory = dataclasses.replace(

@@ -204,7 +204,7 @@ def test_bfloat16_is_close_and_its_probabilities_are_float32(config):
     shapes = jax.eval_shape(half.init, jax.random.key(0))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
     params = jax.tree.map(lambda x: 0.5 * x, lively(config))
-    assert empty_cache(half.config, 1, 2).keys.dtype == jnp.bfloat16
+    assert empty_cache(half.config, 1, 2).layers[0][0].dtype == jnp.bfloat16
     rough = jitted(half.logprobs)(params, batch, 1.0)
     assert rough.dtype == jnp.float32
     difference = np.abs(rough - jitted(built(config).logprobs)(params, batch, 1.0))

@@ -103,7 +103,7 @@ def test_reading_with_the_cache_gives_the_hidden_states_of_the_whole_forward_pas
     prompts = left_padded([3, 5, 1], 5, prompt=5, seed=1, vocab=config.vocab)
     more = np.random.default_rng(2).integers(0, config.vocab, (3, 4)).astype(np.int32)
     hidden, cache = jax.jit(model.prefill, static_argnums=2)(params, prompts, 9)
-    assert cache.decoder.keys.shape[3] == 5, (
+    assert cache.decoder.layers[0][0].shape[3] == 5, (
         "the prompt is in the encoder; the decoder keeps the start token and the reply"
     )
     seen = [hidden]

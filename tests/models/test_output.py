@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from builders import LLAMA, assert_trees_close, built, jitted, lively, right_pad
 from jax.extend.core import jaxprs_in_params
 from jax.tree_util import Partial
 
-from rlhf_jax.models.output import predicted, shift_right, token_kl, token_logprobs, token_stats
+from rlhf_jax.models.output import compare_tokens, predicted, shift_right, token_kl, token_logprobs, token_stats
 from rlhf_jax.types import TokenBatch
 
 LENGTHS, WIDTH = [9, 4, 7], 9
@@ -73,6 +74,21 @@ def test_logprobs_and_entropies_are_those_of_the_whole_logits(tied, temperature)
     np.testing.assert_allclose(stats.entropy[:, 1:], np.where(real, entropy, 0.0), atol=1e-5)
     np.testing.assert_array_equal(stats.logprobs[:, 0], 0.0)
     np.testing.assert_array_equal(jitted(model.logprobs)(params, batch, temperature), stats.logprobs)
+
+
+@pytest.mark.parametrize("last", [1, 4, 99])
+def test_what_stands_before_the_last_columns_is_not_computed(last):
+    model, params, batch = built(LLAMA), lively(LLAMA), right_padded(LENGTHS, WIDTH)
+    unembed, hidden = Partial(model.unembed, params), jitted(model.hidden)(params, batch)
+    whole, part = (token_stats(unembed, hidden, batch, 0.7, chunk=3, last=n) for n in (None, last))
+    assert_trees_close(part, jax.tree.map(lambda x: x.at[:, : max(WIDTH - last, 0)].set(0.0), whole), atol=1e-5)
+    compared = compare_tokens(unembed, hidden, unembed, 0.5 * hidden, batch, 0.7, chunk=3, last=last)
+    assert_trees_close(compared[0], part, atol=1e-5)
+    assert_trees_close(compared[1], token_stats(unembed, 0.5 * hidden, batch, 0.7, chunk=3, last=last), atol=1e-5)
+    traced = jax.make_jaxpr(partial(token_stats, unembed, chunk=99, last=last))(hidden, batch, 0.7)
+    assert f",{min(last, WIDTH)},{LLAMA.vocab}]" in str(traced) and (
+        last >= WIDTH or f",{WIDTH},{LLAMA.vocab}]" not in str(traced)
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 9])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from builders import LLAMA, SCORING, VALUE, built, jitted, lively, nearby, played, sampled
+from builders import LLAMA, SCORING, VALUE, assert_trees_close, built, jitted, lively, nearby, played, sampled
 
 from rlhf_jax.losses.advantages import gae
 from rlhf_jax.losses.kl import k1, k2, k3
@@ -81,6 +81,19 @@ def test_what_the_trainer_recomputes_is_what_the_sampler_said(temperature):
 def test_a_wrong_temperature_shows_in_the_gap():
     rollout = sampled(LLAMA, 0.7).replace(temperature=jnp.float32(1.0))
     assert float(trajectory_of(rollout=rollout)[1]["sampler_gap"]) > 0.1
+
+
+def test_log_probs_as_they_were_sampled_do_for_those_of_another_reading():
+    scored, metrics = trajectory_of()
+    sampled_, without = trajectory_of(dataclasses.replace(SCORING, old_logprobs="sampled"))
+    mask = mask_of(scored)
+    np.testing.assert_array_equal(sampled_.old_logprobs, sampled_.rollout.logprobs)
+    assert_trees_close(sampled_, scored.replace(old_logprobs=sampled_.old_logprobs), atol=1e-4)
+    assert set(metrics) - set(without) == {"sampler_gap", "rollout_entropy"}
+    estimate = np.where(mask, k3(sampled_.old_logprobs, sampled_.ref_logprobs), 0.0)
+    np.testing.assert_allclose(without["kl_sequence"], estimate.sum(1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(without["kl"], estimate.sum() / mask.sum(), rtol=1e-5)
+    assert abs(float(without["kl"]) / float(metrics["kl"]) - 1) > 1e-3
 
 
 @pytest.mark.parametrize("off", [-0.25, 0.25])

@@ -28,7 +28,7 @@ ADAM = make_optimizer(Optim(lr=0.05, rows=4, steps=10, eps=1e-2))
 
 
 # Most tests need no network, and compile in no time with a table of logits of the next token by the last one.
-def table_stats(params, batch, temperature):
+def table_stats(params, batch, temperature, last=None):
     logits = jax.nn.log_softmax(params["table"] / temperature)[batch.tokens[:, :-1]]
     taken = jnp.take_along_axis(logits, batch.tokens[:, 1:, None], axis=-1)[:, :, 0]
     entropy = -jnp.sum(jnp.exp(logits) * logits, axis=-1)
