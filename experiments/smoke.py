@@ -18,20 +18,22 @@ from rlhf_jax.config import (
     Optim,
     Preference,
     Reward,
+    Sampling,
     Text,
     World,
 )
 
 COST = {"cpu": "20 s on 2 cores"}
+EVALUATION = Evaluation(prompts=32, rows=32, new_tokens=8, samples_shown=4)
 
 
-def _smoke(name: str, *, annotator_flip: float = 0.0, **stages) -> Experiment:
+def _smoke(name: str, *, annotator_flip: float = 0.0, evaluation: Evaluation = EVALUATION, **stages) -> Experiment:
     return Experiment(
         name=name,
         scale="cpu",
         policy=ModelConfig(vocab=896, width=32, layers=2, heads=4, kv_heads=2, mlp=64, max_length=96),
         text=Text(tokenizer="train:896", template="plain", length=64, prompt_length=48),
-        evaluation=Evaluation(prompts=32, rows=32, new_tokens=8, samples_shown=4),
+        evaluation=evaluation,
         world=World(demonstrations=512, prompts=128, flawed=0.2, annotator_flip=annotator_flip),
         checkpoint_every=10,
         **stages,
@@ -244,9 +246,13 @@ def smoke_ppo(scale: str) -> Experiment:
     costs=COST,
 )
 def smoke_dapo(scale: str) -> Experiment:
-    """A few iterations of DAPO on a tiny policy, with a dual clip. Prompts whose replies score alike are replaced."""
+    """A few iterations of DAPO on a tiny policy, with a dual clip. Prompts whose replies score alike are replaced.
+
+    Evaluated at temperature 1 and top-p 0.7, as there (section 4.1).
+    """
     return _smoke(
         "smoke/dapo",
+        evaluation=dataclasses.replace(EVALUATION, sampling=Sampling(top_p=0.7), slots=16),
         sft=_sft(30),
         ppo=PPO(
             optim=Optim(lr=1e-3, rows=32, schedule="constant"),

@@ -208,6 +208,17 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("largest(logits + noise)", "largest(logits - noise)"),
         ("largest(logits + noise)", "largest(logits * temperature + noise)"),
         ("jnp.min(jnp.where(x == jnp.max(", "jnp.max(jnp.where(x == jnp.max("),
+        (
+            "place < (logits.shape[1] if top_k is None else top_k)",
+            "place <= (logits.shape[1] if top_k is None else top_k)",
+        ),
+        ("((0, 0), (1, 0))) < top_p", "((0, 0), (1, 0))) < 1.01 * top_p - 0.01"),
+        (
+            "jnp.where(keep, jnp.take_along_axis(logits, order, axis=-1), -jnp.inf)",
+            "jnp.take_along_axis(logits, order, axis=-1)",
+        ),
+        ("+ jnp.log(min_p)", "* min_p"),
+        ("left_by(logits.astype(jnp.float32) / temperature, sampling)", "logits.astype(jnp.float32) / temperature"),
     ],
     ("rollout/replies.py", "rollout/test_replies.py"): [
         ("if ids and ids[-1] == tokenizer.eos", "if ids"),

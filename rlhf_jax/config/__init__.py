@@ -7,9 +7,11 @@ from rlhf_jax.config.data import Curation, Flan, Mixture, Text, World
 from rlhf_jax.config.experiment import Evaluation, Experiment
 from rlhf_jax.config.model import ONE_DEVICE, MeshConfig, ModelConfig, RopeScaling
 from rlhf_jax.config.ppo import PPO, PolicyGradient
+from rlhf_jax.config.sampling import EVERYTHING, Sampling
 from rlhf_jax.config.stages import ILQL, SFT, Classify, LoRA, Optim, Preference, Reward
 
 __all__ = [
+    "EVERYTHING",
     "ILQL",
     "ONE_DEVICE",
     "PPO",
@@ -28,6 +30,7 @@ __all__ = [
     "Preference",
     "Reward",
     "RopeScaling",
+    "Sampling",
     "Text",
     "World",
 ]

@@ -9,6 +9,7 @@ from rlhf_jax.checks import not_negative, positive, require
 from rlhf_jax.config.data import AS_IT_IS, Curation, Mixture, Text, World
 from rlhf_jax.config.model import ONE_DEVICE, MeshConfig, ModelConfig
 from rlhf_jax.config.ppo import PPO
+from rlhf_jax.config.sampling import EVERYTHING, Sampling
 from rlhf_jax.config.stages import ILQL, SFT, Classify, LoRA, Preference, Reward
 
 
@@ -22,9 +23,13 @@ class Evaluation:
     samples_shown: int = 24
     positive_words: bool = False  # count the sentiment words of English replies
     best_of: int | None = None  # samples of the SFT policy to a prompt, of which the reward model picks one
+    sampling: Sampling = EVERYTHING  # of sampled replies
+    slots: int | None = (
+        None  # of `rows` replies so many are written at once, others when some of these have ended; None: all
+    )
 
     def __post_init__(self):
-        positive(self, "prompts", "rows", "new_tokens", "samples_shown", "best_of")
+        positive(self, "prompts", "rows", "new_tokens", "samples_shown", "best_of", "slots")
         require(
             self.best_of is None or self.best_of > 1, f"best_of={self.best_of} leaves nothing to pick; set 2 or more"
         )
@@ -202,6 +207,8 @@ class Experiment:
             if self.ppo.ptx_rows is not None:
                 yield "ppo.ptx_rows / microbatches", self.ppo.ptx_rows // self.ppo.optim.microbatches
         yield "evaluation.rows", self.evaluation.rows
+        if self.evaluation.slots is not None:
+            yield "evaluation.slots", self.evaluation.slots
 
     def mixtures(self) -> list[Mixture]:
         """Every mixture that the experiment reads."""

@@ -66,7 +66,7 @@ class Judge:
         return self.run.experiment.world is not None and self.run.experiment.prompts is None
 
     def sampled(self, params: Params, prompts: Sequence[Prompt], *, temperature: float) -> Written:
-        """One sampled reply per prompt, with its exact KL to the reference, its log-probability under it, and its worth by each measure."""
+        """One sampled reply per prompt, its exact KL to the reference along it, its log-probability there, and its worth by each measure."""
         return self.drawn(params, prompts, partial(self.describe, params, self.reference), temperature=temperature)
 
     def drawn(
@@ -121,6 +121,8 @@ def make_judge(run: Run, texts: Texts, model: Model, reference: Params, scorer: 
         prompt_length=run.experiment.text.prompt_length,
         new_tokens=config.new_tokens,
         ending=ending_of(texts, run.experiment.ppo),
+        sampling=config.sampling,
+        slots=config.slots,
     )
     describe = run.programs.function(lambda: partial(describe_rows, policy=model))
     return Judge(run, texts, reference, sampler(), sampler(greedy=True), describe, scorer)

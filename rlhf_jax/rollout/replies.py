@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax.compiled import Programs
+from rlhf_jax.config import EVERYTHING, Sampling
 from rlhf_jax.data.batching.batches import evaluation_batches, pad_prompts
 from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.data.tokens.tokenizer import Tokenizer
@@ -81,8 +83,16 @@ def make_sampler(
     new_tokens: int,
     ending: Ending | None = None,
     greedy: bool = False,
+    sampling: Sampling = EVERYTHING,
+    slots: int | None = None,
 ) -> Sampler:
-    """A sampler of replies of up to `new_tokens` tokens that end with eos, or as said; greedy ones do not depend on the key."""
-    choose = greedy_tokens if greedy else sample_tokens
-    program = programs.function(lambda: responses(model, ending or Ending(tokenizer.eos), new_tokens, choose))
-    return Sampler(tokenizer, programs.mesh, rows, prompt_length, program)
+    """A sampler of replies of up to `new_tokens` tokens that end with eos, or as said; greedy ones do not depend on the key.
+
+    Of `rows` replies as many are written at once as there are `slots`.
+    """
+
+    def make(sampling: Sampling) -> Callable[..., Rollout]:
+        choose = greedy_tokens if greedy else partial(sample_tokens, sampling=sampling)
+        return responses(model, ending or Ending(tokenizer.eos), new_tokens, choose, slots)
+
+    return Sampler(tokenizer, programs.mesh, rows, prompt_length, programs.function(make, sampling))

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from rlhf_jax.config import EVERYTHING, Sampling
+
 
 def row_keys(
     run_key: Key[Array, ""],
@@ -28,13 +30,15 @@ def sample_tokens(
     keys: Key[Array, "B"],
     columns: Int[Array, "*B"] | int,
     temperature: Float[Array, ""] | float,
+    *,
+    sampling: Sampling = EVERYTHING,
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """A token of each row from softmax(logits / temperature), and its log-probability there, in nats.
+    """A token of each row from softmax(logits / temperature), or what `sampling` leaves of it, and its log-probability there, in nats.
 
     By the Gumbel-max trick; the noise of the c-th token of a sample is fold_in(its key, c). `columns` says which it is, of each row or of
     all.
     """
-    logits = logits.astype(jnp.float32) / temperature
+    logits = left_by(logits.astype(jnp.float32) / temperature, sampling)
 
     def noise_of(key, column):
         return jax.random.gumbel(jax.random.fold_in(key, column), logits.shape[1:])
@@ -42,6 +46,24 @@ def sample_tokens(
     noise = jax.vmap(noise_of)(keys, jnp.broadcast_to(columns, keys.shape))
     tokens = largest(logits + noise)
     return tokens, logprob_of(logits, tokens)
+
+
+def left_by(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
+    """The logits, and -inf for tokens that may not be drawn; of equal ones the first are left, and the likeliest token always is."""
+    top_k, top_p, min_p = sampling.top_k, sampling.top_p, sampling.min_p
+    if top_k is not None or top_p is not None:
+        order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
+        place = jnp.arange(logits.shape[1])[None, :]
+        keep = place < (logits.shape[1] if top_k is None else top_k)
+        if top_p is not None:
+            ordered = jnp.where(keep, jnp.take_along_axis(logits, order, axis=-1), -jnp.inf)
+            before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)[:, :-1]
+            keep = keep & (jnp.pad(before, ((0, 0), (1, 0))) < top_p)
+        keep = jnp.take_along_axis(jnp.broadcast_to(keep, logits.shape), jnp.argsort(order, axis=-1), axis=-1)
+        logits = jnp.where(keep, logits, -jnp.inf)
+    if min_p is not None:
+        logits = jnp.where(logits >= jnp.max(logits, axis=-1, keepdims=True) + jnp.log(min_p), logits, -jnp.inf)
+    return logits
 
 
 def greedy_tokens(

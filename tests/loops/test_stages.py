@@ -10,8 +10,8 @@ import pytest
 import sentencepiece
 from builders import LLAMA, VALUE, assert_trees_close, built, lively, played
 
-from experiments.smoke import smoke_reward, smoke_sft
-from rlhf_jax.config import PPO, Optim
+from experiments.smoke import smoke_dapo, smoke_reward, smoke_sft
+from rlhf_jax.config import EVERYTHING, PPO, Optim, Sampling
 from rlhf_jax.data.tokens.templates import get_template
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.data.tokens.tokenizer import SentencePieceTokenizer
@@ -82,7 +82,7 @@ def test_a_stop_token_of_several_tokens_is_refused(llama_like):
 
 
 def test_comparisons_and_evaluation_sample_replies_that_end_as_those_of_ppo(tmp_path, monkeypatch):
-    config = dataclasses.replace(smoke_reward("cpu"), ppo=ppo("\n"))
+    config = dataclasses.replace(smoke_reward("cpu"), ppo=ppo("\n"), evaluation=smoke_dapo("cpu").evaluation)
     run, asked = open_run(config, tmp_path), []
     texts, model = open_texts(run), build_model(config.policy)
 
@@ -90,7 +90,7 @@ def test_comparisons_and_evaluation_sample_replies_that_end_as_those_of_ppo(tmp_
         pass
 
     def record(*args, ending, **how):
-        asked.append(ending)
+        asked.append((ending, how.get("sampling", EVERYTHING), how.get("slots")))
         raise Asked
 
     for module in (evaluate, collect):
@@ -100,7 +100,8 @@ def test_comparisons_and_evaluation_sample_replies_that_end_as_those_of_ppo(tmp_
     with pytest.raises(Asked):
         collect.sampled_comparisons(run, run.experiment.reward, model, {}, texts, policy_prompts(run)[0])
     newline = texts.tokenizer.encode("\n")
-    assert asked == [Ending(texts.tokenizer.eos, newline[0], 3)] * 2
+    ending = Ending(texts.tokenizer.eos, newline[0], 3)
+    assert asked == [(ending, Sampling(top_p=0.7), 16), (ending, EVERYTHING, None)]
 
 
 def test_while_the_value_warms_up_neither_the_policy_nor_the_coefficient_of_kl_moves():

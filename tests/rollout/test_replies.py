@@ -9,7 +9,7 @@ import pytest
 from builders import LLAMA, built, lively, sampled
 
 from rlhf_jax.compiled import Programs
-from rlhf_jax.config import MeshConfig
+from rlhf_jax.config import MeshConfig, Sampling
 from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.rollout.generate import Ending
 from rlhf_jax.rollout.replies import make_sampler, response_ids, response_texts
@@ -71,6 +71,18 @@ def test_replies_are_cut_behind_the_stop_token_where_an_ending_names_one():
     ends = [text.find(letter, 2) for text in whole]
     assert cut == [text if end < 0 else text[: end + 1] for text, end in zip(whole, ends, strict=True)]
     assert cut[0] == whole[0][:3] != whole[0]
+
+
+def test_replies_in_slots_are_those_written_all_at_once():
+    key = jax.random.key(1)
+    assert sampler(6, slots=2).replies(lively(LLAMA), PROMPTS, key) == sampler(6).replies(lively(LLAMA), PROMPTS, key)
+
+
+def test_of_one_token_that_may_be_drawn_it_is_the_likeliest():
+    key = jax.random.key(1)
+    greedy = sampler(5, greedy=True).replies(lively(LLAMA), PROMPTS, key)
+    assert sampler(5, sampling=Sampling(top_k=1)).replies(lively(LLAMA), PROMPTS, key) == greedy
+    assert sampler(5).replies(lively(LLAMA), PROMPTS, key) != greedy
 
 
 def test_rows_that_only_fill_are_marked():

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.rollout.sampling import greedy_tokens, largest, logprob_of, row_keys, sample_tokens
+from rlhf_jax.config import Sampling
+from rlhf_jax.rollout.sampling import greedy_tokens, largest, left_by, logprob_of, row_keys, sample_tokens
 
 RUN = jax.random.key(0)
 
@@ -94,3 +95,81 @@ def test_log_probs_are_computed_in_float32():
     assert logprobs.dtype == jnp.float32
     np.testing.assert_allclose(logprobs, [-0.12693], atol=1e-5)
     np.testing.assert_allclose(logprob_of(jnp.array([[2.0, 0.0]]), numbers(1)), [-2.12693], atol=1e-5)
+
+
+P = np.array([0.1, 0.4, 0.05, 0.3, 0.15])
+
+
+def left(probabilities=P, **sampling):
+    """The tokens that may be drawn."""
+    logits = jnp.log(jnp.asarray([probabilities], jnp.float32))
+    kept = left_by(logits, Sampling(**sampling))
+    np.testing.assert_array_equal(kept[0], np.where(np.isfinite(kept[0]), logits[0], -np.inf))
+    return np.flatnonzero(np.isfinite(kept[0])).tolist()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"top_k": 1}, [1]),
+        ({"top_k": 3}, [1, 3, 4]),
+        ({"top_k": 99}, [0, 1, 2, 3, 4]),
+        ({"top_p": 0.01}, [1]),
+        ({"top_p": 0.39}, [1]),
+        ({"top_p": 0.41}, [1, 3]),
+        ({"top_p": 0.84}, [1, 3, 4]),
+        ({"top_p": 1.0}, [0, 1, 2, 3, 4]),
+        ({"min_p": 0.3}, [1, 3, 4]),
+        ({"min_p": 0.0}, [0, 1, 2, 3, 4]),
+        ({"min_p": 1.0}, [1]),
+        # Of the three likeliest the first two have 0.7 / 0.85 of the probability.
+        ({"top_k": 3, "top_p": 0.82}, [1, 3]),
+        ({"top_p": 0.84, "min_p": 0.5}, [1, 3]),
+    ],
+)
+def test_what_may_be_drawn_by_hand(strict_dtypes, sampling, expected):
+    assert left(**sampling) == expected
+
+
+def test_of_tokens_that_are_as_likely_the_first_are_left():
+    assert left([0.25] * 4, top_k=2) == [0, 1]
+    assert left([0.25] * 4, top_p=0.6) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"top_k": 7}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_k": 9, "top_p": 0.8, "min_p": 0.05}]
+)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_rest_is_left_out_as_transformers_does(sampling, temperature):
+    import torch
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = np.random.default_rng(4).normal(scale=2.0, size=(200, 50)).astype(np.float32)
+    theirs = TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))
+    for name, warper in (("top_k", TopKLogitsWarper), ("top_p", TopPLogitsWarper), ("min_p", MinPLogitsWarper)):
+        if name in sampling:
+            theirs = warper(sampling[name])(None, theirs)
+    ours = left_by(jnp.asarray(logits) / temperature, Sampling(**sampling))
+    np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs.numpy()))
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6)
+
+
+def test_log_probs_of_what_is_drawn_are_those_among_what_is_left():
+    count = 20_000
+    rows = jnp.tile(jnp.log(jnp.asarray(P, jnp.float32)), (count, 1))
+    keys = jax.random.split(jax.random.key(5), count)
+    tokens, logprobs = jax.jit(lambda *given: sample_tokens(*given, sampling=Sampling(top_k=3)))(rows, keys, 0, 1.0)
+    expected = np.where(np.isin(np.arange(5), [1, 3, 4]), P, 0.0) / 0.85
+    share = np.bincount(tokens, minlength=5) / count
+    assert (np.abs(share - expected) <= 4 * np.sqrt(expected * (1 - expected) / count)).all()
+    np.testing.assert_allclose(np.exp(logprobs), expected[np.asarray(tokens)], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [({"top_k": 0}, "top_k"), ({"top_p": 0.0}, "top_p"), ({"top_p": 1.5}, "top_p"), ({"min_p": -0.1}, "min_p")],
+)
+def test_settings_that_leave_nothing_or_mean_nothing_are_refused(setting, said):
+    with pytest.raises(ValueError, match=said):
+        Sampling(**setting)
