@@ -66,7 +66,7 @@ class Judge:
         return self.run.experiment.world is not None and self.run.experiment.prompts is None
 
     def sampled(self, params: Params, prompts: Sequence[Prompt], *, temperature: float) -> Written:
-        """One sampled reply per prompt, its exact KL to the reference along it, its log-probability there, and its worth by each measure."""
+        """One sampled reply per prompt, its exact KL to the reference along it, its log-probability there, and its worth."""
         return self.drawn(params, prompts, partial(self.describe, params, self.reference), temperature=temperature)
 
     def drawn(
