@@ -186,7 +186,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("put(slots.position, queue.position[prompt])", "slots.position"),
         ("put(slots.key, queue.key[row])", "slots.key"),
         ("put(x, jnp.zeros((), x.dtype))", "x"),
-        ("x.at[where].set(read[prompt], ", "x.at[where].set(jnp.ones_like(read[prompt]), "),
+        ("read = jnp.pad(read, ((0, 0), (0, x.shape[1] - read.shape[1])))", "pass"),
     ],
     ("rollout/generate.py", "rollout/test_truncate.py"): [
         ("place >= after", "place > after"),

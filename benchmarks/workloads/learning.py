@@ -45,6 +45,7 @@ def ppo_epochs(config: ModelConfig) -> Workload:
 
 def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
     optim = dataclasses.replace(OPTIM, rows=shape.rows, microbatches=shape.microbatches)
+    sampled = config.dtype == "float32"  # then the log-probs of the sampler are those of the update
     recipe = PPO(
         optim=optim,
         value_optim=optim,
@@ -54,6 +55,7 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
         new_tokens=shape.new_tokens,
         epochs=epochs,
         missing_stop_score=-1.0,
+        old_logprobs="sampled" if sampled else "scored",
     )
     policy, scalar = build_model(config), build_model(dataclasses.replace(config, head="scalar"))
     mesh, tx = make_mesh(MeshConfig()), make_optimizer(recipe.policy_optim)
@@ -80,8 +82,8 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
     phases = {"rollout": rollout, "score": scoring, "update": update}
     count, whole = shape.prompts * shape.samples, shape.prompt_length + shape.new_tokens
     once = np.full(count, whole)
-    # Written and read by the policy, the reference, the value network and the reward model; then epochs of policy and value network.
-    flops = (3 + 3 * recipe.epochs) * forward_flops(config, once)
+    # Written by the policy, scored by it where it must be, read by the reference, the value network and the reward model; epochs of two.
+    flops = (3 - sampled + 3 * recipe.epochs) * forward_flops(config, once)
     flops += (2 + 3 * recipe.epochs) * forward_flops(scalar.config, once)
     read = decode_bytes(config, count, shape.prompt_length, shape.new_tokens)
     asked = prompts(config, shape.prompts, shape.samples, shape.prompt_length)
@@ -132,6 +134,6 @@ def grpo(config: ModelConfig) -> Workload:
     values = prompts(config, recipe.prompts, recipe.samples) | roles
     phases = {"rollout": rollout, "score": scoring, "update": update}
     count = recipe.prompts * recipe.samples
-    # Written, read by policy and reference, and one update.
-    flops = 6 * forward_flops(config, np.full(count, PROMPT_LENGTH + NEW_TOKENS))
+    # Written, read by the reference, and one update.
+    flops = 5 * forward_flops(config, np.full(count, PROMPT_LENGTH + NEW_TOKENS))
     return Workload("samples/s", count, values, phases, flops)

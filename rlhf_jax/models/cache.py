@@ -14,9 +14,9 @@ from rlhf_jax.models.visible import Visible
 from rlhf_jax.sharding import constrain
 from rlhf_jax.types import pytree
 
-KeysAndValues = tuple[Float[Array, "*N B K S H"], Float[Array, "*N B K S H"]]
-"""Of one layer, or of all."""
-OfLayer = tuple[Float[Array, "B K T H"], Float[Array, "B K T H"]]
+KeysAndValues = tuple[jax.Array, jax.Array]
+"""Of all layers, [N, B, K, S, H] both; or of one, keys [B, K, H, S], which a CPU reads three times as fast, and values [B, K, S, H]."""
+OfLayer = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]
 
 
 @pytree
@@ -39,29 +39,27 @@ class Cache:
 def empty_cache(config: ModelConfig, rows: int, length: int) -> Cache:
     """A cache of `length` columns with nothing in it."""
     c, columns = config, jnp.zeros((rows, length), jnp.int32)
-    shape, dtype = (rows, c.kv_heads, length, c.head_size), jnp.dtype(c.dtype)
+    rest, dtype = (c.layers, rows, c.kv_heads), jnp.dtype(c.dtype)
+    keys = values = jnp.zeros((*rest, length, c.head_size), dtype)
     if c.unroll:
-        part, parts = jnp.zeros(shape, dtype), c.layers
-    else:
-        part, parts = jnp.zeros((c.layers, *shape), dtype), 1
-    return Cache(((part, part),) * parts, columns.astype(bool), columns)
+        keys, values = keys[0].swapaxes(2, 3), values[0]
+    return Cache(((keys, values),) * (c.layers if c.unroll else 1), columns.astype(bool), columns)
 
 
 def written(cache: KeysAndValues, new: OfLayer, layer: jax.Array, column: Any) -> KeysAndValues:
     """The cache with keys and values of this layer from this column on."""
-
-    def put(whole: jax.Array, new: jax.Array) -> jax.Array:
-        alone = whole.ndim == new.ndim
-        new, where = (new, (0, 0, column, 0)) if alone else (new[None], (layer, 0, 0, column, 0))
-        return jax.lax.dynamic_update_slice(whole, new.astype(whole.dtype), where)
-
-    return put(cache[0], new[0]), put(cache[1], new[1])
+    put = jax.lax.dynamic_update_slice
+    keys, values = (x.astype(whole.dtype) for x, whole in zip(new, cache, strict=True))
+    if cache[0].ndim == 4:
+        return put(cache[0], keys.swapaxes(2, 3), (0, 0, 0, column)), put(cache[1], values, (0, 0, column, 0))
+    where = (layer, 0, 0, column, 0)
+    return put(cache[0], keys[None], where), put(cache[1], values[None], where)
 
 
 def at_layer(cache: KeysAndValues, layer: jax.Array) -> OfLayer:
     """Keys and values of this layer."""
     if cache[0].ndim == 4:
-        return cache
+        return cache[0].swapaxes(2, 3), cache[1]
     keys, values = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
     return keys, values
 

@@ -143,7 +143,7 @@ def _write(
         lambda params, prompts: model.prefill(params, prompts, width + new_tokens)[1], params, prompts
     )
     more = jax.tree.map(
-        lambda whole, part: max(a - b for a, b in zip(whole.shape, part.shape, strict=True)), cache, read
+        lambda whole, part: tuple(a - b for a, b in zip(whole.shape, part.shape, strict=True)), cache, read
     )
     s, queue = over_rows(partial(open_slots, share=Fraction(slots, rows), more=more), names_of, queue)
     turn, s = jnp.int32(0), draw(s, s.hidden)

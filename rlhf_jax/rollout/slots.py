@@ -61,7 +61,7 @@ def no_responses(rows: int, new_tokens: int) -> Responses:
 
 
 def open_slots(queue: Queue, share: Fraction, more: Any) -> tuple[Slots, Queue]:
-    """The first of all responses, this share of them, in slots; each part of the cache has `more` columns, which are empty."""
+    """The first of all responses, this share of them, in slots; each part of the cache has `more` along its axes, which is empty."""
     rows, prompts = queue.waiting.shape[0], queue.position.shape[0]
     count = int(rows * share)
 
@@ -69,10 +69,9 @@ def open_slots(queue: Queue, share: Fraction, more: Any) -> tuple[Slots, Queue]:
         x = x if rows == prompts else jnp.repeat(x, rows // prompts, axis=axis)
         return jax.lax.slice_in_dim(x, 0, count, axis=axis)
 
-    def part(x: jax.Array, columns: int) -> jax.Array:
-        rows_at, columns_at = _axes(x)
-        widths = [(0, columns if axis == columns_at else 0) for axis in range(x.ndim)]
-        return jnp.pad(first(x, rows_at), widths) if columns else first(x, rows_at)
+    def part(x: jax.Array, more: tuple[int, ...]) -> jax.Array:
+        x = first(x, _rows_axis(x))
+        return jnp.pad(x, [(0, extent) for extent in more]) if any(more) else x
 
     everybody = jnp.ones((count,), bool)
     slots = Slots(
@@ -130,14 +129,13 @@ def _put_down(slots: Slots, queue: Queue, place: Int[Array, "C"], counts: Bool[A
 
 def _put_columns(x: jax.Array, where: jax.Array, read: jax.Array, prompt: jax.Array) -> jax.Array:
     """The part of a cache with that of some prompts in some slots; the columns behind these are empty."""
-    rows, columns = _axes(x)
-    if columns == 1:
+    rows = _rows_axis(x)
+    if x.ndim < 4:
         read = jnp.pad(read, ((0, 0), (0, x.shape[1] - read.shape[1])))
-        return x.at[where].set(read[prompt], mode="drop")
-    place = (*(slice(None),) * rows, where, slice(None), slice(read.shape[columns]))
+    place = tuple(where if axis == rows else slice(extent) for axis, extent in enumerate(read.shape))
     return x.at[place].set(jnp.take(read, prompt, axis=rows), mode="drop")
 
 
-def _axes(x: jax.Array) -> tuple[int, int]:
-    """Where the rows and the columns of a part of a cache are: of keys and values, with the layers before them or not, or of less."""
-    return (x.ndim - 4, x.ndim - 2) if x.ndim >= 4 else (0, 1)
+def _rows_axis(x: jax.Array) -> int:
+    """Where the rows of a part of a cache are: of keys and values, with the layers before them or not, or of less."""
+    return max(x.ndim - 4, 0)
