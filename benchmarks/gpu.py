@@ -12,13 +12,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.run import child, measure, shares
+from benchmarks.run import measure, one_by_one
 from benchmarks.workloads import SIZES, Shape, Workload
 from benchmarks.workloads.learning import ppo
 from benchmarks.workloads.sampling import generation
@@ -36,7 +34,7 @@ LLAMA = ModelConfig(
     max_length=2048,
     tied=False,
     dtype="bfloat16",
-    remat=True,
+    remat="layers",
     logit_chunk=256,
 )
 SMALL = dataclasses.replace(SIZES["S"], vocab=256, width=64, layers=2, mlp=128, unroll=False, dtype="bfloat16")
@@ -75,17 +73,9 @@ def main(argv: list[str] | None = None) -> int:
         named = {"workload": name, "size": "small" if options.small else "1.1B"}
         print(json.dumps(measure(make, named, options.steps, options.began)))
         return 0
-    limits = child("benchmarks.limits")
-    print(json.dumps({"limits": limits}), flush=True)
-    for name in options.workload:
-        chosen = ["--workload", name, "--steps", str(options.steps), *(["--small"] if options.small else [])]
-        measured = child("benchmarks.gpu", *chosen, "--began", str(time.time()))
-        print(json.dumps(measured | shares(measured, limits)), flush=True)
-    return 0
+    how = ["--steps", str(options.steps), *(["--small"] if options.small else [])]
+    return one_by_one("benchmarks.gpu", (["--workload", name, *how] for name in options.workload))
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except subprocess.CalledProcessError as error:  # it has said why
-        sys.exit(error.returncode)
+    sys.exit(main())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,23 @@ def _spread(seconds) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in named.items()}
 
 
-def child(*arguments: str) -> dict[str, Any]:
-    """What a module of the benchmarks prints. Raises: subprocess.CalledProcessError."""
-    done = subprocess.run([sys.executable, "-m", *arguments], check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def one_by_one(module: str, commands: Iterable[Sequence[str]]) -> int:
+    """Prints what the machine can do, and the line of each command of this module, run in a process of its own. Comes out with the exit
+    code: of the first process that fails, which has said why."""
+
+    def child(*arguments: str) -> dict[str, Any]:
+        done = subprocess.run([sys.executable, "-m", *arguments], check=True, stdout=subprocess.PIPE, text=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    try:
+        limits = child("benchmarks.limits")
+        print(json.dumps({"limits": limits}), flush=True)
+        for command in commands:
+            measured = child(module, *command, "--began", str(time.time()))
+            print(json.dumps(measured | shares(measured, limits)), flush=True)
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,19 +130,10 @@ def main(argv: list[str] | None = None) -> int:
             )
         )
         return 0
-    limits = child("benchmarks.limits")
-    print(json.dumps({"limits": limits}), flush=True)
-    profile = [] if options.profile is None else ["--profile", str(options.profile)]
-    for size in options.size:
-        for name in options.workload:
-            chosen = ["--workload", name, "--size", size, "--steps", str(options.steps), *profile]
-            measured = child("benchmarks.run", *chosen, "--began", str(time.time()))
-            print(json.dumps(measured | shares(measured, limits)), flush=True)
-    return 0
+    how = ["--steps", str(options.steps), *([] if options.profile is None else ["--profile", str(options.profile)])]
+    pairs = itertools.product(options.size, options.workload)
+    return one_by_one("benchmarks.run", (["--workload", name, "--size", size, *how] for size, name in pairs))
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except subprocess.CalledProcessError as error:  # it has said why
-        sys.exit(error.returncode)
+    sys.exit(main())

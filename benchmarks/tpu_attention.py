@@ -31,7 +31,7 @@ def compiled(length: int, kernel: bool) -> dict[str, Any]:
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
     mesh = make_mesh(MeshConfig(fsdp=CHIPS), devices)
-    model = build_model(dataclasses.replace(preset(PRESET), dtype="bfloat16", remat=True))
+    model = build_model(dataclasses.replace(preset(PRESET), dtype="bfloat16", remat="layers"))
     optim = Optim(lr=1e-4, rows=CHIPS, steps=1)
     _, update = make_sft_step(model, optim)
     usual = attention.platform

@@ -37,7 +37,7 @@ def tldr(scale: str) -> Experiment:
     return Experiment(
         name="huang2024/tldr",
         scale="tpu",
-        policy=dataclasses.replace(preset("pythia-1b"), dtype="bfloat16", remat=True, gather_once=True),
+        policy=dataclasses.replace(preset("pythia-1b"), dtype="bfloat16", remat="layers", gather_once=True),
         checkpoint="hf:EleutherAI/pythia-1b-deduped",
         text=Text(tokenizer="checkpoint", template="tldr", length=638, prompt_length=512),
         prompts=POSTS,

@@ -80,7 +80,7 @@ def _paper() -> Experiment:
         "activation": "gelu",
         "bias": True,
         "dtype": "bfloat16",
-        "remat": True,
+        "remat": "layers",
     }
     policy = ModelConfig(
         vocab=32_000,

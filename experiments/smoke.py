@@ -174,14 +174,18 @@ def smoke_lora(scale: str) -> Experiment:
     costs=COST,
 )
 def smoke_optimiser_state(scale: str) -> Experiment:
-    """Half of Adam's memory, and next to none of it; layers without a loop. Expect losses to fall as in smoke/sft and smoke/reward."""
+    """Half of Adam's memory, and next to none of it; layers without a loop, which keep their products alone for the backward pass.
+
+    Expect losses to fall as in smoke/sft and smoke/reward.
+    """
     sft, reward = _sft(30), _reward(20)
     experiment = _smoke(
         "smoke/optimiser_state",
         sft=dataclasses.replace(sft, optim=dataclasses.replace(sft.optim, moments="bfloat16")),
         reward=dataclasses.replace(reward, optim=Optim(lr=1e-2, steps=20, rows=16, kind="adafactor")),
     )
-    return dataclasses.replace(experiment, policy=dataclasses.replace(experiment.policy, unroll=True))
+    policy = dataclasses.replace(experiment.policy, unroll=True, remat="products")
+    return dataclasses.replace(experiment, policy=policy)
 
 
 @register(

@@ -41,7 +41,7 @@ def chat(scale: str) -> Experiment:
         scale="tpu",
         # A chip has one row of an update: 512 columns of it are a product with the output layer that is not bound by reading its weights.
         policy=dataclasses.replace(
-            preset("llama-2-7b"), dtype="bfloat16", remat=True, logit_chunk=512, gather_once=True
+            preset("llama-2-7b"), dtype="bfloat16", remat="layers", logit_chunk=512, gather_once=True
         ),
         checkpoint="hf:meta-llama/Llama-2-7b-hf",
         text=Text(

@@ -114,7 +114,8 @@ class ModelConfig:
     head: Literal["lm", "scalar", "lm+scalar", "classes", "none"] = "lm"
     classes: int | None = None  # labels of the head "classes"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters and softmax stay float32
-    remat: bool = False  # recompute each layer in the backward pass
+    # What the backward pass makes again of each layer: nothing, all but products with weights, or all.
+    remat: Literal["none", "products", "layers"] = "none"
     unroll: bool = (
         False  # layers one behind the other, not in a loop: faster on CPUs, and compiled as long as there are many
     )
@@ -130,7 +131,7 @@ class ModelConfig:
         positive(self, "encoder_layers", "relative_buckets", "relative_distance")
         not_negative(self, "token_types", "start")
         fraction(self, "rope_share")
-        one_of(self, "norm", "norm_at", "position", "activation", "head", "dtype")
+        one_of(self, "norm", "norm_at", "position", "activation", "head", "dtype", "remat")
         require(
             self.heads % self.kv_heads == 0,
             f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}; each key-value head serves heads / kv_heads",

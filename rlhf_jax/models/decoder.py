@@ -91,7 +91,7 @@ def run_layers(module: nn.Module, count: int, x: jax.Array, cache: Any, given: R
     config: ModelConfig = module.config  # pyright: ignore[reportAttributeAccessIssue]
     if config.unroll and not module.is_initializing():
         return _one_by_one(config, layers_of(module.get_variable("params", "layers")), x, cache, given, kept)
-    block = nn.remat(Block, prevent_cse=False) if config.remat else Block
+    block = _block(config, prevent_cse=False)
     layers = nn.scan(
         block,
         variable_axes={"params": 0},
@@ -106,7 +106,7 @@ def run_layers(module: nn.Module, count: int, x: jax.Array, cache: Any, given: R
 
 def _one_by_one(config: ModelConfig, layers: Sequence[Params], x: jax.Array, cache: Any, given: Reading, kept: Any):
     """As `run_layers`, each layer with parameters, a cache, and keys and values of the memory of its own."""
-    block = (nn.remat(Block) if config.remat else Block)(config, parent=None)
+    block = _block(config)(config, parent=None)
     keep, caches = [], []
     for number, params in enumerate(layers):
         own = None if cache is None else cache[number]
@@ -116,6 +116,18 @@ def _one_by_one(config: ModelConfig, layers: Sequence[Params], x: jax.Array, cac
         caches.append(own)
     kept = tuple(tuple(part[None] for part in parts) for parts in zip(*keep, strict=True)) if given.keep else None
     return x, None if cache is None else tuple(caches), kept
+
+
+def _block(config: ModelConfig, *, prevent_cse: bool = True) -> Any:
+    """`Block`, with what the config says of it made again in the backward pass."""
+    match config.remat:
+        case "none":
+            return Block
+        case "products":  # those of attention have a dimension of the batch, and are made again
+            kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            return nn.remat(Block, prevent_cse=prevent_cse, policy=kept)
+        case "layers":
+            return nn.remat(Block, prevent_cse=prevent_cse)
 
 
 class Embedding(nn.Module):

@@ -31,7 +31,7 @@ class Project(nn.Module):
     scale: float  # standard deviation of the initial weights
     bias: bool = False
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False  # the layer around it is made again in the backward pass anyway
+    remat: str = "none"  # what of the layer around it is made again in the backward pass
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -45,7 +45,7 @@ class Project(nn.Module):
         def product(x, kernel):
             return x @ gathered(kernel.astype(self.dtype), *names).reshape(rows, columns)
 
-        if in_pieces() and not self.remat:  # or the backward pass would keep every kernel in one piece
+        if in_pieces() and self.remat == "none":  # or the backward pass would keep every kernel in one piece
             product = jax.checkpoint(product, prevent_cse=False)
         y = product(flat, kernel)
         if self.has_variable("params", "lora_a"):  # see models/lora.py

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -63,7 +63,7 @@ def work_of(experiment: Experiment, names: Sequence[str]) -> dict[str, tuple[flo
     same, mesh = dataclasses.replace(experiment, mesh=ONE_DEVICE), make_mesh(ONE_DEVICE)
     done = traced_programs(same, mesh)
     with _nothing_again():
-        once = traced_programs(with_remat(same, False), mesh)
+        once = traced_programs(with_remat(same, "none"), mesh)
     return {
         name: (matmul_flops(done[name].jaxpr, turns=turns), matmul_flops(once[name].jaxpr, turns=turns))
         for name in names
@@ -92,8 +92,8 @@ def _nothing_again() -> Iterator[None]:
             setattr(place, name, function)
 
 
-def with_remat(experiment: Experiment, remat: bool) -> Experiment:
-    """The experiment whose models keep, or make again, what the backward pass needs of each layer."""
+def with_remat(experiment: Experiment, remat: Literal["none", "products", "layers"]) -> Experiment:
+    """The experiment whose models make this much of each layer again in the backward pass."""
     reward = experiment.reward_model
     return dataclasses.replace(
         experiment,
@@ -125,9 +125,10 @@ def meshes(experiment: Experiment, chips: int) -> Iterator[Experiment]:
 
 def remedies(experiment: Experiment, chips: int) -> Iterator[tuple[str, Experiment]]:
     """What to change where a program does not fit, the smallest change first: (in words, the experiment with it)."""
-    if not experiment.policy.remat:
-        yield "policy.remat=true", with_remat(experiment, True)
-    begun, also = with_remat(experiment, True), "" if experiment.policy.remat else "policy.remat=true and "
+    least = experiment.policy.remat == "layers"
+    if not least:
+        yield "policy.remat=layers", with_remat(experiment, "layers")
+    begun, also = with_remat(experiment, "layers"), "" if least else "policy.remat=layers and "
     for each in meshes(begun, chips):
         if each.mesh != experiment.mesh and each.mesh.data == 1:
             yield f"{also}mesh {told(each.mesh)}", each

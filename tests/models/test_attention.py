@@ -136,7 +136,7 @@ def test_a_model_on_a_tpu_is_the_same_model(name, mesh, monkeypatch):
         called.append(how["window"])
         return splash(*given, **how, interpret=True)
 
-    config = dataclasses.replace(SMALL[name], max_length=LENGTH, remat=True)
+    config = dataclasses.replace(SMALL[name], max_length=LENGTH, remat="layers")
     params, batch, there = (
         lively(config),
         right_padded([256, 200], LENGTH, vocab=config.vocab, prompt=20),

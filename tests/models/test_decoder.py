@@ -24,6 +24,7 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.cache import empty_cache
 from rlhf_jax.models.decoder import ScalarHead
 from rlhf_jax.models.params import carry_over, count_parameters
+from rlhf_jax.plan.flops import matmul_flops
 from rlhf_jax.types import Params, TokenBatch
 
 LENGTHS, WIDTH = [9, 4, 7], 9
@@ -179,7 +180,16 @@ def test_a_row_that_has_ended_leaves_nothing_to_attend_to():
     np.testing.assert_array_equal(cache.filled, expected)
 
 
-@pytest.mark.parametrize("how", [{"remat": True}, {"unroll": True}, {"remat": True, "unroll": True}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"remat": "products"},
+        {"remat": "layers"},
+        {"unroll": True},
+        {"remat": "products", "unroll": True},
+        {"remat": "layers", "unroll": True},
+    ],
+)
 def test_recomputing_layers_and_doing_without_a_loop_changes_no_gradient(how):
     batch = right_padded(LENGTHS, WIDTH)
 
@@ -187,6 +197,25 @@ def test_recomputing_layers_and_doing_without_a_loop_changes_no_gradient(how):
         return jax.jit(jax.grad(lambda params: jnp.sum(built(config).logprobs(params, batch, 1.0))))(lively(LLAMA))
 
     assert_trees_close(gradient(LLAMA), gradient(dataclasses.replace(LLAMA, **how)), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_the_backward_pass_makes_again_what_it_is_told_to(unroll):
+    batch = right_padded(LENGTHS, WIDTH)
+    policy = dataclasses.replace(LLAMA, unroll=unroll)
+
+    def operations(remat):
+        model = built(dataclasses.replace(policy, remat=remat))
+        loss = jax.grad(lambda params: jnp.sum(model.hidden(params, batch)))
+        return matmul_flops(jax.make_jaxpr(loss)(lively(LLAMA)))
+
+    c, tokens = policy, len(LENGTHS) * WIDTH
+    weights = 2 * c.width * c.head_size * (c.heads + c.kv_heads) + 3 * c.width * c.mlp
+    attention = 4 * c.heads * c.head_size * tokens * WIDTH
+    plain, products, layers = (operations(remat) for remat in ("none", "products", "layers"))
+    assert products - plain == c.layers * attention
+    # The last product of a layer is not made again: nothing needs it.
+    assert layers - products == c.layers * 2 * tokens * (weights - c.width * c.mlp)
 
 
 def test_without_a_loop_there_is_none():

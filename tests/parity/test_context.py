@@ -82,7 +82,7 @@ def padded(mesh):
 @functools.cache
 def packed_with_windows(mesh):
     """Windows that reach into the piece before, on some of the layers; learned again in the backward pass, a few columns at a time."""
-    config = dataclasses.replace(SMALL["gemma2"], vocab=LLAMA.vocab, remat=True, logit_chunk=2)
+    config = dataclasses.replace(SMALL["gemma2"], vocab=LLAMA.vocab, remat="layers", logit_chunk=2)
     step = make_step(partial(sft_loss, logprobs=built(config).logprobs), TX)
     return two_updates(step, init_state(lively(config), TX), (packed(),), mesh)
 

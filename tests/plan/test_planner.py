@@ -49,9 +49,9 @@ def test_meshes_keep_the_context_that_was_given_where_it_divides_the_chips(quick
 
 def test_the_smallest_change_is_tried_first(quickstart):
     words = [said for said, _ in remedies(quickstart, 4)]
-    assert words[0] == "policy.remat=true"
+    assert words[0] == "policy.remat=layers"
     assert words[-1].endswith("x the microbatches")
-    assert [experiment.policy.remat for _, experiment in remedies(quickstart, 4)] == [True] * len(words)
+    assert [experiment.policy.remat for _, experiment in remedies(quickstart, 4)] == ["layers"] * len(words)
     more = with_microbatches(quickstart, 2)
     assert more.sft.optim.microbatches == 2 * quickstart.sft.optim.microbatches
     with pytest.raises(ValueError, match="microbatches"):
@@ -72,8 +72,8 @@ def test_a_search_begins_with_what_was_given_and_ranks_by_time_what_fits(quickst
 
 
 def test_a_remedy_is_the_first_change_with_which_all_fits(quickstart, monkeypatch):
-    monkeypatch.setattr(module, "plan", fake(lambda e: 1.0, lambda e: e.policy.remat))
-    assert remedy(quickstart, TOPOLOGY, ["sft"]) == "it fits with policy.remat=true"
+    monkeypatch.setattr(module, "plan", fake(lambda e: 1.0, lambda e: e.policy.remat == "layers"))
+    assert remedy(quickstart, TOPOLOGY, ["sft"]) == "it fits with policy.remat=layers"
     monkeypatch.setattr(module, "plan", fake(lambda e: 1.0, lambda e: e.sft.optim.microbatches >= 4))
     assert remedy(quickstart, TOPOLOGY, ["sft"]).endswith("4 x the microbatches")
     monkeypatch.setattr(module, "plan", fake(lambda e: 1.0, lambda e: False))
@@ -90,7 +90,7 @@ def test_operations_are_those_of_the_matrices_by_hand(quickstart):
     again = 2 * tokens * c.vocab * c.width  # the output layer keeps no logits
     assert (flops, model_flops) == (3 * forward + again, 3 * forward)
     layers = c.layers * (2 * tokens * c.width * (4 * c.width + 3 * c.mlp) + 4 * tokens * length * c.width)
-    again_flops, again_model_flops = work_of(with_remat(quickstart, True), ["sft"])["sft"]
+    again_flops, again_model_flops = work_of(with_remat(quickstart, "layers"), ["sft"])["sft"]
     assert again_model_flops == model_flops
     assert flops < again_flops <= 3 * forward + again + layers
 
