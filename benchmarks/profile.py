@@ -13,8 +13,11 @@ from benchmarks.workloads import Workload
 SHOWN = 15
 
 
-def top_operations(workload: Workload, values: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Seconds of the operations that took most of one step, over all threads; the trace lies in the folder, for Perfetto or xprof."""
+def top_operations(workload: Workload, values: dict[str, Any], folder: Path) -> dict[str, dict[str, float]]:
+    """Seconds of what took most of one step, over all threads: operations, and kinds of them, which are their names without a number.
+
+    A loop has its own operations inside, and counts twice. The trace lies in the folder, for Perfetto or xprof.
+    """
     with jax.profiler.trace(str(folder), create_perfetto_trace=True):
         for run in workload.phases.values():
             values = jax.block_until_ready(run(values))
@@ -25,4 +28,11 @@ def top_operations(workload: Workload, values: dict[str, Any], folder: Path) -> 
             for event in line.events:
                 if any(name == "hlo_op" for name, _ in event.stats):
                     spent[event.name] += int(event.duration_ns)
-    return {name: round(nanoseconds / 1e9, 4) for name, nanoseconds in spent.most_common(SHOWN)}
+    kinds: collections.Counter[str] = collections.Counter()
+    for name, nanoseconds in spent.items():
+        kinds[name.rstrip(".0123456789")] += nanoseconds
+
+    def most(counted: collections.Counter[str]) -> dict[str, float]:
+        return {name: round(nanoseconds / 1e9, 4) for name, nanoseconds in counted.most_common(SHOWN)}
+
+    return {"top_operations": most(spent), "top_kinds": most(kinds)}

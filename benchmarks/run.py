@@ -66,7 +66,7 @@ def measure(
     if profile is not None:
         from benchmarks.profile import top_operations
 
-        measured["top_operations"] = top_operations(workload, values, profile / "-".join(named.values()))
+        measured |= top_operations(workload, values, profile / "-".join(named.values()))
     return measured
 
 
