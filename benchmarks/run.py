@@ -24,7 +24,7 @@ def measure(
     a device that tells it; after what it is `named`.
 
     `began`: when the process was started, in seconds since the epoch. With `profile`, a trace of one more step is written there, and the
-    operations that took most of it are told.
+    operations, and kinds of them, that took most of it are told.
     """
     import jax
     import numpy as np

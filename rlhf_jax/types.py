@@ -128,8 +128,24 @@ class Rollout:
     logprobs: Float[Array, "B T"]  # of the distribution sampled from, temperature included; 0 outside the response
     finished: Bool[Array, "B"]  # a stop token was written
     temperature: Float[Array, ""]
-    # Responses stand in the last so many columns, and what nobody asks of prompts is not computed; None: they may stand anywhere.
-    new_tokens: int | None = flax.struct.field(pytree_node=False, default=None)
+    # Columns (of prompts, of the responses behind them); None: responses may stand anywhere.
+    columns: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
+
+    @property
+    def last(self) -> int | None:
+        """How many last columns have the responses: what nobody asks of prompts need not be computed. None: it is not known.
+
+        Raises: ValueError where columns were added or taken away since it was said.
+        """
+        if self.columns is None:
+            return None
+        there = self.batch.tokens.shape[1]
+        if sum(self.columns) != there:
+            raise ValueError(
+                f"a rollout of {there} columns says that it has {self.columns[0]} of prompts and {self.columns[1]} of responses; "
+                "replace columns too, or set it to None, where some are added or taken away"
+            )
+        return self.columns[1]
 
 
 @pytree

@@ -212,7 +212,8 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
             "place < (logits.shape[1] if top_k is None else top_k)",
             "place <= (logits.shape[1] if top_k is None else top_k)",
         ),
-        ("((0, 0), (1, 0))) < top_p", "((0, 0), (1, 0))) < 1.01 * top_p - 0.01"),
+        ("(place == 0) | ", ""),
+        ("behind > 1.0 - top_p", "behind > 1.01 - top_p"),
         (
             "jnp.where(keep, jnp.take_along_axis(logits, order, axis=-1), -jnp.inf)",
             "jnp.take_along_axis(logits, order, axis=-1)",
@@ -237,7 +238,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("rollout/score.py", "rollout/test_score.py"): [
         ("hidden, second, ref_hidden, batch, rollout.temperature", "hidden, second, ref_hidden, batch, 1.0"),
         ("(reference_params, rollout.batch, rollout.temperature", "(policy_params, rollout.batch, rollout.temperature"),
-        ("rollout.logprobs, ref, k3(rollout.logprobs, ref)", "rollout.logprobs, ref, k1(rollout.logprobs, ref)"),
+        ("rollout.logprobs, ref, k1(rollout.logprobs, ref)", "rollout.logprobs, ref, k1(ref, rollout.logprobs)"),
         ("rollout.finished, scores, config.missing_stop_score", "rollout.finished, config.missing_stop_score, scores"),
         ("whiten(rewards, steps, shift_mean=False)", "whiten(rewards, steps)"),
         ("whiten(advantages, mask)", "whiten(advantages, jnp.ones_like(mask))"),

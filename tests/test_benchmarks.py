@@ -46,6 +46,9 @@ def test_operations_of_a_forward_pass_are_those_of_its_program_with_half_of_atte
     traced = jax.make_jaxpr(model.logits)(params, jax.eval_shape(lambda: token_batch(config, 2, 32)))
     attention = 4 * config.layers * config.heads * config.head_size * 2 * 32**2
     assert forward_flops(config, [32, 32]) == matmul_flops(traced) - attention / 2
+    hidden = jax.make_jaxpr(model.hidden)(params, jax.eval_shape(lambda: token_batch(config, 2, 32)))
+    output = matmul_flops(traced) - matmul_flops(hidden)
+    assert forward_flops(config, [32, 32], [8, 24]) == matmul_flops(traced) - attention / 2 - output / 2
 
 
 def test_decoding_reads_all_weights_at_each_turn_and_of_the_cache_what_is_there():

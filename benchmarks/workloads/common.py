@@ -63,10 +63,15 @@ def weights(config: ModelConfig) -> int:
     return c.layers * (attention + 3 * c.width * c.mlp) + (c.width * c.vocab if c.lm_head else 0)
 
 
-def forward_flops(config: ModelConfig, sizes: Any) -> float:
-    """Operations of reading texts of these sizes once: two for each weight and token, and attention to what stands before."""
+def forward_flops(config: ModelConfig, sizes: Any, asked: Any = None) -> float:
+    """Operations of reading texts of these sizes once: two for each weight and token, and attention to what stands before.
+
+    The output layer is for `asked` of the tokens of each text; None: for all.
+    """
     c, sizes = config, np.asarray(sizes, np.float64)
-    return float(2 * weights(c) * sizes.sum() + 2 * c.layers * c.heads * c.head_size * np.square(sizes).sum())
+    output = c.width * c.vocab if c.lm_head else 0
+    products = (weights(c) - output) * sizes.sum() + output * (sizes if asked is None else np.asarray(asked)).sum()
+    return float(2 * products + 2 * c.layers * c.heads * c.head_size * np.square(sizes).sum())
 
 
 def decode_bytes(config: ModelConfig, rows: int, before: int, new_tokens: int) -> float:

@@ -83,7 +83,7 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
     count, whole = shape.prompts * shape.samples, shape.prompt_length + shape.new_tokens
     once = np.full(count, whole)
     # Written by the policy, scored by it where it must be, read by the reference, the value network and the reward model; epochs of two.
-    flops = (3 - sampled + 3 * recipe.epochs) * forward_flops(config, once)
+    flops = (3 - sampled + 3 * recipe.epochs) * forward_flops(config, once, np.full(count, shape.new_tokens))
     flops += (2 + 3 * recipe.epochs) * forward_flops(scalar.config, once)
     read = decode_bytes(config, count, shape.prompt_length, shape.new_tokens)
     asked = prompts(config, shape.prompts, shape.samples, shape.prompt_length)
@@ -135,5 +135,5 @@ def grpo(config: ModelConfig) -> Workload:
     phases = {"rollout": rollout, "score": scoring, "update": update}
     count = recipe.prompts * recipe.samples
     # Written, read by the reference, and one update.
-    flops = 5 * forward_flops(config, np.full(count, PROMPT_LENGTH + NEW_TOKENS))
+    flops = 5 * forward_flops(config, np.full(count, PROMPT_LENGTH + NEW_TOKENS), np.full(count, NEW_TOKENS))
     return Workload("samples/s", count, values, phases, flops)

@@ -40,7 +40,7 @@ def generation(config: ModelConfig, shape: Shape = SHAPE) -> Workload:
         return v | {"rollout": write(v["params"], v["prompts"], v["keys"], jnp.float32(1.0))}
 
     rows = shape.prompts * shape.samples
-    flops = forward_flops(config, np.full(rows, shape.prompt_length + new_tokens))
+    flops = forward_flops(config, np.full(rows, shape.prompt_length + new_tokens), np.full(rows, new_tokens))
     read = decode_bytes(config, rows, shape.prompt_length, new_tokens)
     return Workload("new tokens/s", rows * new_tokens, values, {"rollout": rollout}, flops, read)
 
@@ -81,5 +81,5 @@ def _varied(config: ModelConfig, slots: int | None, rows: int = MANY) -> Workloa
     def rollout(v: Values) -> Values:
         return v | {"rollouts": [write(v["params"], *batch, jnp.float32(1.0)) for batch in v["batches"]]}
 
-    flops = forward_flops(config, PROMPT_LENGTH + sizes)
+    flops = forward_flops(config, PROMPT_LENGTH + sizes, sizes)
     return Workload("new tokens/s", int(sizes.sum()), values, {"rollout": rollout}, flops)

@@ -23,7 +23,9 @@ class Evaluation:
     samples_shown: int = 24
     positive_words: bool = False  # count the sentiment words of English replies
     best_of: int | None = None  # samples of the SFT policy to a prompt, of which the reward model picks one
-    sampling: Sampling = EVERYTHING  # of sampled replies
+    sampling: Sampling = (
+        EVERYTHING  # of sampled replies, along which KL, entropy and perplexity are those of whole distributions
+    )
     slots: int | None = (
         None  # of `rows` replies so many are written at once, others when some of these have ended; None: all
     )

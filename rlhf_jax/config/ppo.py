@@ -63,7 +63,8 @@ class PolicyGradient:
     normaliser: Literal["token", "sequence", "constant", "group"] = "token"  # constant: new_tokens
     entropy_coef: float = 0.0  # of the entropy of each token's distribution, which the loss then rewards
     # Log-probs of the policy that sampled, from reading the responses once more, which also tells the exact KL, or as they were sampled:
-    # the same to rounding where all is computed in float32.
+    # the same to rounding where all is computed in float32 (on accelerators if products are: jax_default_matmul_precision="highest"). Then
+    # the KL is told, and its coefficient set, by k1 of the tokens.
     old_logprobs: Literal["scored", "sampled"] = "scored"
     epochs: int = 1
     # KL to the reference: k1 in the reward, or k2, k3 or exact in the loss; or in the preference, whose beta kl_coef then is.

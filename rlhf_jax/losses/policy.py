@@ -172,7 +172,7 @@ def policy_loss(
     """
     rollout, weights = trajectory.rollout, trajectory.weights
     mask = rollout.batch.loss_mask
-    stats = token_stats(params, rollout.batch, rollout.temperature, rollout.new_tokens)
+    stats = token_stats(params, rollout.batch, rollout.temperature, rollout.last)
     objective, report = policy_objective(
         stats.logprobs, trajectory.old_logprobs, trajectory.advantages, mask, config=config
     )

@@ -187,7 +187,7 @@ def rollout_shapes(experiment: Experiment) -> Rollout:
     rows, length = config.prompts * config.samples, experiment.text.prompt_length + config.new_tokens
     per_token = _shape((rows, length), jnp.float32)
     batch, finished, temperature = token_shapes(rows, length), _shape((rows,), jnp.bool), _shape((), jnp.float32)
-    return Rollout(batch, per_token, finished, temperature, config.new_tokens)
+    return Rollout(batch, per_token, finished, temperature, (experiment.text.prompt_length, config.new_tokens))
 
 
 def trained_model(experiment: Experiment, shape: ModelConfig) -> Model:

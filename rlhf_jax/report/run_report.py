@@ -113,7 +113,12 @@ STAGES: dict[str, tuple[Curves, ...]] = {
         _ppo("Score", "per response", "score"),
         _ppo("Gold reward", "per response", "gold"),
         _ppo("KL to the reference", "nats per response", "kl_sequence"),
-        _ppo("Entropy", "nats per token", "rollout_entropy"),
+        Curves(
+            "Entropy",
+            "nats per token",
+            {"of the rollout": ("ppo", "rollout_entropy"), "in the update": ("ppo", "entropy")},
+            xlabel="iteration",
+        ),
         _ppo("Length", "tokens per response", "length"),
         _ppo("KL coefficient", "", "kl_coef"),
         _ppo("Explained variance of the value", "share", "explained_variance"),

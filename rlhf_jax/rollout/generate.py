@@ -185,7 +185,7 @@ def join(prompts: TokenBatch, tokens, logprobs, written, finished, temperature) 
         logprobs=jnp.concatenate([jnp.zeros(prompts.tokens.shape), logprobs], axis=1),
         finished=finished,
         temperature=jnp.asarray(temperature, jnp.float32),
-        new_tokens=tokens.shape[1],
+        columns=(prompts.tokens.shape[1], tokens.shape[1]),
     )
 
 

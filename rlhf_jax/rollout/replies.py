@@ -86,7 +86,8 @@ def make_sampler(
     sampling: Sampling = EVERYTHING,
     slots: int | None = None,
 ) -> Sampler:
-    """A sampler of replies of up to `new_tokens` tokens that end with eos, or as said; greedy ones do not depend on the key.
+    """A sampler of replies of up to `new_tokens` tokens that end with eos, or as said; greedy ones depend neither on the key nor on
+    `sampling`, which says what the others are drawn from.
 
     Of `rows` replies as many are written at once as there are `slots`.
     """

@@ -57,8 +57,9 @@ def left_by(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B 
         keep = place < (logits.shape[1] if top_k is None else top_k)
         if top_p is not None:
             ordered = jnp.where(keep, jnp.take_along_axis(logits, order, axis=-1), -jnp.inf)
-            before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)[:, :-1]
-            keep = keep & (jnp.pad(before, ((0, 0), (1, 0))) < top_p)
+            # From the end, where sums of small numbers are exact.
+            behind = jax.lax.cumsum(jax.nn.softmax(ordered, axis=-1), axis=1, reverse=True)
+            keep = keep & ((place == 0) | (behind > 1.0 - top_p))
         keep = jnp.take_along_axis(jnp.broadcast_to(keep, logits.shape), jnp.argsort(order, axis=-1), axis=-1)
         logits = jnp.where(keep, logits, -jnp.inf)
     if min_p is not None:

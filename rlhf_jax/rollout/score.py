@@ -22,7 +22,7 @@ from rlhf_jax.losses.advantages import (
     preferred,
     rewards_to_go,
 )
-from rlhf_jax.losses.kl import k1, k3
+from rlhf_jax.losses.kl import k1
 from rlhf_jax.losses.policy import only_finished, overlong_penalty, token_weights
 from rlhf_jax.losses.ppo import explained_variance, token_rewards, value_steps
 from rlhf_jax.losses.scores import in_unit, no_moments, with_batch
@@ -42,9 +42,7 @@ def compare_policies(
     batch, chunk = policy.decoded(rollout.batch), policy.config.logit_chunk
     first, second = (Partial(policy.unembed, params) for params in (policy_params, reference_params))
     hidden, ref_hidden = (policy.hidden(params, rollout.batch) for params in (policy_params, reference_params))
-    return compare_tokens(
-        first, hidden, second, ref_hidden, batch, rollout.temperature, chunk=chunk, last=rollout.new_tokens
-    )
+    return compare_tokens(first, hidden, second, ref_hidden, batch, rollout.temperature, chunk=chunk, last=rollout.last)
 
 
 def describe_rows(
@@ -141,7 +139,7 @@ def make_trajectory(
     """Everything that policy gradients learn from, and what one wants to see of a rollout; without `values` there is no critic.
 
     Old log-probs are recomputed by the training graph at the rollout's temperature, so that the first ratio is 1, or with
-    old_logprobs='sampled' those that the rollout came with, which spares the policy's reading. `kl` is exact over the vocabulary, or k3 of
+    old_logprobs='sampled' those that the rollout came with, which spares the policy's reading. `kl` is exact over the vocabulary, or k1 of
     the tokens without that reading; `kl_sequence` sums it over the response; `kl_sampled` is the estimate that enters the reward. `average`
     is the moving average of the batches before, which a baseline may use; `moments` those of their scores (None: there are none), which the
     unit of the score may come from. Scores are reported as they are, rewards in that unit. `signal` is the share of prompts whose responses
@@ -220,8 +218,8 @@ def _old_and_reference(
     """(log-probs under the policy, under the reference, KL per token, what only the policy's own reading tells) of the responses."""
     mask = rollout.batch.loss_mask
     if config.old_logprobs == "sampled":
-        ref = policy.token_stats(reference_params, rollout.batch, rollout.temperature, rollout.new_tokens).logprobs
-        return rollout.logprobs, ref, k3(rollout.logprobs, ref), {}
+        ref = policy.token_stats(reference_params, rollout.batch, rollout.temperature, rollout.last).logprobs
+        return rollout.logprobs, ref, k1(rollout.logprobs, ref), {}
     stats, ref, kl = compare_policies(policy_params, reference_params, rollout, policy=policy)
     seen = {
         "rollout_entropy": masked_mean(stats.entropy, mask),

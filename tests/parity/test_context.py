@@ -121,6 +121,7 @@ def trajectory() -> Trajectory:
     """`played`, with two columns of padding behind."""
     made = played(0.7, 8)
     long = made.rollout.logprobs.shape[1]
+    made = dataclasses.replace(made, rollout=dataclasses.replace(made.rollout, columns=None))
     return jax.tree.map(
         lambda x: jnp.pad(x, ((0, 0), (0, LENGTH - long))) if x.ndim == 2 and x.shape[1] == long else x, made
     )

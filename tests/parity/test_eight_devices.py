@@ -143,9 +143,9 @@ def test_the_updates_compared_do_move_the_parameters(stage):
 
 
 @every_mesh
-@pytest.mark.parametrize("gather_once", [False, True])
-def test_sampling_on_eight_devices_writes_the_same_tokens(gather_once, mesh):
-    assert_same_responses(rollout(ALONE), rollout(mesh, dataclasses.replace(LLAMA, gather_once=gather_once)))
+@pytest.mark.parametrize("how", [{}, {"gather_once": True}, {"unroll": True}], ids=["plain", "gathered", "unrolled"])
+def test_sampling_on_eight_devices_writes_the_same_tokens(how, mesh):
+    assert_same_responses(rollout(ALONE), rollout(mesh, dataclasses.replace(LLAMA, **how)))
 
 
 @every_mesh
@@ -156,6 +156,12 @@ def test_each_device_refills_its_own_slots_and_the_responses_are_the_same(count,
     one, eight = rollout(ALONE, LLAMA, count, samples), rollout(mesh, LLAMA, count, samples, slots=16)
     assert len(set(np.asarray(one.batch.loss_mask).sum(axis=1).tolist())) > 2
     assert_same_responses(one, eight)
+
+
+@every_mesh
+def test_without_a_loop_over_layers_devices_refill_their_slots_too(mesh):
+    eight = rollout(mesh, dataclasses.replace(LLAMA, unroll=True), 16, 3, slots=16)
+    assert_same_responses(rollout(ALONE, LLAMA, 16, 3), eight)
 
 
 def assert_same_responses(one, other):
@@ -194,8 +200,9 @@ def test_parameters_and_moments_stay_split_through_updates(mesh):
 
 @every_mesh
 @pytest.mark.parametrize("kv_heads", [2, 1])
-def test_the_cache_is_split_over_rows_and_over_heads_where_they_divide(mesh, kv_heads):
-    model, there = built(dataclasses.replace(LLAMA, kv_heads=kv_heads)), make_mesh(mesh)
+@pytest.mark.parametrize("unroll", [False, True])
+def test_the_cache_is_split_over_rows_and_over_heads_where_they_divide(mesh, kv_heads, unroll):
+    model, there = built(dataclasses.replace(LLAMA, kv_heads=kv_heads, unroll=unroll)), make_mesh(mesh)
 
     def fill(params, prompts):
         return model.prefill(params, prompts, 10)[1]
@@ -203,8 +210,11 @@ def test_the_cache_is_split_over_rows_and_over_heads_where_they_divide(mesh, kv_
     params, prompts = place(lively(model.config), there), place_batch(left_padded([4] * 8, 4), there)
     cache = compile_function(fill, there)(params, prompts)
     heads = kv_heads // mesh.tensor if kv_heads % mesh.tensor == 0 else kv_heads
-    for array in (cache.keys, cache.values):
-        assert array.addressable_shards[0].data.shape == (2, 8 // mesh.row_shards, heads, 10, 4)
+    split = (8 // mesh.row_shards, heads)
+    keys, values = ((*split, 4, 10), (*split, 10, 4)) if unroll else ((2, *split, 10, 4),) * 2
+    assert len(cache.layers) == (2 if unroll else 1)
+    for layer in cache.layers:
+        assert tuple(array.addressable_shards[0].data.shape for array in layer) == (keys, values)
 
 
 def test_one_key_value_head_on_two_tensor_devices_gives_the_same_update():

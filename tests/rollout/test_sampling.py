@@ -116,6 +116,7 @@ def left(probabilities=P, **sampling):
         ({"top_k": 3}, [1, 3, 4]),
         ({"top_k": 99}, [0, 1, 2, 3, 4]),
         ({"top_p": 0.01}, [1]),
+        ({"top_p": 1e-9}, [1]),
         ({"top_p": 0.39}, [1]),
         ({"top_p": 0.41}, [1, 3]),
         ({"top_p": 0.84}, [1, 3, 4]),
@@ -130,6 +131,11 @@ def left(probabilities=P, **sampling):
 )
 def test_what_may_be_drawn_by_hand(strict_dtypes, sampling, expected):
     assert left(**sampling) == expected
+
+
+def test_a_top_p_of_one_leaves_the_unlikeliest_of_many_tokens():
+    logits = jnp.asarray(np.random.default_rng(6).normal(scale=4.0, size=(4, 32_000)), jnp.float32)
+    np.testing.assert_array_equal(left_by(logits, Sampling(top_p=1.0)), logits)
 
 
 def test_of_tokens_that_are_as_likely_the_first_are_left():

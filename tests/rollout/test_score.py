@@ -90,7 +90,7 @@ def test_log_probs_as_they_were_sampled_do_for_those_of_another_reading():
     np.testing.assert_array_equal(sampled_.old_logprobs, sampled_.rollout.logprobs)
     assert_trees_close(sampled_, scored.replace(old_logprobs=sampled_.old_logprobs), atol=1e-4)
     assert set(metrics) - set(without) == {"sampler_gap", "rollout_entropy"}
-    estimate = np.where(mask, k3(sampled_.old_logprobs, sampled_.ref_logprobs), 0.0)
+    estimate = np.where(mask, k1(sampled_.old_logprobs, sampled_.ref_logprobs), 0.0)
     np.testing.assert_allclose(without["kl_sequence"], estimate.sum(1).mean(), rtol=1e-5)
     np.testing.assert_allclose(without["kl"], estimate.sum() / mask.sum(), rtol=1e-5)
     assert abs(float(without["kl"]) / float(metrics["kl"]) - 1) > 1e-3
@@ -289,3 +289,21 @@ def test_rows_are_described_by_their_sums():
     np.testing.assert_allclose(rows["ref_logprob"], np.where(mask, ref.logprobs, 0.0).sum(1), atol=1e-5)
     np.testing.assert_allclose(rows["entropy"], np.where(mask, stats.entropy, 0.0).sum(1), atol=1e-5)
     np.testing.assert_array_equal(rows["length"], mask.sum(1))
+
+
+def test_a_rollout_that_was_padded_or_cut_says_no_more_where_its_responses_stand():
+    rollout = sampled(LLAMA, 0.7)
+    assert rollout.columns == (4, rollout.last)
+    cut = jax.tree.map(lambda x: x[:, :-1] if x.ndim == 2 else x, rollout)
+    for use in (
+        lambda: trajectory_of(rollout=cut),
+        lambda: describe_rows(lively(LLAMA), nearby(), cut, policy=built(LLAMA)),
+    ):
+        with pytest.raises(
+            ValueError, match=r"a rollout of 9 columns says that it has 4 of prompts and 6 of responses"
+        ):
+            use()
+    assert cut.replace(columns=None).last is None
+    whole, anywhere = (trajectory_of(rollout=each)[0] for each in (rollout, rollout.replace(columns=None)))
+    for name in ("rewards", "advantages", "returns"):
+        np.testing.assert_allclose(getattr(anywhere, name), getattr(whole, name), atol=1e-5)
