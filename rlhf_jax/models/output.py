@@ -197,21 +197,6 @@ def token_logits(
     return jnp.where(known, taken, 0.0), jnp.where(known, norm, 0.0)
 
 
-def token_kl(
-    unembed_p: Unembed,
-    hidden_p: Float[Array, "B T D"],
-    unembed_q: Unembed,
-    hidden_q: Float[Array, "B T E"],
-    batch: TokenBatch,
-    temperature: Float[Array, ""] | float,
-    *,
-    chunk: int,
-    last: int | None = None,
-) -> Float[Array, "B T"]:
-    """KL(p || q) of the next-token distributions over the whole vocabulary, in nats per token, both at one temperature; `last` as above."""
-    return compare_tokens(unembed_p, hidden_p, unembed_q, hidden_q, batch, temperature, chunk=chunk, last=last)[2]
-
-
 def compare_tokens(
     unembed_p: Unembed,
     hidden_p: Float[Array, "B T D"],
@@ -223,7 +208,10 @@ def compare_tokens(
     chunk: int,
     last: int | None = None,
 ) -> tuple[TokenStats, TokenStats, Float[Array, "B T"]]:
-    """(`token_stats` of p, those of q, `token_kl` of the two), from logits that are made once."""
+    """(`token_stats` of p, those of q, KL(p || q) of the next-token distributions over the whole vocabulary, in nats per token).
+
+    Both are at one temperature, and their logits are made once; `last` as in `token_stats`.
+    """
 
     @jax.checkpoint
     def compare(told, hp, hq, tokens):

@@ -13,7 +13,7 @@ from builders import LLAMA, assert_trees_close, built, jitted, lively, right_pad
 from jax.extend.core import jaxprs_in_params
 from jax.tree_util import Partial
 
-from rlhf_jax.models.output import compare_tokens, predicted, shift_right, token_kl, token_logprobs, token_stats
+from rlhf_jax.models.output import compare_tokens, predicted, shift_right, token_logprobs, token_stats
 from rlhf_jax.types import TokenBatch
 
 LENGTHS, WIDTH = [9, 4, 7], 9
@@ -180,14 +180,14 @@ def test_kl_by_hand_and_of_a_distribution_to_itself():
     batch = one_row([0, 1, 0], [1, 1, 0])
     expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
     for chunk in (1, 2, 8):
-        kl = token_kl(identity, p, identity, q, batch, 1.0, chunk=chunk)
+        kl = compare_tokens(identity, p, identity, q, batch, 1.0, chunk=chunk)[2]
         np.testing.assert_allclose(kl, [[0.0, expected, 0.0]], atol=1e-6)
-    np.testing.assert_array_equal(token_kl(identity, p, identity, p, batch, 0.7, chunk=2), 0.0)
+    np.testing.assert_array_equal(compare_tokens(identity, p, identity, p, batch, 0.7, chunk=2)[2], 0.0)
 
 
 def test_kl_is_that_of_the_tempered_distributions():
     p, q = jnp.array([[[2.0, 0.0]] * 2]), jnp.array([[[0.0, 1.0]] * 2])
-    kl = token_kl(identity, p, identity, q, one_row([0, 0]), 0.5, chunk=8)[0, 1]
+    kl = compare_tokens(identity, p, identity, q, one_row([0, 0]), 0.5, chunk=8)[2][0, 1]
     a, b = 1 / (1 + math.exp(-4.0)), 1 / (1 + math.exp(2.0))
     np.testing.assert_allclose(kl, a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b)), rtol=1e-5)
 
@@ -198,7 +198,7 @@ def test_gradients_of_logprobs_and_kl_are_finite_for_certain_tokens():
 
     def loss(x):
         stats = token_stats(identity, x, batch, 0.7, chunk=1)
-        kl = token_kl(identity, x, identity, -logits, batch, 0.7, chunk=1)
+        kl = compare_tokens(identity, x, identity, -logits, batch, 0.7, chunk=1)[2]
         return jnp.sum(stats.logprobs) + jnp.sum(stats.entropy) + jnp.sum(kl)
 
     assert np.isfinite(jax.grad(loss)(logits)).all()

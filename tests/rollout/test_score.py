@@ -14,7 +14,7 @@ from rlhf_jax.losses.advantages import gae
 from rlhf_jax.losses.kl import k1, k2, k3
 from rlhf_jax.losses.ppo import ppo_value_loss
 from rlhf_jax.masking import whiten
-from rlhf_jax.models.output import token_kl
+from rlhf_jax.models.output import compare_tokens
 from rlhf_jax.rollout.generate import truncate
 from rlhf_jax.rollout.replies import response_ids
 from rlhf_jax.rollout.score import describe_rows, final_scores, make_trajectory
@@ -137,7 +137,7 @@ def test_exact_kl_of_a_rollout_does_not_depend_on_chunks():
     rollout, model = sampled(), built(LLAMA)
     hidden = [jitted(model.hidden)(params, rollout.batch) for params in (lively(LLAMA), nearby())]
     unembed = [partial(model.unembed, params) for params in (lively(LLAMA), nearby())]
-    kl = token_kl(unembed[0], hidden[0], unembed[1], hidden[1], rollout.batch, rollout.temperature, chunk=3)
+    kl = compare_tokens(unembed[0], hidden[0], unembed[1], hidden[1], rollout.batch, rollout.temperature, chunk=3)[2]
     mask = np.asarray(rollout.batch.loss_mask)
     np.testing.assert_allclose(np.where(mask, kl, 0.0), kl_by_hand(lively(LLAMA), nearby(), rollout), atol=1e-5)
 
