@@ -170,9 +170,7 @@ class Trajectory:
     """A rollout with everything that policy gradients learn from."""
 
     rollout: Rollout
-    old_logprobs: Float[
-        Array, "B T"
-    ]  # of the policy that sampled, as the config says: recomputed by the training graph, or as sampled
+    old_logprobs: Float[Array, "B T"]  # of the policy that sampled: recomputed, or as sampled
     ref_logprobs: Float[Array, "B T"]
     values: Float[Array, "B T"]  # 0 without a critic
     rewards: Float[Array, "B T"]  # per token: KL penalty, and the score on the last response token

@@ -151,6 +151,21 @@ RELATIVE = dataclasses.replace(
         (BASE.ppo, {"score_clip": 0.0}, "PPO.score_clip is 0.0"),
         (BASE.ppo, {"entropy_coef": -0.1}, "PPO.entropy_coef is -0.1"),
         (OPTIM, {"adam": "tf2"}, "'torch' or 'tf1'"),
+        (BASE.ppo, {"old_logprobs": "read"}, "'scored' or 'sampled'"),
+        (
+            BASE,
+            {
+                "policy": dataclasses.replace(MODEL, dtype="bfloat16"),
+                "ppo": dataclasses.replace(BASE.ppo, old_logprobs="sampled"),
+            },
+            "ppo.old_logprobs='sampled' with policy.dtype='bfloat16'",
+        ),
+        (
+            BASE,
+            {"mesh": MeshConfig(fsdp=2), "evaluation": dataclasses.replace(BASE.evaluation, slots=3)},
+            "evaluation.slots=3 does not split over mesh",
+        ),
+        (MODEL, {"remat": "all"}, "'none' or 'products' or 'layers'"),
         (BASE, {"policy": dataclasses.replace(MODEL, causal=False)}, "policy.causal=False: an encoder writes no text"),
         (BASE, {"classify": CLASSIFY}, "classes are told by an encoder; set policy to one"),
         (
