@@ -37,7 +37,9 @@ LLAMA = ModelConfig(
     remat="layers",
     logit_chunk=256,
 )
-SMALL = dataclasses.replace(SIZES["S"], vocab=256, width=64, layers=2, mlp=128, unroll=False, dtype="bfloat16")
+SMALL = dataclasses.replace(
+    SIZES["S"], vocab=256, width=64, layers=2, mlp=128, unroll=False, logit_chunk=128, dtype="bfloat16"
+)
 LARGE_SHAPES = {
     "sft": Shape(rows=8, length=2048),
     "decode_64": Shape(prompts=64, prompt_length=512, new_tokens=512),

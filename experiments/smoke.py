@@ -174,7 +174,8 @@ def smoke_lora(scale: str) -> Experiment:
     costs=COST,
 )
 def smoke_optimiser_state(scale: str) -> Experiment:
-    """Half of Adam's memory, and next to none of it; layers without a loop, which keep their products alone for the backward pass.
+    """Half of Adam's memory, and next to none of it; layers without a loop, which keep their products alone for the backward pass, and
+    logits, which are kept for it.
 
     Expect losses to fall as in smoke/sft and smoke/reward.
     """
@@ -184,7 +185,7 @@ def smoke_optimiser_state(scale: str) -> Experiment:
         sft=dataclasses.replace(sft, optim=dataclasses.replace(sft.optim, moments="bfloat16")),
         reward=dataclasses.replace(reward, optim=Optim(lr=1e-2, steps=20, rows=16, kind="adafactor")),
     )
-    policy = dataclasses.replace(experiment.policy, unroll=True, remat="products")
+    policy = dataclasses.replace(experiment.policy, unroll=True, remat="products", logit_chunk=None)
     return dataclasses.replace(experiment, policy=policy)
 
 

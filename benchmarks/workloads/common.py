@@ -15,9 +15,10 @@ from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.types import TokenBatch
 
+FAST = {"max_length": 512, "unroll": True, "logit_chunk": None}  # on CPUs, for models that memory has room for
 SIZES = {
-    "S": ModelConfig(vocab=4096, width=256, layers=4, heads=4, kv_heads=2, mlp=1024, max_length=512, unroll=True),
-    "M": ModelConfig(vocab=16_384, width=512, layers=8, heads=8, kv_heads=4, mlp=1408, max_length=512, unroll=True),
+    "S": ModelConfig(vocab=4096, width=256, layers=4, heads=4, kv_heads=2, mlp=1024, **FAST),
+    "M": ModelConfig(vocab=16_384, width=512, layers=8, heads=8, kv_heads=4, mlp=1408, **FAST),
 }
 OPTIM = Optim(lr=1e-4, steps=1000, rows=8)
 

@@ -119,7 +119,8 @@ class ModelConfig:
     unroll: bool = (
         False  # layers one behind the other, not in a loop: faster on CPUs, and compiled as long as there are many
     )
-    logit_chunk: int = 128  # columns of the output layer alive at once
+    # Columns of the output layer alive at once, made again in the backward pass; None: all, and kept for it, which is faster.
+    logit_chunk: int | None = 128
     gather_once: bool = (
         False  # sampling gathers all weights before it begins and holds them, rather than a layer's at every token
     )

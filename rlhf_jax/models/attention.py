@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import jax
@@ -10,7 +11,10 @@ from jaxtyping import Array, Bool, Float
 
 from rlhf_jax.models.kernels import cudnn, cudnn_fits, platform, splash, splash_fits
 from rlhf_jax.models.visible import Visible
-from rlhf_jax.sharding import constrain
+from rlhf_jax.sharding import constrain, pieces
+
+BLOCK, BLOCKS = 128, 8
+"""Queries of at least so many columns are taken at once, and in at most so many parts, as each is compiled by itself."""
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -33,13 +37,29 @@ def attend(
     """`attend_plainly`, or the same by the kernel of the platform where that takes such arguments.
 
     On TPUs that is splash attention, on GPUs cudnn's; neither makes the scores of all queries and keys at once. With a bias it is plain.
+    Elsewhere queries are taken in blocks: keys behind the last query of a block, and before the first one's window, are left out.
     """
     here = platform()
     if here == "tpu" and bias is None and splash_fits(q, keys, visible):
         return splash(q, keys, values, visible, scale=scale, cap=cap, window=window, local=local)
     if here == "gpu" and bias is None and cap is None and cudnn_fits(q, keys):
         return cudnn(q, keys, values, visible.mask(window, local), scale=scale)
-    return attend_plainly(q, keys, values, visible.mask(window, local), scale, cap, bias)
+    mask, parts = visible.mask(window, local), []
+    for own, seen in _blocks(q.shape[1], visible, window if local is True else None):
+        part = None if bias is None else bias[:, :, own, seen]
+        read = keys[:, :, seen], values[:, :, seen], mask[:, own, seen]
+        parts.append(attend_plainly(q[:, own], *read, scale, cap, part))
+    return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def _blocks(length: int, visible: Visible, window: int | None) -> list[tuple[slice, slice]]:
+    """(columns of queries, columns of the keys that any of these may see) of each block; of a cache, or both ways, one of all."""
+    if not visible.causal or visible.column is not None or pieces("length", length) > 1:
+        return [(slice(None), slice(None))]
+    count = min(-(-length // BLOCK), BLOCKS)
+    edges = [length * number // count for number in range(count + 1)]
+    before = length if window is None else window - 1
+    return [(slice(first, end), slice(max(first - before, 0), end)) for first, end in itertools.pairwise(edges)]
 
 
 def attend_plainly(

@@ -1,4 +1,6 @@
-"""The output layer, a few columns at a time: log-probs, entropies and divergences without the [B, T, V] logits.
+"""The output layer: log-probs, entropies and divergences, a few columns at a time and without the [B, T, V] logits, or from these at once.
+
+`chunk` is how many columns have logits at once, which the backward pass makes again; with None all have, and the backward pass keeps them.
 
 The shift of the alignment rule happens here and nowhere else: what is reported at t comes from the hidden state at t - 1.
 """
@@ -43,7 +45,7 @@ def shift_right(x: jax.Array) -> jax.Array:
     return jnp.pad(x[:, :-1], ((0, 0), (1, 0)) + ((0, 0),) * (x.ndim - 2))
 
 
-def by_columns(function: Callable[..., Any], chunk: int, weights: Any, *arrays: jax.Array) -> Any:
+def by_columns(function: Callable[..., Any], chunk: int | None, weights: Any, *arrays: jax.Array) -> Any:
     """`function(weights, *arrays)` over arrays [B, T, ...], at most `chunk` columns at a time.
 
     On a mesh each device goes through the columns of its own tokens: weights are gathered once before, and their gradients added up once
@@ -52,10 +54,10 @@ def by_columns(function: Callable[..., Any], chunk: int, weights: Any, *arrays: 
     return over_tokens(partial(_by_columns, function, chunk), weights, *arrays)
 
 
-def _by_columns(function: Callable[..., Any], chunk: int, weights: Any, *arrays: jax.Array) -> Any:
+def _by_columns(function: Callable[..., Any], chunk: int | None, weights: Any, *arrays: jax.Array) -> Any:
     function = partial(function, weights)
     length = arrays[0].shape[1]
-    if length <= chunk:
+    if chunk is None or length <= chunk:
         return function(*arrays)
     count = -(-length // chunk)
 
@@ -67,22 +69,22 @@ def _by_columns(function: Callable[..., Any], chunk: int, weights: Any, *arrays:
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], count * chunk, *x.shape[3:])[:, :length], parts)
 
 
-@jax.custom_vjp
-def _logprobs_of(told: tuple[Partial, Any], h: jax.Array, tokens: Int[Array, "B C"]) -> Float[Array, "B C"]:
-    """Log-probs of tokens from hidden states, `told` the output layer and the temperature. The logits do not outlive it: the backward pass
-    makes them again, and one pass over them gives their gradient from the norm that was kept."""
-    return _logprobs_forward(told, h, tokens)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _logprobs_of(keep: bool, told: tuple[Partial, Any], h: jax.Array, tokens: Int[Array, "B C"]) -> Float[Array, "B C"]:
+    """Log-probs of tokens from hidden states, `told` the output layer and the temperature. Unless it is to `keep` the logits they do not
+    outlive it: the backward pass makes them again. One pass over them gives their gradient from the norm that was kept."""
+    return _logprobs_forward(keep, told, h, tokens)[0]
 
 
-def _logprobs_forward(told, h, tokens):
-    logits, _ = _logits(told, h)
+def _logprobs_forward(keep, told, h, tokens):
+    logits = _logits(told, h)
     norm = jax.nn.logsumexp(logits, axis=-1)
-    return _taken(logits, tokens) - norm, (told, h, tokens, norm)
+    return _taken(logits, tokens) - norm, (told, h, tokens, norm, logits if keep else None)
 
 
-def _logprobs_backward(kept, grad: jax.Array):
-    told, h, tokens, norm = kept
-    logits, back = _logits(told, h, differentiated=True)
+def _logprobs_backward(keep, kept, grad: jax.Array):
+    told, h, tokens, norm, logits = kept
+    logits, back = _logits_again(told, h, logits)
     share = jnp.exp(logits - norm[:, :, None])
     return (*back(_at(tokens, logits, grad) - grad[:, :, None] * share), None)
 
@@ -90,20 +92,21 @@ def _logprobs_backward(kept, grad: jax.Array):
 _logprobs_of.defvjp(_logprobs_forward, _logprobs_backward)
 
 
-@jax.custom_vjp
-def _stats_of(told: tuple[Partial, Any], h: jax.Array, tokens: Int[Array, "B C"]) -> TokenStats:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _stats_of(keep: bool, told: tuple[Partial, Any], h: jax.Array, tokens: Int[Array, "B C"]) -> TokenStats:
     """As `_logprobs_of`, with the entropy H: dH/dlogit = -p (log p + H)."""
-    return _stats_forward(told, h, tokens)[0]
+    return _stats_forward(keep, told, h, tokens)[0]
 
 
-def _stats_forward(told, h, tokens):
-    stats, norm = _described(_logits(told, h)[0], tokens)[1:]
-    return stats, (told, h, tokens, norm, stats.entropy)
+def _stats_forward(keep, told, h, tokens):
+    logits = _logits(told, h)
+    stats, norm = _described(logits, tokens)[1:]
+    return stats, (told, h, tokens, norm, stats.entropy, logits if keep else None)
 
 
-def _stats_backward(kept, grads: TokenStats):
-    told, h, tokens, norm, entropy = kept
-    logits, back = _logits(told, h, differentiated=True)
+def _stats_backward(keep, kept, grads: TokenStats):
+    told, h, tokens, norm, entropy, logits = kept
+    logits, back = _logits_again(told, h, logits)
     logp = logits - norm[:, :, None]
     fall = grads.logprobs[:, :, None] + grads.entropy[:, :, None] * (logp + entropy[:, :, None])
     return (*back(_at(tokens, logits, grads.logprobs) - jnp.exp(logp) * fall), None)
@@ -112,15 +115,17 @@ def _stats_backward(kept, grads: TokenStats):
 _stats_of.defvjp(_stats_forward, _stats_backward)
 
 
-def _logits(told: tuple[Partial, Any], h: jax.Array, *, differentiated: bool = False) -> tuple[jax.Array, Any]:
-    """(logits at the temperature, and on request what takes their gradient back to what they were made of)."""
+def _logits(told: tuple[Partial, Any], h: jax.Array) -> jax.Array:
+    """Logits at the temperature."""
+    unembed, temperature = told
+    return unembed(h) / temperature
 
-    def make(told, h):
-        unembed, temperature = told
-        return unembed(h) / temperature
 
+def _logits_again(told: tuple[Partial, Any], h: jax.Array, kept: jax.Array | None) -> tuple[jax.Array, Callable]:
+    """(the logits that were kept, or are made again, what takes their gradient back to what they were made of)."""
     # Behind a barrier, or a compiler would keep the logits of the forward pass rather than make them again.
-    return jax.vjp(make, told, jax.lax.optimization_barrier(h)) if differentiated else (make(told, h), None)
+    logits, back = jax.vjp(_logits, told, h if kept is not None else jax.lax.optimization_barrier(h))
+    return logits if kept is None else kept, back
 
 
 def _taken(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -139,12 +144,12 @@ def token_logprobs(
     batch: TokenBatch,
     temperature: Float[Array, ""] | float,
     *,
-    chunk: int,
+    chunk: int | None,
 ) -> Float[Array, "B T"]:
     """log p(tokens[:, t] | tokens[:, :t]) in nats, at the given temperature."""
-    told, of = (_tree(unembed, hidden), jnp.float32(temperature)), _logprobs_of
+    told, of = (_tree(unembed, hidden), jnp.float32(temperature)), partial(_logprobs_of, chunk is None)
     if not isinstance(unembed, Partial):  # what a function has closed over has its gradient from JAX alone
-        of = jax.checkpoint(lambda *given: _logprobs_forward(*given)[0])
+        of = _again(lambda *given: _logprobs_forward(False, *given)[0], chunk)
     logprobs = by_columns(of, chunk, told, shift_right(hidden), batch.tokens)
     return jnp.where(predicted(batch), logprobs, 0.0)
 
@@ -155,18 +160,23 @@ def token_stats(
     batch: TokenBatch,
     temperature: Float[Array, ""] | float,
     *,
-    chunk: int,
+    chunk: int | None,
     last: int | None = None,
 ) -> TokenStats:
     """log p(tokens[:, t] | tokens[:, :t]) and the entropy of that distribution, in nats, at the given temperature.
 
     With `last`, of the last so many columns alone, and 0 in those before: responses behind prompts that nobody asks about.
     """
-    told, of = (_tree(unembed, hidden), jnp.float32(temperature)), _stats_of
+    told, of = (_tree(unembed, hidden), jnp.float32(temperature)), partial(_stats_of, chunk is None)
     if not isinstance(unembed, Partial):
-        of = jax.checkpoint(lambda *given: _stats_forward(*given)[0])
+        of = _again(lambda *given: _stats_forward(False, *given)[0], chunk)
     columns = _columns(batch, last)
     return _known(by_columns(of, chunk, told, shift_right(hidden)[:, columns], batch.tokens[:, columns]), batch)
+
+
+def _again(function: Callable, chunk: int | None) -> Callable:
+    """The function, made again in the backward pass where not all columns are taken at once."""
+    return function if chunk is None else jax.checkpoint(function)
 
 
 def _columns(batch: TokenBatch, last: int | None) -> slice:
@@ -183,16 +193,15 @@ def _known(tree: Any, batch: TokenBatch) -> Any:
 
 
 def token_logits(
-    unembed: Unembed, hidden: Float[Array, "B T D"], batch: TokenBatch, *, chunk: int
+    unembed: Unembed, hidden: Float[Array, "B T D"], batch: TokenBatch, *, chunk: int | None
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """(the logit of the token at t, the logsumexp of all logits there): where logits are values of tokens, not log-probs."""
 
-    @jax.checkpoint
     def pick(unembed, h, tokens: Int[Array, "B C"]):
         logits = unembed(h)
         return _taken(logits, tokens), jax.nn.logsumexp(logits, axis=-1)
 
-    taken, norm = by_columns(pick, chunk, _tree(unembed, hidden), shift_right(hidden), batch.tokens)
+    taken, norm = by_columns(_again(pick, chunk), chunk, _tree(unembed, hidden), shift_right(hidden), batch.tokens)
     known = predicted(batch)
     return jnp.where(known, taken, 0.0), jnp.where(known, norm, 0.0)
 
@@ -205,7 +214,7 @@ def compare_tokens(
     batch: TokenBatch,
     temperature: Float[Array, ""] | float,
     *,
-    chunk: int,
+    chunk: int | None,
     last: int | None = None,
 ) -> tuple[TokenStats, TokenStats, Float[Array, "B T"]]:
     """(`token_stats` of p, those of q, KL(p || q) of the next-token distributions over the whole vocabulary, in nats per token).
@@ -213,7 +222,6 @@ def compare_tokens(
     Both are at one temperature, and their logits are made once; `last` as in `token_stats`.
     """
 
-    @jax.checkpoint
     def compare(told, hp, hq, tokens):
         unembed_p, unembed_q, temperature = told
         (p, of_p, _), (q, of_q, _) = (
@@ -224,7 +232,7 @@ def compare_tokens(
     told = _tree(unembed_p, hidden_p), _tree(unembed_q, hidden_q), temperature
     columns = _columns(batch, last)
     hidden = (shift_right(h)[:, columns] for h in (hidden_p, hidden_q))
-    return _known(by_columns(compare, chunk, told, *hidden, batch.tokens[:, columns]), batch)
+    return _known(by_columns(_again(compare, chunk), chunk, told, *hidden, batch.tokens[:, columns]), batch)
 
 
 def _described(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, TokenStats, jax.Array]:

@@ -73,6 +73,32 @@ def test_splash_attention_is_the_plain_one(name):
     assert_trees_close(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_attention_in_blocks_of_queries_is_the_plain_one(name):
+    found, expected = compared(module.attend, packed(), tensors(), **CASES[name])
+    assert_trees_close(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 1, 40, 300])
+@pytest.mark.parametrize("length", [1, 128, 129, 1024, 5000])
+def test_blocks_have_all_queries_once_and_all_keys_that_these_see(length, window):
+    one = jnp.ones((1, length), jnp.int32)
+    seen, computed = np.asarray(Visible(one, one).mask(window)[0]), np.zeros((length, length), int)
+    blocks = module._blocks(length, Visible(one, one), window)
+    for queries, keys in blocks:
+        computed[queries, keys] += 1
+    assert np.all(computed[seen] == 1) and computed.max() == 1
+    assert len(blocks) == min(-(-length // 128), 8)
+    most = length**2 if window is None else length * (window - 1 + -(-length // len(blocks)))
+    assert computed.sum() <= min(most, length**2 * (len(blocks) + 1) / (2 * len(blocks)) + length)
+
+
+def test_queries_of_an_encoder_and_of_a_cache_are_one_block():
+    one = jnp.ones((1, 512), jnp.int32)
+    for visible in (Visible(one, one, causal=False), Visible(one, one, jnp.int32(3))):
+        assert len(module._blocks(512, visible, None)) == 1
+
+
 @pytest.mark.parametrize("groups", [1, HEADS])
 def test_splash_attention_knows_any_number_of_key_heads(groups):
     found, expected = compared(INTERPRETED, packed(), tensors(groups), scale=None, cap=None)

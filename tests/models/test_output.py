@@ -91,14 +91,14 @@ def test_what_stands_before_the_last_columns_is_not_computed(last):
     )
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 9])
+@pytest.mark.parametrize("chunk", [1, 4, 9, None])
 def test_the_output_layer_in_chunks_gives_the_values_and_gradients_of_the_whole(chunk):
     (whole, gradient), (parts, other_gradient) = in_chunks(100), in_chunks(chunk)
     assert_trees_close(parts, whole, atol=1e-5)
     assert_trees_close(other_gradient, gradient, atol=5e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [3, 8])
+@pytest.mark.parametrize("chunk", [3, 8, None])
 @pytest.mark.parametrize(
     "of", [token_logprobs, lambda *a, **k: token_stats(*a, **k).logprobs], ids=["logprobs", "stats"]
 )
@@ -113,8 +113,9 @@ def test_an_output_layer_may_close_over_what_is_learned(of, chunk):
     np.testing.assert_allclose(jax.grad(total)(weights, True), jax.grad(total)(weights, False), atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [3, None])
 @pytest.mark.parametrize("of", ["logprobs", "stats"])
-def test_the_backward_pass_written_here_is_that_of_the_arithmetic(strict_dtypes, of):
+def test_the_backward_pass_written_here_is_that_of_the_arithmetic(strict_dtypes, of, chunk):
     keys = jax.random.split(jax.random.key(0), 5)
     weights, hidden = 0.5 * jax.random.normal(keys[0], (6, 11)), jax.random.normal(keys[1], (2, 7, 6))
     given = [jax.random.normal(key, (2, 7)) for key in keys[2:4]]
@@ -123,8 +124,8 @@ def test_the_backward_pass_written_here_is_that_of_the_arithmetic(strict_dtypes,
     def written_here(weights, hidden, temperature):
         unembed = Partial(lambda w, h: h @ w, weights)
         if of == "logprobs":
-            return jnp.sum(given[0] * token_logprobs(unembed, hidden, batch, temperature, chunk=3))
-        stats = token_stats(unembed, hidden, batch, temperature, chunk=3)
+            return jnp.sum(given[0] * token_logprobs(unembed, hidden, batch, temperature, chunk=chunk))
+        stats = token_stats(unembed, hidden, batch, temperature, chunk=chunk)
         return jnp.sum(given[0] * stats.logprobs + given[1] * stats.entropy)
 
     def plainly(weights, hidden, temperature):
@@ -173,6 +174,24 @@ def test_the_logits_of_a_whole_sequence_never_exist_not_even_in_the_backward_pas
 
     assert largest(64) >= whole
     assert largest(16) < whole
+
+
+@pytest.mark.parametrize("of", ["logprobs", "stats"])
+def test_logits_that_are_kept_are_not_made_again(of):
+    """Three products, of the logits and of both gradients, in place of four."""
+    weights, hidden = jnp.ones((6, 11)), jnp.ones((2, 7, 6))
+    batch = right_padded([7, 5], 7, vocab=11)
+
+    def products(chunk):
+        def total(weights, hidden):
+            unembed = Partial(lambda w, h: h @ w, weights)
+            if of == "logprobs":
+                return jnp.sum(token_logprobs(unembed, hidden, batch, 0.7, chunk=chunk))
+            return jnp.sum(jax.tree.reduce(jnp.add, token_stats(unembed, hidden, batch, 0.7, chunk=chunk)))
+
+        return jax.jit(jax.grad(total, argnums=(0, 1))).lower(weights, hidden).as_text().count("stablehlo.dot_general")
+
+    assert (products(None), products(8)) == (3, 4)
 
 
 def test_kl_by_hand_and_of_a_distribution_to_itself():
