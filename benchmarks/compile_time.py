@@ -25,10 +25,10 @@ def compiled(layers: int) -> dict[str, Any]:
     from rlhf_jax.compiled import compile_step
     from rlhf_jax.config import ONE_DEVICE
     from rlhf_jax.loops.sft import make_sft_step
+    from rlhf_jax.mesh import make_mesh
     from rlhf_jax.models import build_model
     from rlhf_jax.plan.hlo import Program
     from rlhf_jax.plan.programs import on_mesh_rows, state_shapes, token_shapes
-    from rlhf_jax.sharding import make_mesh
 
     settings: Any = jax.config
     settings.update("jax_enable_compilation_cache", False)

@@ -54,8 +54,8 @@ def read(folder: Path) -> dict:
     import jax
 
     from rlhf_jax.config import MeshConfig
+    from rlhf_jax.mesh import make_mesh, split_cpu
     from rlhf_jax.models.convert.load import load_pretrained
-    from rlhf_jax.sharding import make_mesh, split_cpu
 
     split_cpu(DEVICES)
     mesh = make_mesh(MeshConfig(fsdp=DEVICES))

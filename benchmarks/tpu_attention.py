@@ -24,10 +24,10 @@ def compiled(length: int, kernel: bool) -> dict[str, Any]:
     from rlhf_jax.compiled import compile_step
     from rlhf_jax.config import MeshConfig, Optim
     from rlhf_jax.loops.sft import make_sft_step
+    from rlhf_jax.mesh import make_mesh
     from rlhf_jax.models import attention, build_model
     from rlhf_jax.models.presets import preset
     from rlhf_jax.plan.programs import on_mesh_rows, state_shapes, token_shapes
-    from rlhf_jax.sharding import make_mesh
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
     mesh = make_mesh(MeshConfig(fsdp=CHIPS), devices)

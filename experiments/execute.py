@@ -140,8 +140,8 @@ def start_jax(experiment: Experiment | Study, *, side_by_side: bool = False) -> 
     import jax
 
     from rlhf_jax.files import cache_directory
+    from rlhf_jax.mesh import split_cpu
     from rlhf_jax.report.environment import cores
-    from rlhf_jax.sharding import split_cpu
 
     settings: Any = jax.config
     for name in ("absl", "orbax"):
@@ -191,7 +191,7 @@ def check_devices(experiment: Experiment | Study) -> None:
     """Raises: ValueError where the devices are not those that the scale and the mesh are meant for."""
     import jax
 
-    from rlhf_jax.sharding import make_mesh
+    from rlhf_jax.mesh import make_mesh
 
     if experiment.scale != "cpu" and jax.default_backend() == "cpu" and not cpu_is_asked_for():
         raise ValueError(

@@ -33,8 +33,8 @@ from rlhf_jax.data.tokens.templates import get_template
 from rlhf_jax.data.tokens.tokenizer import train_sentencepiece
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.masking import mask_weight, masked_mean
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models import build_model
-from rlhf_jax.sharding import make_mesh
 from rlhf_jax.train import init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import Aux

@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax.frozen import join_frozen, split_frozen
-from rlhf_jax.sharding import compiler_options, in_device_memory, initialise, place, tree_shardings
+from rlhf_jax.mesh import compiler_options
+from rlhf_jax.sharding import in_device_memory, initialise, place, tree_shardings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,26 +1,20 @@
-"""Where arrays live: the mesh, and the one table of logical axis -> mesh axis.
-
-`jax.sharding.AxisType.Auto` on purpose: under Explicit, ordinary research expressions (`x[perm]`, `top_k`) raise.
-"""
+"""Where arrays live: the one table of logical axis -> mesh axis, and what follows from it."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from rlhf_jax.config import MeshConfig
+from rlhf_jax.mesh import compiler_options
 
-AXES = ("data", "fsdp", "tensor", "context")
 HOST = "pinned_host"  # memory of a host from which its devices read by themselves
 
 RULES: dict[str | None, tuple[str, ...]] = {
@@ -77,54 +71,6 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {
 """Logical axes of a parameter by the last two names of its path; what is not listed (norms, small biases) is replicated."""
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of axes data, fsdp, tensor, context over the first `config.devices` devices.
-
-    Raises: ValueError where there are fewer devices than the mesh needs, or TPUs of more slices than it says.
-    """
-    order = device_order(config, jax.devices() if devices is None else list(devices))
-    return Mesh(order, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def device_order(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
-    """[data, fsdp, tensor, context], the first `config.devices` devices: neighbours along an axis are neighbours in a torus of TPUs,
-    and nothing but data crosses slices.
-
-    Other devices, and a part of a torus, stand as they come, host by host.
-    """
-    shape = (config.data, config.fsdp, config.tensor, config.context)
-    sizes = ", ".join(f"{name}={size}" for name, size in zip(AXES, shape, strict=True))
-    if config.devices > len(devices):
-        raise ValueError(f"mesh {sizes} needs {config.devices} devices; there are {len(devices)}")
-    used = list(devices[: config.devices])
-    if used[0].platform != "tpu":
-        return np.asarray(used).reshape(shape)
-    slices = len({getattr(device, "slice_index", 0) for device in used})
-    if slices not in (1, config.slices):
-        raise ValueError(f"mesh {sizes}, slices={config.slices}: these devices are of {slices} slices; set mesh.slices")
-    if len(used) < len(devices):
-        return np.asarray(used).reshape(shape)
-    how: Any = {"allow_split_physical_axes": True}
-    if slices == 1:
-        return mesh_utils.create_device_mesh(shape, used, **how)
-    inside, across = (config.data // slices, *shape[1:]), (slices, 1, 1, 1)
-    return mesh_utils.create_hybrid_device_mesh(inside, across, used, **how)
-
-
-def split_cpu(devices: int) -> None:
-    """Lets a CPU stand for so many devices, unless XLA_FLAGS says how many, or they have been started already.
-
-    Collectives block threads (see `compiler_options`), of which XLA has one a device; where devices are more than cores it gets several.
-    """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
-    if devices > (os.cpu_count() or 1):
-        os.environ.setdefault("NPROC", str(8 * devices))  # the only way to say it, read when devices start
-    settings: Any = jax.config
-    with contextlib.suppress(RuntimeError):
-        settings.update("jax_num_cpu_devices", devices)
-
-
 def spec_of(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The PartitionSpec of an array with these logical axes. A dimension that its mesh axes do not divide is replicated."""
     entries = [axes_of(name, size, mesh) or None for name, size in zip(names, shape, strict=True)]
@@ -136,20 +82,33 @@ def spec_of(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | Abst
 
 def axes_of(name: str | None, size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     """The mesh axes that a dimension of this name and size is split over: none where they do not divide it."""
-    axes = tuple(axis for axis in RULES[name] if mesh.shape.get(axis, 1) > 1)
-    return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
+    split = split_axes(mesh)
+    axes = tuple(axis for axis in RULES[name] if axis in split)
+    return axes if size % math.prod(split[axis] for axis in axes) == 0 else ()
+
+
+def split_axes(mesh: Mesh | AbstractMesh) -> dict[str, int]:
+    """The axes with several devices, and how many; none where each device goes through a part of its own."""
+    own = getattr(mesh, "manual_axes", ())
+    return {axis: size for axis, size in mesh.shape.items() if size > 1 and axis not in own}
 
 
 def pieces(name: str, size: int) -> int:
     """In how many pieces such a dimension lies on the ambient mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes_of(name, size, mesh))
+    return math.prod(mesh.shape[axis] for axis in axes_of(name, size, mesh))
+
+
+def alone(name: str, size: int) -> bool:
+    """Whether the ambient mesh has devices along nothing else than this dimension."""
+    split = split_axes(jax.sharding.get_abstract_mesh())
+    return pieces(name, size) == math.prod(split.values())
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """x, with its logical axes laid on the ambient mesh (`jax.set_mesh`); x itself where there is none."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or all(mesh.shape[axis] == 1 for axis in AXES if axis in mesh.shape):
+    if not split_axes(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, spec_of(names, x.shape, mesh))
 
@@ -159,8 +118,8 @@ _whole: contextvars.ContextVar[bool] = contextvars.ContextVar("whole", default=F
 
 def in_pieces() -> bool:
     """Whether the ambient mesh has each parameter in pieces, over devices that have rows of their own (FSDP)."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return not (_whole.get() or mesh.empty) and any(mesh.shape.get(axis, 1) > 1 for axis in RULES["embed"])
+    split = split_axes(jax.sharding.get_abstract_mesh())
+    return not _whole.get() and any(axis in split for axis in RULES["embed"])
 
 
 @contextlib.contextmanager
@@ -199,8 +158,6 @@ def over_tokens(function: Callable[..., Any], weights: Any, *arrays: jax.Array) 
     their gradients are added up when it has ended. Without an ambient mesh, or where nothing divides, it is called as it is.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return function(weights, *arrays)
     own = [axes_of(name, size, mesh) for name, size in zip(("batch", "length"), arrays[0].shape, strict=False)]
     axes, tokens = (*own[0], *own[1]), PartitionSpec(*(part or None for part in own))
     if not axes:
@@ -221,21 +178,26 @@ def over_tokens(function: Callable[..., Any], weights: Any, *arrays: jax.Array) 
     return sharded([jnp.asarray(leaves[number]) for number in read], *arrays)
 
 
-def over_rows(function: Callable[..., Any], names: Callable[[int], Sequence[str | None]], *trees: Any) -> Any:
-    """`function(*trees)` with the part of each device apart, where `names` gives the logical axes of arrays of so many dimensions.
+def over_rows(
+    function: Callable[..., Any], names: Callable[[int], Sequence[str | None]], *trees: Any, whole: Sequence[Any] = ()
+) -> Any:
+    """`function(*whole, *trees)` with the part of each device apart, where `names` gives the logical axes of arrays of so many dimensions;
+    what is `whole` every device has all of.
 
     Rows that come out are of the same device as those that go in, and as many in all as the function would give for all rows at once.
     Without an ambient mesh, or on one device, it is called as it is.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return function(*trees)
+    if not split_axes(mesh):
+        return function(*whole, *trees)
 
     def specs(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: spec_of(names(leaf.ndim), leaf.shape, mesh), tree)
 
-    out = specs(jax.eval_shape(function, *trees))
-    return jax.shard_map(function, mesh=mesh, in_specs=specs(trees), out_specs=out, check_vma=False)(*trees)
+    out = specs(jax.eval_shape(function, *whole, *trees))
+    everywhere = (PartitionSpec(),) * len(whole)
+    apart = jax.shard_map(function, mesh=mesh, in_specs=(*everywhere, *specs(trees)), out_specs=out, check_vma=False)
+    return apart(*whole, *trees)
 
 
 def keys_of(path: Any) -> list[str]:
@@ -376,14 +338,3 @@ def initialise(make: Callable[..., Any], *args: Any, mesh: Mesh) -> Any:
     shapes = jax.eval_shape(make, *args)
     with jax.set_mesh(mesh):
         return jax.jit(make, out_shardings=tree_shardings(shapes, mesh), compiler_options=compiler_options(mesh))(*args)
-
-
-def compiler_options(mesh: Mesh) -> dict[str, str] | None:
-    """What XLA is told for this mesh: on CPUs that stand for several devices, not to run independent collectives side by side.
-
-    A collective blocks its thread until all devices have come to it, and there are as many threads as devices: devices that came to
-    different ones first would wait for each other until XLA ends the process.
-    """
-    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
-        return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-    return None

@@ -166,7 +166,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("rollout/generate.py", "rollout/test_generate.py"): [
         ("s.key, text.count, temperature)", "s.key, text.count, 1.0)"),
         ("s.key, text.count, temperature)", "s.key, 0 * text.count, temperature)"),
-        ("axis=1, dtype=jnp.int32) - 1\n    queue", "axis=1, dtype=jnp.int32)\n    queue"),
+        ("axis=1, dtype=jnp.int32) - 1\n    written", "axis=1, dtype=jnp.int32)\n    written"),
         ("width + turn % new_tokens", "width + turn % 2"),
         ("s.alive & ~s.fresh, s.cache", "s.alive, s.cache"),
         ("jnp.where(s.fresh[:, None], s.hidden, hidden)", "hidden"),
@@ -176,8 +176,25 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
             "waiting.reshape(devices, -1), axis=1) & (free >= enough)",
             "waiting.reshape(devices, -1), axis=1) & (free >= own)",
         ),
-        ("else repeated\n    write = partial", "else prompts\n    write = partial"),
+        ("else repeated\n    share", "else prompts\n    share"),
+        ("(jnp.any(s.alive) | jnp.any(queue.waiting))", "jnp.any(s.alive)"),
         ("[jnp.zeros_like(prompts.loss_mask), written]", "[prompts.loss_mask, written]"),
+        ("jnp.where(text.written, text.tokens, logits.shape[1])", "text.tokens"),
+        ('(prompts.segments != 0) & (model.config.kind == "decoder")', "prompts.segments != 0"),
+        ("given = text.count < len(self.begin)", "given = text.count <= len(self.begin)"),
+        ("jnp.where(given, 0.0, logprob)", "logprob"),
+    ],
+    ("rollout/generate.py", "rollout/test_stop_texts.py"): [
+        ("matched == len(self.stop_table) - 1", "matched == len(self.stop_table)"),
+    ],
+    ("rollout/generate.py", "parity/test_eight_devices.py"): [
+        ('if in_pieces() or not alone("batch", rows):', "if True:"),
+    ],
+    ("rollout/slots.py", "rollout/test_stop_texts.py"): [("put(slots.matched, 0)", "slots.matched")],
+    ("rollout/stop_texts.py", "rollout/test_stop_texts.py"): [
+        ("written[cut:] in known", "written[cut:] in known and not cut"),
+        ("any(written.endswith(text) for text in texts)", "written in texts"),
+        ("text[: min(", "text[: max("),
     ],
     ("rollout/slots.py", "rollout/test_generate.py"): [
         ("[None, :] < self.count[:, None]", "[None, :] <= self.count[:, None]"),
@@ -185,6 +202,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("// (rows // prompts)", "* 0"),
         ("put(slots.position, queue.position[prompt])", "slots.position"),
         ("put(slots.key, queue.key[row])", "slots.key"),
+        ("put(slots.prompt, queue.prompt[prompt])", "slots.prompt"),
         ("put(x, jnp.zeros((), x.dtype))", "x"),
         ("read = jnp.pad(read, ((0, 0), (0, x.shape[1] - read.shape[1])))", "pass"),
     ],
@@ -310,6 +328,8 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("sharding.py", "test_sharding.py"): [
         ('names[: _inputs(names)] if part == "row"', 'names[: _inputs(names)] if part == "col"'),
+    ],
+    ("mesh.py", "test_sharding.py"): [
         (
             "(config.data // slices, *shape[1:]), (slices, 1, 1, 1)",
             "(*shape[:1], shape[1] // slices, *shape[2:]), (1, slices, 1, 1)",
@@ -338,7 +358,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("(raw - chance) / (100.0 - chance)", "(raw - chance) / 100.0"),
     ],
     ("sharding.py", "plan/test_collectives.py"): [
-        ("return not (_whole.get() or mesh.empty)", "return not mesh.empty"),
+        ("return not _whole.get() and any(", "return any("),
         ('(jax.lax.pcast(leaf, axes, to="varying") for leaf in given)', "iter(given)"),
         ('"embed": ("fsdp", "context")', '"embed": ("fsdp",)'),
     ],

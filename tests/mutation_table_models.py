@@ -16,6 +16,7 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("models/output.py", "models/test_output.py"): [
         ("jnp.pad(x[:, :-1], ((0, 0), (1, 0))", "jnp.pad(x[:, 1:], ((0, 0), (0, 1))"),
         (" & (batch.segments[:, 1:] != 0)", ""),
+        ("return logits if kept is None else kept, back", "return logits, back"),
         ("(batch.segments[:, 1:] == batch.segments[:, :-1]) & ", ""),
         ("return unembed(h) / temperature", "return unembed(h)"),
         ("grad[:, :, None] * share", "share"),
@@ -40,6 +41,11 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("models/attention.py", "models/test_decoder.py"): [
         ("scores = softcap(scores.", "scores = (scores."),
+    ],
+    ("models/attention.py", "models/test_attention.py"): [
+        ("slice(max(first - before, 0), end)", "slice(max(first - before + 1, 0), end)"),
+        ("visible.column is not None or", "False or"),
+        ("window if local is True else None", "window"),
     ],
     ("models/visible.py", "models/test_attention.py"): [("(apart < window)", "(apart <= window)")],
     ("models/layers.py", "plan/test_collectives.py"): [

@@ -8,7 +8,8 @@ from jax.sharding import PartitionSpec
 
 from rlhf_jax.compiled import Recompiled, compile_function, compile_step
 from rlhf_jax.config import MeshConfig
-from rlhf_jax.sharding import make_mesh, place
+from rlhf_jax.mesh import make_mesh
+from rlhf_jax.sharding import place
 
 
 def test_a_step_that_would_be_compiled_again_names_what_changed():

@@ -165,6 +165,7 @@ RELATIVE = dataclasses.replace(
             {"mesh": MeshConfig(fsdp=2), "evaluation": dataclasses.replace(BASE.evaluation, slots=3)},
             "evaluation.slots=3 does not split over mesh",
         ),
+        (BASE.evaluation, {"stop": ("\n", "")}, "has an empty text"),
         (MODEL, {"remat": "all"}, "'none' or 'products' or 'layers'"),
         (BASE, {"policy": dataclasses.replace(MODEL, causal=False)}, "policy.causal=False: an encoder writes no text"),
         (BASE, {"classify": CLASSIFY}, "classes are told by an encoder; set policy to one"),

@@ -234,7 +234,7 @@ import numpy as np
 from rlhf_jax.config import MeshConfig
 from rlhf_jax.loops.rlhf import RewardError, text_scorer
 from rlhf_jax.processes import Elsewhere, joined, number, on_host
-from rlhf_jax.sharding import make_mesh
+from rlhf_jax.mesh import make_mesh
 
 asked = []
 

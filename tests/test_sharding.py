@@ -16,18 +16,15 @@ from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import MeshConfig, Optim
 from rlhf_jax.data.batching.batches import prompt_batches
 from rlhf_jax.data.tokens.encode import Encoded
+from rlhf_jax.mesh import AXES, compiler_options, device_order, make_mesh
 from rlhf_jax.rollout.sampling import row_keys
 from rlhf_jax.sharding import (
-    AXES,
     batch_shardings,
-    compiler_options,
     constrain,
-    device_order,
     gathered,
     in_pieces,
     initialise,
     logical_axes,
-    make_mesh,
     place,
     place_batch,
     spec_of,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from rlhf_jax.config import ModelConfig, Optim
+from rlhf_jax.config import MeshConfig, ModelConfig, Optim
 from rlhf_jax.data.tokens.encode import Encoded
+from rlhf_jax.mesh import make_mesh, split_cpu
+from rlhf_jax.report.environment import cores
 from rlhf_jax.rollout.sampling import row_keys
+from rlhf_jax.sharding import place_batch
 from rlhf_jax.types import TokenBatch
 
 FAST = {"max_length": 512, "unroll": True, "logit_chunk": None}  # on CPUs, for models that memory has room for
@@ -37,6 +42,14 @@ class Shape:
 
 
 SHAPE = Shape()
+
+
+def all_cores() -> Mesh:
+    """Each core of a CPU as a device of its own, as far as batches divide; one device of what else there is."""
+    devices = math.gcd(cores(), SHAPE.rows)
+    split_cpu(devices)
+    return make_mesh(MeshConfig(data=devices if jax.default_backend() == "cpu" else 1))
+
 
 Values = dict[str, Any]
 
@@ -104,11 +117,12 @@ def random_texts(config: ModelConfig, sizes: np.ndarray, seed: int = 0) -> list[
     return [Encoded((text[0],), tuple(text[1:])) for text in texts]
 
 
-def prompts(config: ModelConfig, count: int, samples: int = 1, length: int = SHAPE.prompt_length) -> Values:
-    """Prompts without padding, and the keys of `samples` responses to each."""
+def prompts(config: ModelConfig, mesh: Mesh, count: int, samples: int = 1, length: int = SHAPE.prompt_length) -> Values:
+    """Prompts without padding, and the keys of `samples` responses to each, on the mesh."""
     batch = token_batch(config, count, length)
     places = np.repeat(np.arange(count), samples)
-    return {
+    asked = {
         "prompts": dataclasses.replace(batch, loss_mask=jnp.zeros_like(batch.loss_mask)),
         "keys": row_keys(jax.random.key(3), 0, places, np.tile(np.arange(samples), count)),
     }
+    return place_batch(asked, mesh)

@@ -14,17 +14,18 @@ from benchmarks.workloads.common import (
     Shape,
     Values,
     Workload,
+    all_cores,
     decode_bytes,
     forward_flops,
     prompts,
 )
 from rlhf_jax.compiled import compile_function, compile_step
-from rlhf_jax.config import PPO, MeshConfig, ModelConfig, Optim
+from rlhf_jax.config import PPO, ModelConfig, Optim
 from rlhf_jax.loops.rlhf import make_update
 from rlhf_jax.models import build_model
 from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.score import make_trajectory
-from rlhf_jax.sharding import make_mesh, place
+from rlhf_jax.sharding import place
 from rlhf_jax.train import init_state
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import start_ppo
@@ -58,7 +59,7 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
         old_logprobs="sampled" if sampled else "scored",
     )
     policy, scalar = build_model(config), build_model(dataclasses.replace(config, head="scalar"))
-    mesh, tx = make_mesh(MeshConfig()), make_optimizer(recipe.policy_optim)
+    mesh, tx = all_cores(), make_optimizer(recipe.policy_optim)
     write = compile_function(partial(generate, model=policy, new_tokens=shape.new_tokens), mesh)
     score = compile_function(scalar.scores, mesh)
     judge = compile_function(partial(make_trajectory, policy=policy, values=scalar.values, config=recipe), mesh)
@@ -86,7 +87,7 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
     flops = (3 - sampled + 3 * recipe.epochs) * forward_flops(config, once, np.full(count, shape.new_tokens))
     flops += (2 + 3 * recipe.epochs) * forward_flops(scalar.config, once)
     read = decode_bytes(config, count, shape.prompt_length, shape.new_tokens)
-    asked = prompts(config, shape.prompts, shape.samples, shape.prompt_length)
+    asked = prompts(config, mesh, shape.prompts, shape.samples, shape.prompt_length)
     return Workload("samples/s", count, asked | roles, phases, flops, read)
 
 
@@ -110,7 +111,7 @@ def grpo(config: ModelConfig) -> Workload:
         kl_coef=0.04,
         old_logprobs="sampled",
     )
-    policy, mesh, tx = build_model(config), make_mesh(MeshConfig()), make_optimizer(recipe.policy_optim)
+    policy, mesh, tx = build_model(config), all_cores(), make_optimizer(recipe.policy_optim)
     write = compile_function(partial(generate, model=policy, new_tokens=NEW_TOKENS), mesh)
     judge = compile_function(partial(make_trajectory, policy=policy, values=None, config=recipe), mesh)
     learn = compile_step(make_update(policy, None, recipe), mesh)
@@ -131,7 +132,7 @@ def grpo(config: ModelConfig) -> Workload:
     def update(v: Values) -> Values:
         return v | {"state": learn(v["state"], v["trajectory"], v["kl"], jax.random.key(2))[0]}
 
-    values = prompts(config, recipe.prompts, recipe.samples) | roles
+    values = prompts(config, mesh, recipe.prompts, recipe.samples) | roles
     phases = {"rollout": rollout, "score": scoring, "update": update}
     count = recipe.prompts * recipe.samples
     # Written, read by the reference, and one update.

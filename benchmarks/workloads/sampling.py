@@ -13,17 +13,18 @@ from benchmarks.workloads.common import (
     Shape,
     Values,
     Workload,
+    all_cores,
     decode_bytes,
     forward_flops,
     lengths,
     prompts,
 )
 from rlhf_jax.compiled import compile_function
-from rlhf_jax.config import MeshConfig, ModelConfig
+from rlhf_jax.config import ModelConfig
 from rlhf_jax.models import build_model
 from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.sampling import sample_tokens
-from rlhf_jax.sharding import make_mesh, place
+from rlhf_jax.sharding import place, place_batch
 
 PROMPTS, MANY, STOP = SHAPE.prompts, 128, 1
 NEW_TOKENS, PROMPT_LENGTH = SHAPE.new_tokens, SHAPE.prompt_length
@@ -31,9 +32,9 @@ NEW_TOKENS, PROMPT_LENGTH = SHAPE.new_tokens, SHAPE.prompt_length
 
 def generation(config: ModelConfig, shape: Shape = SHAPE) -> Workload:
     """128 new tokens to each of 16 prompts of 64; no stop token, so that every row is written to its end."""
-    model, mesh, new_tokens = build_model(config), make_mesh(MeshConfig()), shape.new_tokens
+    model, mesh, new_tokens = build_model(config), all_cores(), shape.new_tokens
     write = compile_function(partial(generate, model=model, new_tokens=new_tokens), mesh)
-    asked = prompts(config, shape.prompts, shape.samples, shape.prompt_length)
+    asked = prompts(config, mesh, shape.prompts, shape.samples, shape.prompt_length)
     values = asked | {"params": place(model.init(jax.random.key(0)), mesh)}
 
     def rollout(v: Values) -> Values:
@@ -61,9 +62,9 @@ def varied_in_slots(config: ModelConfig) -> Workload:
 
 
 def _varied(config: ModelConfig, slots: int | None, rows: int = MANY) -> Workload:
-    model, mesh = build_model(config), make_mesh(MeshConfig())
+    model, mesh = build_model(config), all_cores()
     sizes = lengths(MANY, 40, NEW_TOKENS)
-    asked = prompts(config, MANY)
+    asked = prompts(config, mesh, MANY)
     # A response stops where its length says; the keys, which go with the responses, tell it.
     keys = jax.random.wrap_key_data(jnp.stack([jnp.zeros(MANY, jnp.uint32), sizes.astype(jnp.uint32)], axis=1))
 
@@ -75,7 +76,9 @@ def _varied(config: ModelConfig, slots: int | None, rows: int = MANY) -> Workloa
     how = {"model": model, "new_tokens": NEW_TOKENS, "stop": (STOP,), "choose": choose, "slots": slots}
     write = compile_function(partial(generate, **how), mesh)
     parts = [slice(start, start + rows) for start in range(0, MANY, rows)]
-    batches = [(jax.tree.map(lambda x, p=part: x[p], asked["prompts"]), keys[part]) for part in parts]
+    batches = [
+        place_batch((jax.tree.map(lambda x, p=part: x[p], asked["prompts"]), keys[part]), mesh) for part in parts
+    ]
     values = {"params": place(model.init(jax.random.key(0)), mesh), "batches": batches}
 
     def rollout(v: Values) -> Values:

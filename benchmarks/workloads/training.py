@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from benchmarks.workloads.common import (
     OPTIM,
@@ -16,13 +17,14 @@ from benchmarks.workloads.common import (
     Shape,
     Values,
     Workload,
+    all_cores,
     forward_flops,
     lengths,
     random_texts,
     token_batch,
 )
 from rlhf_jax.compiled import compile_function, compile_step
-from rlhf_jax.config import MeshConfig, ModelConfig, Preference
+from rlhf_jax.config import ModelConfig, Preference
 from rlhf_jax.data.batching.batches import take_rows
 from rlhf_jax.data.batching.packing import pack_right
 from rlhf_jax.data.batching.padding import pad_right
@@ -30,7 +32,7 @@ from rlhf_jax.loops.preference import completed, make_preference_step
 from rlhf_jax.losses.reward import comparison_loss
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import build_model
-from rlhf_jax.sharding import make_mesh, place
+from rlhf_jax.sharding import place, place_batch
 from rlhf_jax.train import init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import PreferenceBatch, TokenBatch
@@ -63,7 +65,7 @@ def _varied(config: ModelConfig, rows_of: Callable[..., TokenBatch]) -> Workload
 
 
 def _sft(config: ModelConfig, batches: list[TokenBatch], sizes: np.ndarray, shape: Shape = SHAPE) -> Workload:
-    model, tx, mesh = build_model(config), make_optimizer(OPTIM), make_mesh(MeshConfig())
+    model, tx, mesh = build_model(config), make_optimizer(OPTIM), all_cores()
     loss = partial(sft_loss, logprobs=model.logprobs)
     step = compile_step(make_step(loss, tx, microbatches=shape.microbatches), mesh)
     state = place(init_state(model.init(jax.random.key(0)), tx), mesh)
@@ -75,13 +77,15 @@ def _sft(config: ModelConfig, batches: list[TokenBatch], sizes: np.ndarray, shap
         return v | {"state": state}
 
     flops = 3 * forward_flops(config, sizes)
-    return Workload("tokens/s", int(sizes.sum()), {"state": state, "batches": batches}, {"update": update}, flops)
+    return Workload(
+        "tokens/s", int(sizes.sum()), {"state": state, "batches": place_batch(batches, mesh)}, {"update": update}, flops
+    )
 
 
 def reward(config: ModelConfig) -> Workload:
     """One update on 8 pairs of 256 tokens each side."""
     config = dataclasses.replace(config, head="scalar")
-    model, tx, mesh = build_model(config), make_optimizer(OPTIM), make_mesh(MeshConfig())
+    model, tx, mesh = build_model(config), make_optimizer(OPTIM), all_cores()
     step = compile_step(make_step(partial(comparison_loss, scores=model.scores), tx), mesh)
     state = place(init_state(model.init(jax.random.key(0)), tx), mesh)
 
@@ -89,18 +93,18 @@ def reward(config: ModelConfig) -> Workload:
         return v | {"state": step(v["state"], v["batch"])[0]}
 
     flops = 3 * forward_flops(config, np.full(2 * ROWS, LENGTH))
-    return Workload("pairs/s", ROWS, {"state": state, "batch": _pairs(config)}, {"update": update}, flops)
+    return Workload("pairs/s", ROWS, {"state": state, "batch": _pairs(config, mesh)}, {"update": update}, flops)
 
 
 def dpo(config: ModelConfig) -> Workload:
     """One update on 8 pairs of 256 tokens each side, and before it the log-probs of the reference."""
-    model, mesh = build_model(config), make_mesh(MeshConfig())
+    model, mesh = build_model(config), all_cores()
     _, update_of = make_preference_step(model, Preference(data=None, pairs=ROWS, optim=OPTIM))
     complete = compile_function(partial(completed, model=model), mesh)
     step = compile_step(update_of, mesh)
     reference = model.init(jax.random.key(0))
     state = init_state(reference, make_optimizer(OPTIM))
-    values = place({"reference": reference, "state": state}, mesh) | {"pairs": _pairs(config)}
+    values = place({"reference": reference, "state": state}, mesh) | {"pairs": _pairs(config, mesh)}
 
     def score(v: Values) -> Values:
         return v | {"batch": complete(v["state"].params, v["reference"], v["pairs"])}
@@ -112,6 +116,6 @@ def dpo(config: ModelConfig) -> Workload:
     return Workload("pairs/s", ROWS, values, {"reference": score, "update": update}, flops)
 
 
-def _pairs(config: ModelConfig) -> PreferenceBatch:
+def _pairs(config: ModelConfig, mesh: Mesh) -> PreferenceBatch:
     chosen, rejected = (token_batch(config, ROWS, LENGTH, seed) for seed in (0, 1))
-    return PreferenceBatch(chosen, rejected, margin=jnp.zeros(ROWS), weight=jnp.ones(ROWS))
+    return place_batch(PreferenceBatch(chosen, rejected, margin=jnp.zeros(ROWS), weight=jnp.ones(ROWS)), mesh)

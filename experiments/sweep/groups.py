@@ -79,9 +79,9 @@ def side_by_side(runs: Sequence[tuple[Cell, int]], at_once: int | None = None) -
 
     from rlhf_jax.lanes.numbers import Decides
     from rlhf_jax.lanes.together import TooLarge, run_lanes
+    from rlhf_jax.mesh import make_mesh
     from rlhf_jax.report.environment import cores
     from rlhf_jax.report.progress import ASIDE
-    from rlhf_jax.sharding import make_mesh
 
     at_once = at_once or len(runs)
     chunk, rest = runs[:at_once], runs[at_once:]

@@ -30,8 +30,12 @@ class Evaluation:
         None  # of `rows` replies so many are written at once, others when some of these have ended; None: all
     )
 
+    begin: str = ""  # what every reply begins with
+    stop: tuple[str, ...] = ()  # texts before the first of which a reply ends
+
     def __post_init__(self):
         positive(self, "prompts", "rows", "new_tokens", "samples_shown", "best_of", "slots")
+        require(all(self.stop), f"stop={self.stop} has an empty text, which would end every reply before it begins")
         require(
             self.best_of is None or self.best_of > 1, f"best_of={self.best_of} leaves nothing to pick; set 2 or more"
         )

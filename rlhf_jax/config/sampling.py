@@ -11,8 +11,11 @@ from rlhf_jax.checks import fraction, positive
 class Sampling:
     """Which tokens may be drawn, at the temperature there is; None: all. Each takes of what the one before has left.
 
-    Log-probs of what is drawn are those among the tokens that are left.
+    Log-probs of what is drawn are those among the tokens that are left, with what repeats made less likely.
     """
+
+    # Logits of tokens that stand before are divided by it, those below 0 multiplied. Keskar et al. 2019 (arXiv:1909.05858), section 4.1
+    repetition_penalty: float | None = None
 
     top_k: int | None = None  # the likeliest so many. Fan et al. 2018 (arXiv:1805.04833), section 5.4
     top_p: float | None = (
@@ -23,7 +26,7 @@ class Sampling:
     )
 
     def __post_init__(self):
-        positive(self, "top_k", "top_p")
+        positive(self, "repetition_penalty", "top_k", "top_p")
         fraction(self, "top_p", "min_p")
 
 

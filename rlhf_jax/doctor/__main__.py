@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.virtual_devices < 1:
         parser.error(f"--virtual-devices {options.virtual_devices}: at least 1")
-    from rlhf_jax.sharding import split_cpu
+    from rlhf_jax.mesh import split_cpu
 
     split_cpu(options.virtual_devices)
     try:

@@ -38,8 +38,9 @@ from rlhf_jax.doctor.subjects import (
 from rlhf_jax.losses.policy import policy_loss
 from rlhf_jax.losses.ppo import ppo_value_loss
 from rlhf_jax.losses.sft import sft_loss
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.rollout.score import make_trajectory
-from rlhf_jax.sharding import make_mesh, place, place_batch
+from rlhf_jax.sharding import place, place_batch
 from rlhf_jax.train import TrainState, init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import PPOState, combined, make_ppo_update, start_ppo

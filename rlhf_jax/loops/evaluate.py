@@ -28,7 +28,7 @@ from rlhf_jax.models import Model
 from rlhf_jax.processes import on_host
 from rlhf_jax.report.metrics import MetricsWriter
 from rlhf_jax.report.progress import progress
-from rlhf_jax.rollout.replies import Sampler, make_sampler, response_texts
+from rlhf_jax.rollout.replies import Sampler, make_sampler
 from rlhf_jax.rollout.score import describe_rows
 from rlhf_jax.types import Params, Rollout
 from rlhf_jax.worlds.instruct import Split
@@ -87,7 +87,7 @@ class Judge:
             numbers: dict[str, Any] = dict(describe(rollout))
             if self.scorer is not None:
                 numbers["score"] = self.scorer(rollout, np.zeros(len(counts), np.int64))
-            texts = [self.texts.template.reply_text(t) for t in response_texts(rollout, self.texts.tokenizer)]
+            texts = [self.texts.template.reply_text(text) for text in self.sampler.texts(rollout)]
             replies += [text for text, real in zip(texts, counts, strict=True) if real]
             for name, values in on_host(numbers).items():
                 columns.setdefault(name, []).append(values[counts])
@@ -123,6 +123,8 @@ def make_judge(run: Run, texts: Texts, model: Model, reference: Params, scorer: 
         ending=ending_of(texts, run.experiment.ppo),
         sampling=config.sampling,
         slots=config.slots,
+        begin=config.begin,
+        stop=config.stop,
     )
     describe = run.programs.function(lambda: partial(describe_rows, policy=model))
     return Judge(run, texts, reference, sampler(), sampler(greedy=True), describe, scorer)

@@ -24,9 +24,10 @@ from rlhf_jax.data.mixtures import Gathered
 from rlhf_jax.data.sources import find_data_root
 from rlhf_jax.loops.faults import Faults
 from rlhf_jax.loops.preemption import Notice, Preempted
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.report.metrics import Later, MetricsWriter
 from rlhf_jax.report.progress import progress
-from rlhf_jax.sharding import in_host_memory, make_mesh, own_rows, place_rows
+from rlhf_jax.sharding import in_host_memory, own_rows, place_rows
 from rlhf_jax.types import Params
 
 State = TypeVar("State")

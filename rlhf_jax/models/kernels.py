@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax.models.visible import Visible
-from rlhf_jax.sharding import axes_of, pieces
+from rlhf_jax.sharding import axes_of, pieces, split_axes
 
 LANES = 128
 """Tokens of the smallest block of a kernel on a TPU."""
@@ -49,7 +49,7 @@ def splash(
 
     _, length, heads, size = q.shape
     mesh = jax.sharding.get_abstract_mesh()
-    sharded = not mesh.empty and mesh.size > 1
+    sharded = bool(split_axes(mesh))
     q = q * (size**-0.5 if scale is None else scale)
     q, names = q.swapaxes(1, 2), ("batch", "heads", "length")
     if sharded and axes_of("heads", heads, mesh) != axes_of("kv", keys.shape[1], mesh):

@@ -35,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Plans what the options say."""
+    from rlhf_jax.mesh import split_cpu
     from rlhf_jax.plan.chips import parse_topology
     from rlhf_jax.plan.planner import plan
     from rlhf_jax.plan.search import remedy, search
     from rlhf_jax.plan.table import as_json, table
-    from rlhf_jax.sharding import split_cpu
 
     # By its name, as experiments stand above this package.
     entry = importlib.import_module("experiments.registry").find(options.experiment)

@@ -12,12 +12,12 @@ import jax
 
 from rlhf_jax.compiled import Traced
 from rlhf_jax.config import ONE_DEVICE, Experiment, MeshConfig
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models import output
 from rlhf_jax.plan.chips import Topology
 from rlhf_jax.plan.flops import matmul_flops
 from rlhf_jax.plan.programs import trace_rollout, trace_updates
 from rlhf_jax.plan.roofline import Cost, cost_of
-from rlhf_jax.sharding import make_mesh
 
 Tell = Callable[[str], None]
 

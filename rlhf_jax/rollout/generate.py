@@ -6,17 +6,19 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.cache import names_of
 from rlhf_jax.models.params import in_dtype
-from rlhf_jax.rollout.sampling import sample_tokens
+from rlhf_jax.rollout.sampling import penalised, sample_tokens
 from rlhf_jax.rollout.slots import Queue, Responses, Slots, no_responses, open_slots, put_down, seat
-from rlhf_jax.sharding import in_one_piece, over_rows, pieces
+from rlhf_jax.sharding import alone, in_one_piece, in_pieces, over_rows, pieces
 from rlhf_jax.types import Params, Rollout, TokenBatch
 
 WORTH = 8
@@ -34,6 +36,9 @@ def generate(
     stop: Sequence[int] = (),
     choose: Callable = sample_tokens,
     slots: int | None = None,
+    repetition_penalty: Float[Array, ""] | float | None = None,
+    begin: Sequence[int] = (),
+    stop_table: Int[np.ndarray, "S V"] | None = None,
 ) -> Rollout:
     """Responses of up to `new_tokens` tokens to left-padded prompts [P, W]; a row ends with its first token in `stop`.
 
@@ -43,6 +48,10 @@ def generate(
 
     Comes out as [B, W + new_tokens]: the stop token belongs to the response; what follows it is padding by `segments` (token id 0),
     whatever ids the tokenizer uses. `logprobs` are those of the distribution sampled from.
+
+    Of that, tokens which stand in the prompt or the response already are made less likely by the `repetition_penalty`; an encoder-decoder
+    writes no prompt. The tokens in `begin` come first, certain (log-prob 0). With a `stop_table` a response also ends with the token that
+    completes one of its texts (rollout/stop_texts.py).
 
     Weights are brought before into the dtype in which the model computes, and with `gather_once` gathered. Source: Touvron et al. 2023
     (arXiv:2307.09288), section 3.2.3: under FSDP generation was about twenty times slower without that.
@@ -59,44 +68,86 @@ def generate(
     repeated = jax.tree.map(lambda x: jnp.repeat(x, rows // asked, axis=0), prompts)
     # Prompts that are not on the devices of their responses are read for each of these.
     read = prompts if pieces("batch", asked) == devices else repeated
-    write = partial(_write, model=model, new_tokens=new_tokens, stop=stop, choose=choose, slots=at_once)
+    share = Fraction(at_once, rows)
+    manner = Manner(new_tokens, tuple(stop), choose, repetition_penalty, tuple(begin), stop_table)
+    write = partial(_write, model=model, manner=manner, share=share)
+
+    def answered(params: Params) -> Responses:
+        if in_pieces() or not alone("batch", rows):
+            return write(params, temperature, read, keys)
+        # Each device has all weights, and goes on by itself: none waits for another at every token.
+        return over_rows(write, names_of, read, keys, whole=(params, jnp.asarray(temperature)))
+
     # Once for all tokens: a turn reads all weights, and does little else.
     params = in_dtype(params, model.config.dtype)
     if not model.config.gather_once:
-        out = write(params, read, keys, temperature)
+        out = answered(params)
     else:
         with in_one_piece(params) as whole:
-            out = write(whole, read, keys, temperature)
+            out = answered(whole)
     return join(repeated, out.tokens, out.logprobs, out.written, out.finished, temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manner:
+    """How responses are written: from the arguments of `generate`."""
+
+    new_tokens: int
+    stop: tuple[int, ...]
+    choose: Callable
+    repetition_penalty: Float[Array, ""] | float | None
+    begin: tuple[int, ...]
+    stop_table: Int[np.ndarray, "S V"] | None
+
+    def token(self, s: Slots, logits: Float[Array, "S V"], temperature) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
+        """(the next token of each slot, its log-prob)."""
+        text = s.text
+        if self.repetition_penalty is not None:
+            written = jnp.where(text.written, text.tokens, logits.shape[1])
+            logits = penalised(logits, jnp.concatenate([s.prompt, written], axis=1), self.repetition_penalty)
+        token, logprob = self.choose(logits, s.key, text.count, temperature)
+        if self.begin:
+            given = text.count < len(self.begin)
+            first = jnp.asarray(self.begin, token.dtype)[jnp.minimum(text.count, len(self.begin) - 1)]
+            token, logprob = jnp.where(given, first, token), jnp.where(given, 0.0, logprob)
+        return token, logprob
+
+    def ended(self, s: Slots, token: Int[Array, "S"]) -> tuple[Int[Array, "S"], Bool[Array, "S"]]:
+        """(how much of a text that ends it stands at the end of each slot behind this token, whether the token ends it)."""
+        ends = jnp.any(token[:, None] == jnp.asarray(self.stop, token.dtype)[None, :], axis=1)
+        if self.stop_table is None:
+            return s.matched, ends
+        matched = jnp.asarray(self.stop_table)[s.matched, token]
+        return matched, ends | (matched == len(self.stop_table) - 1)
 
 
 def _write(
     params: Params,
+    temperature: Float[Array, ""] | float,
     prompts: TokenBatch,
     keys: Key[Array, "B"],
-    temperature: Float[Array, ""] | float,
     *,
     model: Model,
-    new_tokens: int,
-    stop: Sequence[int],
-    choose: Callable,
-    slots: int,
+    manner: Manner,
+    share: Fraction,
 ) -> Responses:
+    """The responses, this share of them at once."""
     params = model.ready(params)
-    rows, width = keys.shape[0], prompts.tokens.shape[1]
+    rows, width, new_tokens = keys.shape[0], prompts.tokens.shape[1], manner.new_tokens
+    slots = int(rows * share)
     devices = pieces("batch", slots)
     own = slots // devices  # slots of each device
     enough = max(own // WORTH, 1)
     # What ends the loop is that all responses have; no more turns than these are needed, whatever lengths they have.
     turns = new_tokens if slots == rows else new_tokens + (new_tokens + 1) * rows // (slots - devices * (enough - 1))
-    stops = jnp.asarray(list(stop), jnp.int32)
 
     def draw(s: Slots, hidden: jax.Array) -> Slots:
         """The next token of every response that goes on."""
         text = s.text
-        token, logprob = choose(model.unembed(params, hidden), s.key, text.count, temperature)
+        token, logprob = manner.token(s, model.unembed(params, hidden), temperature)
+        matched, ends = manner.ended(s, token)
         here = s.alive[:, None] & (jnp.arange(new_tokens)[None, :] == text.count[:, None])
-        stopped = s.alive & jnp.any(token[:, None] == stops[None, :], axis=1)
+        stopped = s.alive & ends
         text = Responses(
             tokens=jnp.where(here, token[:, None], text.tokens),
             logprobs=jnp.where(here, logprob[:, None], text.logprobs),
@@ -105,7 +156,8 @@ def _write(
         )
         goes_on = s.alive & ~stopped & (text.count < new_tokens)
         position = s.position + s.alive
-        return dataclasses.replace(s, text=text, alive=goes_on, fresh=jnp.zeros_like(s.fresh), position=position)
+        fresh = jnp.zeros_like(s.fresh)
+        return dataclasses.replace(s, text=text, alive=goes_on, fresh=fresh, position=position, matched=matched)
 
     def advance(turn: jax.Array, s: Slots) -> tuple[jax.Array, Slots]:
         """The last token of every response is read, and the next one drawn."""
@@ -128,7 +180,8 @@ def _write(
         return jax.lax.while_loop(goes_on, lambda state: advance(*state), (turn, s))
 
     def unfinished(state: tuple[jax.Array, Slots, Queue]) -> jax.Array:
-        return (state[0] < turns) & jnp.any(state[1].alive)
+        turn, s, queue = state
+        return (turn < turns) & (jnp.any(s.alive) | jnp.any(queue.waiting))
 
     def refill(state: tuple[jax.Array, Slots, Queue]) -> tuple[jax.Array, Slots, Queue]:
         turn, s, queue = state
@@ -138,14 +191,16 @@ def _write(
     # Where none waits, what is read of the prompts lies where it stays.
     hidden, read = model.prefill(params, prompts, width if slots < rows else width + new_tokens)
     position = jnp.sum(prompts.segments != 0, axis=1, dtype=jnp.int32) - 1
-    queue = Queue(hidden, position, read, keys, jnp.ones((rows,), bool), no_responses(rows, new_tokens))
+    written = (prompts.segments != 0) & (model.config.kind == "decoder")
+    known = jnp.where(written, prompts.tokens, model.config.vocab)
+    queue = Queue(hidden, known, position, read, keys, jnp.ones((rows,), bool), no_responses(rows, new_tokens))
     cache = jax.eval_shape(
         lambda params, prompts: model.prefill(params, prompts, width + new_tokens)[1], params, prompts
     )
     more = jax.tree.map(
         lambda whole, part: tuple(a - b for a, b in zip(whole.shape, part.shape, strict=True)), cache, read
     )
-    s, queue = over_rows(partial(open_slots, share=Fraction(slots, rows), more=more), names_of, queue)
+    s, queue = over_rows(partial(open_slots, share=share, more=more), names_of, queue)
     turn, s = jnp.int32(0), draw(s, s.hidden)
     if slots == rows:
         _, s = until_free(turn, s, queue.waiting)
@@ -163,11 +218,9 @@ class Ending:
     after: int = 0
 
 
-def responses(
-    model: Model, ending: Ending, new_tokens: int, choose: Callable = sample_tokens, slots: int | None = None
-) -> Callable[..., Rollout]:
-    """The pure function (params, prompts, keys, temperature) -> rollout of responses that end this way."""
-    write = partial(generate, model=model, new_tokens=new_tokens, stop=(ending.eos,), choose=choose, slots=slots)
+def responses(model: Model, ending: Ending, new_tokens: int, **how: Any) -> Callable[..., Rollout]:
+    """The pure function (params, prompts, keys, temperature) -> rollout of responses that end this way; `how` goes to `generate`."""
+    write = partial(generate, model=model, new_tokens=new_tokens, stop=(ending.eos,), **how)
     token = ending.token
     return write if token is None else lambda *args: truncate(write(*args), token, ending.after)
 

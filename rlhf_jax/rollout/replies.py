@@ -19,6 +19,7 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.processes import on_host
 from rlhf_jax.rollout.generate import Ending, responses
 from rlhf_jax.rollout.sampling import greedy_tokens, row_keys, sample_tokens
+from rlhf_jax.rollout.stop_texts import before_first, stop_table
 from rlhf_jax.sharding import place_batch
 from rlhf_jax.types import Params, Rollout
 
@@ -48,6 +49,7 @@ class Sampler:
     rows: int
     prompt_length: int
     program: Callable
+    stop: tuple[str, ...] = ()  # texts that are no part of a reply, nor what stands behind them
 
     def rollouts(
         self,
@@ -65,11 +67,15 @@ class Sampler:
             prompts_there, keys = place_batch((batch.prompts, keys), self.mesh)
             yield self.program(params, prompts_there, keys, np.float32(temperature)), index >= 0
 
+    def texts(self, rollout: Rollout) -> list[str]:
+        """The text of each response, up to the first of those that end it."""
+        return [before_first(text, self.stop) for text in response_texts(rollout, self.tokenizer)]
+
     def replies(self, params: Params, prompts: Sequence[Encoded], key: jax.Array, **how) -> list[str]:
         """One reply text per prompt."""
         texts = []
         for rollout, counts in self.rollouts(params, prompts, key, **how):
-            texts += [text for text, real in zip(response_texts(rollout, self.tokenizer), counts, strict=True) if real]
+            texts += [text for text, real in zip(self.texts(rollout), counts, strict=True) if real]
         return texts
 
 
@@ -85,15 +91,32 @@ def make_sampler(
     greedy: bool = False,
     sampling: Sampling = EVERYTHING,
     slots: int | None = None,
+    begin: str = "",
+    stop: tuple[str, ...] = (),
 ) -> Sampler:
-    """A sampler of replies of up to `new_tokens` tokens that end with eos, or as said; greedy ones depend neither on the key nor on
-    `sampling`, which says what the others are drawn from.
+    """A sampler of replies of up to `new_tokens` tokens that end with eos, or as said; greedy ones do not depend on the key, nor on which
+    tokens `sampling` lets the others be drawn from.
 
-    Of `rows` replies as many are written at once as there are `slots`.
+    Of `rows` replies as many are written at once as there are `slots`. Every reply begins with `begin`, and ends before the first of the
+    texts in `stop`.
+
+    Raises: ValueError where `begin` leaves no token to write.
     """
+    first = tokenizer.encode(begin) if begin else []
+    if len(first) >= new_tokens:
+        raise ValueError(
+            f"begin={begin!r} is {len(first)} tokens, and replies have new_tokens={new_tokens}; nothing is left to write"
+        )
+    how = {
+        "slots": slots,
+        "begin": first,
+        "stop_table": stop_table(tokenizer, stop, model.config.vocab) if stop else None,
+    }
 
     def make(sampling: Sampling) -> Callable[..., Rollout]:
         choose = greedy_tokens if greedy else partial(sample_tokens, sampling=sampling)
-        return responses(model, ending or Ending(tokenizer.eos), new_tokens, choose, slots)
+        penalty = sampling.repetition_penalty
+        ends = ending or Ending(tokenizer.eos)
+        return responses(model, ends, new_tokens, choose=choose, repetition_penalty=penalty, **how)
 
-    return Sampler(tokenizer, programs.mesh, rows, prompt_length, programs.function(make, sampling))
+    return Sampler(tokenizer, programs.mesh, rows, prompt_length, programs.function(make, sampling), stop)

@@ -48,6 +48,15 @@ def sample_tokens(
     return tokens, logprob_of(logits, tokens)
 
 
+def penalised(
+    logits: Float[Array, "B V"], before: Int[Array, "B N"], penalty: Float[Array, ""] | float
+) -> Float[Array, "B V"]:
+    """The logits, those of tokens that stand `before` divided by the penalty, or multiplied by it below 0; ids from V on are nothing."""
+    rows = jnp.arange(logits.shape[0])[:, None]
+    seen = jnp.zeros(logits.shape, bool).at[rows, before].set(True, mode="drop")
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
 def left_by(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
     """The logits, and -inf for tokens that may not be drawn; of equal ones the first are left, and the likeliest token always is."""
     top_k, top_p, min_p = sampling.top_k, sampling.top_p, sampling.min_p

@@ -39,6 +39,10 @@ class Slots:
     fresh: Bool[Array, "S"]  # whether its first token is still to be drawn, from `hidden`
     position: Int[Array, "S"]  # of its last token, in prompt and response together
     hidden: Float[Array, "S D"]  # behind its prompt
+    prompt: Int[Array, "S W"]  # the ids that count as written before
+    matched: Int[
+        Array, "S"
+    ]  # how much of a text that would end it stands at its end, as a state of `rollout/stop_texts.py`
     cache: Any
 
 
@@ -47,6 +51,7 @@ class Queue:
     """The responses of a batch: what was read of their prompts, which of them wait, and those that are done."""
 
     hidden: Float[Array, "P D"]
+    prompt: Int[Array, "P W"]
     position: Int[Array, "P"]  # of the last token
     cache: Any  # with columns for the prompts, and for responses where none waits
     key: Key[Array, "B"]
@@ -82,6 +87,8 @@ def open_slots(queue: Queue, share: Fraction, more: Any) -> tuple[Slots, Queue]:
         fresh=everybody,
         position=first(queue.position),
         hidden=first(queue.hidden),
+        prompt=first(queue.prompt),
+        matched=jnp.zeros((count,), jnp.int32),
         cache=jax.tree.map(part, queue.cache, more),
     )
     return slots, dataclasses.replace(queue, waiting=jnp.arange(rows) >= count)
@@ -108,6 +115,8 @@ def seat(slots: Slots, queue: Queue, count: int) -> tuple[Slots, Queue]:
         fresh=put(slots.fresh, True),
         position=put(slots.position, queue.position[prompt]),
         hidden=put(slots.hidden, queue.hidden[prompt]),
+        prompt=put(slots.prompt, queue.prompt[prompt]),
+        matched=put(slots.matched, 0),
         cache=jax.tree.map(lambda x, read: _put_columns(x, where, read, prompt), slots.cache, queue.cache),
     )
     waiting = queue.waiting.at[jnp.where(seated, row, rows)].set(False, mode="drop")

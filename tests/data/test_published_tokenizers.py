@@ -19,6 +19,7 @@ from rlhf_jax.data.tokens.tokenizer import (
 )
 from rlhf_jax.doctor.report import Check
 from rlhf_jax.doctor.texts import SPELLED, TEXTS, of_tokenizer
+from rlhf_jax.rollout.stop_texts import token_texts
 
 MIXED = [
     "The quick brown fox, isn't it?  Two  blanks, then three   .",
@@ -116,6 +117,16 @@ def test_any_text_survives_a_byte_level_tokenizer(folder, name):
         # GPT-NeoX's tokenizer brings text into composed form.
         expected = text if name == "GPT-2" else text.replace("e\u0301", "é")
         assert tokenizer.decode(tokenizer.encode(text)) == expected
+
+
+@every_folder
+def test_what_each_token_adds_to_a_text_makes_the_text(folder, name):
+    tokenizer = find_tokenizer(folder(*FOLDERS[name]))
+    pieces = token_texts(tokenizer)
+    for text in ("a word, and another: 12 of them.", "Q: is it so?\nA: no"):
+        ids = tokenizer.encode(text)
+        assert "".join(pieces[number] for number in ids).removeprefix(" ") == tokenizer.decode(ids)
+    assert pieces[tokenizer.eos] == ""
 
 
 @every_model

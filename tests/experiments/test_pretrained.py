@@ -19,9 +19,9 @@ from rlhf_jax.config import ONE_DEVICE
 from rlhf_jax.data.tokens.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from rlhf_jax.doctor.subjects import right_padded
 from rlhf_jax.loops.pretrained import read_policy
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models import build_model
 from rlhf_jax.models.convert.load import load_pretrained
-from rlhf_jax.sharding import make_mesh
 from rlhf_jax.worlds.instruct import InstructWorld
 
 SHORT = (

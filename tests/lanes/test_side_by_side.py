@@ -15,9 +15,9 @@ from rlhf_jax.config import Experiment
 from rlhf_jax.lanes.together import run_lanes
 from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.run import open_run
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.overrides import to_dict
 from rlhf_jax.report.metrics import read_metrics
-from rlhf_jax.sharding import make_mesh
 
 NAMES = ("smoke/ppo", "smoke/ppo_max", "smoke/dapo", "smoke/preference", "smoke/kto", "smoke/ilql", "smoke/reward")
 ROUNDING = (

@@ -19,7 +19,7 @@ from rlhf_jax.frozen import Frozen
 from rlhf_jax.lanes.numbers import Decides
 from rlhf_jax.lanes.together import Team, TooLarge, run_lanes
 from rlhf_jax.loops.preemption import Notice, Preempted
-from rlhf_jax.sharding import make_mesh
+from rlhf_jax.mesh import make_mesh
 
 MESH = make_mesh(MeshConfig())
 

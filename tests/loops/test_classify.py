@@ -19,12 +19,12 @@ from rlhf_jax.data.tokens.tokenizer import train_sentencepiece
 from rlhf_jax.loops.export import export_model, read_experiment
 from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.run import open_run
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models.convert.load import load_pretrained
 from rlhf_jax.models.params import count_parameters
 from rlhf_jax.overrides import apply_overrides
 from rlhf_jax.plan.programs import lower_updates
 from rlhf_jax.report.metrics import read_metrics
-from rlhf_jax.sharding import make_mesh
 
 KINDS = {"ask": "which {} is it?", "sum up": "sum up the {} for me", "write": "write a {} now"}
 WORDS = ("house", "letter", "song", "tree", "river", "book", "street", "window", "table", "horse", "cloud", "garden")

@@ -13,9 +13,9 @@ from experiments.smoke import smoke_encoder_decoder
 from rlhf_jax.config import ILQL, LoRA, Optim, Preference
 from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.run import open_run
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.plan.programs import lower_updates
 from rlhf_jax.report.metrics import read_metrics
-from rlhf_jax.sharding import make_mesh
 
 OPTIM = Optim(lr=1e-3, rows=8, steps=3)
 

@@ -11,9 +11,9 @@ import numpy as np
 from experiments.smoke import smoke_encoder_reward
 from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.run import open_run
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.plan.programs import lower_updates
 from rlhf_jax.report.metrics import read_metrics
-from rlhf_jax.sharding import make_mesh
 
 
 def tiny():

@@ -21,9 +21,10 @@ from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.preference import completed, held_out_measure, make_preference_step
 from rlhf_jax.loops.run import open_run
 from rlhf_jax.losses.preference import kto_baseline
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.plan.programs import lower_updates
 from rlhf_jax.report.metrics import read_metrics
-from rlhf_jax.sharding import make_mesh, place, place_batch
+from rlhf_jax.sharding import place, place_batch
 from rlhf_jax.train import init_state
 from rlhf_jax.train.optimizer import make_optimizer
 

@@ -82,7 +82,8 @@ def test_a_stop_token_of_several_tokens_is_refused(llama_like):
 
 
 def test_comparisons_and_evaluation_sample_replies_that_end_as_those_of_ppo(tmp_path, monkeypatch):
-    config = dataclasses.replace(smoke_reward("cpu"), ppo=ppo("\n"), evaluation=smoke_dapo("cpu").evaluation)
+    evaluation = dataclasses.replace(smoke_dapo("cpu").evaluation, begin="a", stop=("b", "c"))
+    config = dataclasses.replace(smoke_reward("cpu"), ppo=ppo("\n"), evaluation=evaluation)
     run, asked = open_run(config, tmp_path), []
     texts, model = open_texts(run), build_model(config.policy)
 
@@ -90,7 +91,8 @@ def test_comparisons_and_evaluation_sample_replies_that_end_as_those_of_ppo(tmp_
         pass
 
     def record(*args, ending, **how):
-        asked.append((ending, how.get("sampling", EVERYTHING), how.get("slots")))
+        defaults = {"sampling": EVERYTHING, "slots": None, "begin": "", "stop": ()}
+        asked.append((ending, *(how.get(name, default) for name, default in defaults.items())))
         raise Asked
 
     for module in (evaluate, collect):
@@ -101,7 +103,7 @@ def test_comparisons_and_evaluation_sample_replies_that_end_as_those_of_ppo(tmp_
         collect.sampled_comparisons(run, run.experiment.reward, model, {}, texts, policy_prompts(run)[0])
     newline = texts.tokenizer.encode("\n")
     ending = Ending(texts.tokenizer.eos, newline[0], 3)
-    assert asked == [(ending, Sampling(top_p=0.7), 16), (ending, EVERYTHING, None)]
+    assert asked == [(ending, Sampling(top_p=0.7), 16, "a", ("b", "c")), (ending, EVERYTHING, None, "", ())]
 
 
 def test_while_the_value_warms_up_neither_the_policy_nor_the_coefficient_of_kl_moves():

@@ -14,9 +14,10 @@ from experiments.smoke import smoke_mesh, smoke_preference
 from rlhf_jax.config import MeshConfig
 from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.run import open_run
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models import build_model
 from rlhf_jax.models.params import count_parameters
-from rlhf_jax.sharding import HOST, in_device_memory, in_host_memory, make_mesh, place
+from rlhf_jax.sharding import HOST, in_device_memory, in_host_memory, place
 
 DEVICES = 8
 SMALL = {"prompts": 8, "rows": 8, "new_tokens": 4}

@@ -14,12 +14,13 @@ from checkpoints import SMALL
 
 from rlhf_jax.compiled import compile_function
 from rlhf_jax.config import MeshConfig
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models import attention as module
 from rlhf_jax.models import build_model
 from rlhf_jax.models.attention import attend_plainly
 from rlhf_jax.models.kernels import cudnn, cudnn_fits, splash, splash_fits
 from rlhf_jax.models.visible import Visible
-from rlhf_jax.sharding import make_mesh, place, place_batch
+from rlhf_jax.sharding import place, place_batch
 
 ROWS, LENGTH, HEADS, GROUPS, SIZE = 2, 256, 4, 2, 16
 

@@ -10,10 +10,11 @@ from builders import lively
 from checkpoints import LLAMA, SMALL, assert_same, saved
 
 from rlhf_jax.config import MeshConfig
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models.convert import load as loading
 from rlhf_jax.models.convert.load import load_pretrained
 from rlhf_jax.models.convert.store import Store
-from rlhf_jax.sharding import make_mesh, tree_shardings
+from rlhf_jax.sharding import tree_shardings
 
 WIDE = {
     "llama": dataclasses.replace(LLAMA, vocab=32, width=32, mlp=48),

@@ -13,9 +13,10 @@ from rlhf_jax.compiled import compile_step
 from rlhf_jax.config import LoRA, MeshConfig, Optim
 from rlhf_jax.frozen import Frozen, join_frozen, split_frozen
 from rlhf_jax.losses.sft import sft_loss
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models.lora import adapted, joined, merged, targets_of, with_lora
 from rlhf_jax.rollout.generate import generate
-from rlhf_jax.sharding import make_mesh, place, place_batch
+from rlhf_jax.sharding import place, place_batch
 from rlhf_jax.train import init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 

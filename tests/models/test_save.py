@@ -17,10 +17,11 @@ from safetensors import safe_open
 
 from rlhf_jax.config import MeshConfig
 from rlhf_jax.config.model import RopeScaling
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models.convert.load import load_pretrained
 from rlhf_jax.models.convert.save import FREE, family_of, lost_fields, save_pretrained
 from rlhf_jax.models.convert.store import INDEX
-from rlhf_jax.sharding import make_mesh, place
+from rlhf_jax.sharding import place
 
 
 def listed(folder) -> set[str]:

@@ -35,8 +35,9 @@ from rlhf_jax.losses.ppo import ppo_value_loss
 from rlhf_jax.losses.preference import make_objective, preference_loss, with_reference
 from rlhf_jax.losses.reward import comparison_loss
 from rlhf_jax.losses.sft import sft_loss
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models.lora import with_lora
-from rlhf_jax.sharding import make_mesh, place, place_batch
+from rlhf_jax.sharding import place, place_batch
 from rlhf_jax.train import init_state, make_step
 from rlhf_jax.train.ppo import combined, make_ppo_update, start_ppo
 from rlhf_jax.types import PreferenceBatch, TokenBatch, Trajectory

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from functools import partial
 
 import jax
@@ -39,9 +40,10 @@ from rlhf_jax.losses.ppo import ppo_value_loss
 from rlhf_jax.losses.q_learning import ilql_loss
 from rlhf_jax.losses.reward import comparison_loss
 from rlhf_jax.losses.sft import sft_loss
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.sampling import row_keys
-from rlhf_jax.sharding import make_mesh, place, place_batch
+from rlhf_jax.sharding import place, place_batch
 from rlhf_jax.train import init_state, make_step
 from rlhf_jax.train.critics import make_critic_step, start_critics
 from rlhf_jax.train.optimizer import make_optimizer
@@ -162,6 +164,19 @@ def test_each_device_refills_its_own_slots_and_the_responses_are_the_same(count,
 def test_without_a_loop_over_layers_devices_refill_their_slots_too(mesh):
     eight = rollout(mesh, dataclasses.replace(LLAMA, unroll=True), 16, 3, slots=16)
     assert_same_responses(rollout(ALONE, LLAMA, 16, 3), eight)
+
+
+@pytest.mark.parametrize("slots", [None, 16])
+@pytest.mark.parametrize(("mesh", "how"), [(MESHES[0], {}), (MeshConfig(2, 4, 1), {"gather_once": True})], ids=str)
+def test_devices_that_have_all_weights_write_on_their_own(mesh, how, slots):
+    """Nothing is exchanged but weights, before it begins: a device whose responses have ended holds nobody up, and is held up by nobody."""
+    there = make_mesh(mesh)
+    given = (*place_batch((left_padded([4] * 32, 4), jax.random.split(jax.random.key(0), 32)), there), 0.7)
+    write = partial(generate, model=built(dataclasses.replace(LLAMA, **how)), new_tokens=6, stop=STOPS, slots=slots)
+    program = compile_function(write, there).lower(place(lively(LLAMA), there), *given).compile().as_text()
+    exchanges = [line for line in program.splitlines() if re.search(r"\b(all|collective)-[a-z]+\(", line)]
+    assert not any("while/body" in line for line in exchanges)
+    assert bool(exchanges) == bool(how)
 
 
 def assert_same_responses(one, other):

@@ -34,13 +34,13 @@ from families import LENGTHS, random_model, tensor
 from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.config import MeshConfig
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models import build_model
 from rlhf_jax.models.convert.bert import BERT as BERT_FAMILY
 from rlhf_jax.models.convert.bert import ROBERTA as ROBERTA_FAMILY
 from rlhf_jax.models.convert.fields import Fields
 from rlhf_jax.models.convert.load import load_pretrained
 from rlhf_jax.models.convert.save import family_of, save_pretrained
-from rlhf_jax.sharding import make_mesh
 
 every_encoder = pytest.mark.parametrize("name", ENCODERS)
 Tensors = dict[str, np.ndarray]

@@ -12,9 +12,9 @@ import pytest
 
 from experiments.registry import find
 from rlhf_jax.config import Experiment, MeshConfig
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.plan.hlo import Collective, Program
 from rlhf_jax.plan.programs import trace_ppo, trace_rollout, trace_updates
-from rlhf_jax.sharding import make_mesh
 
 MESHES = {"fsdp": MeshConfig(fsdp=8), "tensor": MeshConfig(tensor=4), "both": MeshConfig(fsdp=4, tensor=2)}
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")

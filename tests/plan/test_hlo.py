@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax.config import MeshConfig
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.plan.hlo import Program
-from rlhf_jax.sharding import make_mesh
 
 TEXT = """HloModule m, entry_computation_layout={...}
 

@@ -12,11 +12,11 @@ import pytest
 
 from experiments.registry import find
 from rlhf_jax.config import ONE_DEVICE, LoRA
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models import build_model
 from rlhf_jax.plan.hlo import Program
 from rlhf_jax.plan.planner import traced_programs
 from rlhf_jax.plan.programs import lower_ppo
-from rlhf_jax.sharding import make_mesh
 
 PROGRAM = """
 import json, re
@@ -25,7 +25,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 16)
 from experiments.registry import find
 from rlhf_jax.plan.programs import lower_updates
-from rlhf_jax.sharding import make_mesh
+from rlhf_jax.mesh import make_mesh
 experiment = find("instructgpt2022/ppo_ptx").experiment("tpu")
 lowered = lower_updates(experiment, make_mesh(experiment.mesh))
 texts = {stage: program.as_text() for stage, program in lowered.items()}

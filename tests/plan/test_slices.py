@@ -16,7 +16,7 @@ from experiments.registry import find
 from rlhf_jax.config import MeshConfig
 from rlhf_jax.models import build_model
 from rlhf_jax.plan.programs import trace_updates
-from rlhf_jax.sharding import make_mesh
+from rlhf_jax.mesh import make_mesh
 
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2", num_slices=2).devices
 config = MeshConfig(data=2, fsdp=4, slices=2)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from functools import partial
 
 import jax
@@ -30,6 +31,7 @@ from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.replies import response_ids
 from rlhf_jax.rollout.sampling import greedy_tokens, sample_tokens
 from rlhf_jax.rollout.score import final_scores
+from rlhf_jax.types import TokenBatch
 
 KEYS = jax.random.split(jax.random.key(5), 4)
 PROMPTS = left_padded([1, 4, 2, 3], 4, seed=7)
@@ -293,24 +295,74 @@ def test_of_a_thousand_responses_in_slots_none_is_another_than_of_all_at_once():
     assert len({len(ids) for ids in response_ids(at_once)}) > 15
 
 
-def test_a_slot_that_is_free_is_filled_while_others_still_write():
+def written_in_slots(lengths, slots):
+    """(lengths of the responses that these are written as, the columns drawn at each turn); the keys say how long."""
     turns = []
 
     def scripted_lengths(logits, keys, columns, temperature):
         jax.debug.callback(lambda columns: turns.append(columns.tolist()), columns)
-        lengths = jax.random.key_data(keys)[:, 1].astype(jnp.int32)  # each key says how long its response is
-        return jnp.where(columns + 1 == lengths, 2, 9), -1.0 - columns
+        ends = jax.random.key_data(keys)[:, 1].astype(jnp.int32)
+        return jnp.where(columns + 1 == ends, 2, 9), -1.0 - columns
 
-    lengths = np.array([8, 1, 2, 3, 1, 1])
-    keys = jax.random.wrap_key_data(np.stack([np.zeros(6), lengths], axis=1).astype(np.uint32))
-    prompts = left_padded([1, 4, 2, 3, 2, 1], 4, seed=7)
-    run = run_of(new_tokens=8, stop=(2,), choose=scripted_lengths, slots=2)
-    rollout = run(lively(LLAMA), prompts, keys, 1.0)
+    count = len(lengths)
+    keys = jax.random.wrap_key_data(np.stack([np.zeros(count), lengths], axis=1).astype(np.uint32))
+    prompts = left_padded([1 + row % 4 for row in range(count)], 4, seed=7)
+    rollout = run_of(new_tokens=8, stop=(2,), choose=scripted_lengths, slots=slots)(lively(LLAMA), prompts, keys, 1.0)
     jax.block_until_ready(rollout)
     jax.effects_barrier()
-    assert [len(ids) for ids in response_ids(rollout)] == lengths.tolist()
+    return [len(ids) for ids in response_ids(rollout)], turns
+
+
+def test_a_slot_that_is_free_is_filled_while_others_still_write():
+    lengths = [8, 1, 2, 3, 1, 1]
+    written, turns = written_in_slots(lengths, 2)
+    assert written == lengths
     # The first is written in one slot from beginning to end, the five others in the second, one after the other.
     assert sorted(turns) == [[0, 0], [1, 0], [2, 1], [3, 0], [4, 1], [5, 2], [6, 0], [7, 0]]
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 5, 8, 2], [1, 1, 1, 1, 1], [3, 3, 1, 1, 4]], ids=str)
+def test_those_that_wait_are_written_where_all_slots_end_together(lengths):
+    assert written_in_slots(lengths, 2)[0] == lengths
+
+
+@pytest.mark.parametrize("slots", [None, 3])
+@pytest.mark.parametrize("name", ["decoder", "encoder-decoder"])
+def test_a_repeated_token_has_the_log_prob_that_the_penalty_leaves_it(name, slots):
+    """Of what stands in the response so far, and in the prompt where the model writes on behind it; padding is nothing."""
+    config = LLAMA if name == "decoder" else T5
+    model, keys = built(config), jax.random.split(jax.random.key(3), 8)
+    prompts = left_padded([1, 4, 2, 3], 4, seed=7, vocab=config.vocab)
+    how = {"model": model, "new_tokens": 12, "slots": slots, "repetition_penalty": 1.7}
+    rollout = jax.jit(partial(generate, **how))(lively(config), prompts, keys, 0.8)
+    logits = np.asarray(jitted(model.logits)(lively(config), rollout.batch))
+    tokens, real = np.asarray(rollout.batch.tokens), np.asarray(rollout.batch.segments) != 0
+    repeated = 0
+    for row, column in itertools.product(range(8), range(4, 16)):
+        first = 0 if name == "decoder" else 4
+        seen = np.unique(tokens[row, first:column][real[row, first:column]])
+        raw = np.array(logits[row, column - 1], np.float64)
+        raw[seen] = np.where(raw[seen] > 0, raw[seen] / 1.7, raw[seen] * 1.7)
+        expected = (raw / 0.8)[tokens[row, column]] - np.log(np.exp(raw / 0.8).sum())
+        np.testing.assert_allclose(rollout.logprobs[row, column], expected, atol=2e-5)
+        repeated += tokens[row, column] in seen
+    assert repeated > 5
+
+
+@pytest.mark.parametrize("slots", [None, 3])
+def test_what_a_response_must_begin_with_is_certain_and_the_rest_follows_from_it(slots):
+    begin, params = (9, 4), lively(LLAMA)
+    prompts, keys = left_padded([1, 4, 2, 3], 4, seed=7), jax.random.split(jax.random.key(3), 8)
+    how = {"model": built(LLAMA), "choose": greedy_tokens}
+    led = jax.jit(partial(generate, new_tokens=7, begin=begin, slots=slots, **how))(params, prompts, keys, 1.0)
+    longer = jnp.concatenate([prompts.tokens, jnp.tile(jnp.array(begin), (4, 1))], axis=1)
+    segments = jnp.pad(prompts.segments, ((0, 0), (0, 2)), constant_values=1)
+    asked = TokenBatch(longer, positions_of(segments != 0), segments, jnp.zeros_like(segments, bool))
+    plain = jax.jit(partial(generate, new_tokens=5, **how))(params, asked, keys, 1.0)
+    np.testing.assert_array_equal(led.batch.tokens, plain.batch.tokens)
+    np.testing.assert_array_equal(led.batch.loss_mask[:, 4:6], True)
+    np.testing.assert_array_equal(led.logprobs[:, 4:6], 0.0)
+    np.testing.assert_allclose(led.logprobs[:, 6:], plain.logprobs[:, 6:], atol=1e-5)
 
 
 def test_keys_that_the_prompts_do_not_divide_are_refused():

@@ -11,9 +11,9 @@ from builders import LLAMA, built, lively, sampled
 from rlhf_jax.compiled import Programs
 from rlhf_jax.config import MeshConfig, Sampling
 from rlhf_jax.data.tokens.encode import Encoded
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.rollout.generate import Ending
 from rlhf_jax.rollout.replies import make_sampler, response_ids, response_texts
-from rlhf_jax.sharding import make_mesh
 
 PROMPTS = [Encoded((7, 8 + n, 9, 10 + n)[: 2 + n % 3]) for n in range(5)]
 ONE = MeshConfig()
@@ -83,6 +83,26 @@ def test_of_one_token_that_may_be_drawn_it_is_the_likeliest():
     greedy = sampler(5, greedy=True).replies(lively(LLAMA), PROMPTS, key)
     assert sampler(5, sampling=Sampling(top_k=1)).replies(lively(LLAMA), PROMPTS, key) == greedy
     assert sampler(5).replies(lively(LLAMA), PROMPTS, key) != greedy
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_every_reply_begins_as_it_must(greedy):
+    key, begin = jax.random.key(1), "KF"
+    led = sampler(5, greedy=greedy, begin=begin).replies(lively(LLAMA), PROMPTS, key)
+    assert all(text.startswith(begin) for text in led) and len(set(led)) > 1
+    with pytest.raises(ValueError, match="begin='KFKFKF' is 6 tokens, and replies have new_tokens=6; nothing is left"):
+        sampler(5, begin=3 * begin)
+
+
+def test_greedy_replies_repeat_less_by_the_penalty():
+    key, how = jax.random.key(1), {"new_tokens": 24, "greedy": True}
+
+    def repeated(texts):
+        return sum(len(text) - len(set(text)) for text in texts)
+
+    often = repeated(sampler(5, **how).replies(lively(LLAMA), PROMPTS, key))
+    seldom = repeated(sampler(5, sampling=Sampling(repetition_penalty=2.0), **how).replies(lively(LLAMA), PROMPTS, key))
+    assert seldom < often / 2
 
 
 def test_rows_that_only_fill_are_marked():

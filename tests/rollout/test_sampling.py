@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.config import Sampling
-from rlhf_jax.rollout.sampling import greedy_tokens, largest, left_by, logprob_of, row_keys, sample_tokens
+from rlhf_jax.rollout.sampling import greedy_tokens, largest, left_by, logprob_of, penalised, row_keys, sample_tokens
 
 RUN = jax.random.key(0)
 
@@ -159,6 +159,18 @@ def test_the_rest_is_left_out_as_transformers_does(sampling, temperature):
     ours = left_by(jnp.asarray(logits) / temperature, Sampling(**sampling))
     np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs.numpy()))
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.7, 1.0])
+def test_tokens_that_stand_before_are_made_less_likely_as_transformers_does(penalty):
+    import torch
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    draw = np.random.default_rng(5)
+    logits, before = draw.normal(size=(40, 50)).astype(np.float32), draw.integers(0, 50, (40, 12))
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(before), torch.tensor(logits))
+    padded = np.concatenate([np.full((40, 3), 50), before, np.full((40, 2), 50)], axis=1)  # 50 is no token
+    np.testing.assert_allclose(penalised(jnp.asarray(logits), jnp.asarray(padded), penalty), theirs, rtol=1e-6)
 
 
 def test_log_probs_of_what_is_drawn_are_those_among_what_is_left():

@@ -16,13 +16,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax.config import ONE_DEVICE, ModelConfig
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models.build import build_model
 from rlhf_jax.models.convert.families import FAMILIES
 from rlhf_jax.models.convert.family import Family
 from rlhf_jax.models.convert.fields import Fields
 from rlhf_jax.models.convert.store import Store
 from rlhf_jax.models.convert.table import Layout, Tensor, sizes_of
-from rlhf_jax.sharding import make_mesh, tree_shardings
+from rlhf_jax.sharding import tree_shardings
 from rlhf_jax.types import Params
 
 CONFIG = "config.json"
