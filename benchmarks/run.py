@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workloads import SIZES, WORKLOADS, Workload
+from benchmarks.workloads import SIZES, WORKLOADS, Workload, use_all_cores
 
 
 def measure(
@@ -29,6 +29,7 @@ def measure(
     import jax
     import numpy as np
 
+    use_all_cores()
     workload = make()
     values, compile_seconds, first = jax.block_until_ready(workload.values), 0.0, 0.0
     seconds: dict[str, list[float]] = {phase: [] for phase in workload.phases}

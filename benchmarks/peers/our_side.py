@@ -10,7 +10,7 @@ import jax
 
 import rlhf_jax
 from benchmarks.peers.protocol import Gate, Unavailable, repeat, run_side
-from benchmarks.workloads import SIZES, WORKLOADS
+from benchmarks.workloads import SIZES, WORKLOADS, use_all_cores
 
 VERSIONS = {
     "rlhf_jax": rlhf_jax.__version__,
@@ -21,6 +21,7 @@ VERSIONS = {
 def serve(task: dict[str, Any], gate: Gate) -> None:
     if task["workload"] not in WORKLOADS:
         raise Unavailable(f"we have no workload {task['workload']}")
+    use_all_cores()
     workload = WORKLOADS[task["workload"]](dataclasses.replace(SIZES["S"], **task["model"]))
     values = jax.block_until_ready(workload.values)
 

@@ -42,13 +42,19 @@ class Shape:
 
 
 SHAPE = Shape()
+SMALL = 10_000_000  # weights
 
 
-def all_cores() -> Mesh:
-    """Each core of a CPU as a device of its own, as far as batches divide; one device of what else there is."""
-    devices = math.gcd(cores(), SHAPE.rows)
-    split_cpu(devices)
-    return make_mesh(MeshConfig(data=devices if jax.default_backend() == "cpu" else 1))
+def use_all_cores() -> None:
+    """Lets each core of a CPU be a device of its own, in a process in which JAX has made nothing yet."""
+    split_cpu(cores())
+
+
+def fastest_mesh(config: ModelConfig) -> Mesh:
+    """A device for each core of a CPU, as far as these divide the rows of a batch, for a small model; one device for a larger one, whose
+    gradients take longer to add up, and for any on what else there is. As was measured: docs/benchmarks.md."""
+    apart = jax.default_backend() == "cpu" and weights(config) <= SMALL
+    return make_mesh(MeshConfig(data=math.gcd(len(jax.devices()), SHAPE.rows) if apart else 1))
 
 
 Values = dict[str, Any]

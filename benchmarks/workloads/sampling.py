@@ -13,8 +13,8 @@ from benchmarks.workloads.common import (
     Shape,
     Values,
     Workload,
-    all_cores,
     decode_bytes,
+    fastest_mesh,
     forward_flops,
     lengths,
     prompts,
@@ -32,7 +32,7 @@ NEW_TOKENS, PROMPT_LENGTH = SHAPE.new_tokens, SHAPE.prompt_length
 
 def generation(config: ModelConfig, shape: Shape = SHAPE) -> Workload:
     """128 new tokens to each of 16 prompts of 64; no stop token, so that every row is written to its end."""
-    model, mesh, new_tokens = build_model(config), all_cores(), shape.new_tokens
+    mesh, model, new_tokens = fastest_mesh(config), build_model(config), shape.new_tokens
     write = compile_function(partial(generate, model=model, new_tokens=new_tokens), mesh)
     asked = prompts(config, mesh, shape.prompts, shape.samples, shape.prompt_length)
     values = asked | {"params": place(model.init(jax.random.key(0)), mesh)}
@@ -62,7 +62,7 @@ def varied_in_slots(config: ModelConfig) -> Workload:
 
 
 def _varied(config: ModelConfig, slots: int | None, rows: int = MANY) -> Workload:
-    model, mesh = build_model(config), all_cores()
+    mesh, model = fastest_mesh(config), build_model(config)
     sizes = lengths(MANY, 40, NEW_TOKENS)
     asked = prompts(config, mesh, MANY)
     # A response stops where its length says; the keys, which go with the responses, tell it.

@@ -17,7 +17,7 @@ from benchmarks.workloads.common import (
     Shape,
     Values,
     Workload,
-    all_cores,
+    fastest_mesh,
     forward_flops,
     lengths,
     random_texts,
@@ -65,7 +65,7 @@ def _varied(config: ModelConfig, rows_of: Callable[..., TokenBatch]) -> Workload
 
 
 def _sft(config: ModelConfig, batches: list[TokenBatch], sizes: np.ndarray, shape: Shape = SHAPE) -> Workload:
-    model, tx, mesh = build_model(config), make_optimizer(OPTIM), all_cores()
+    mesh, model, tx = fastest_mesh(config), build_model(config), make_optimizer(OPTIM)
     loss = partial(sft_loss, logprobs=model.logprobs)
     step = compile_step(make_step(loss, tx, microbatches=shape.microbatches), mesh)
     state = place(init_state(model.init(jax.random.key(0)), tx), mesh)
@@ -85,7 +85,7 @@ def _sft(config: ModelConfig, batches: list[TokenBatch], sizes: np.ndarray, shap
 def reward(config: ModelConfig) -> Workload:
     """One update on 8 pairs of 256 tokens each side."""
     config = dataclasses.replace(config, head="scalar")
-    model, tx, mesh = build_model(config), make_optimizer(OPTIM), all_cores()
+    mesh, model, tx = fastest_mesh(config), build_model(config), make_optimizer(OPTIM)
     step = compile_step(make_step(partial(comparison_loss, scores=model.scores), tx), mesh)
     state = place(init_state(model.init(jax.random.key(0)), tx), mesh)
 
@@ -98,7 +98,7 @@ def reward(config: ModelConfig) -> Workload:
 
 def dpo(config: ModelConfig) -> Workload:
     """One update on 8 pairs of 256 tokens each side, and before it the log-probs of the reference."""
-    model, mesh = build_model(config), all_cores()
+    mesh, model = fastest_mesh(config), build_model(config)
     _, update_of = make_preference_step(model, Preference(data=None, pairs=ROWS, optim=OPTIM))
     complete = compile_function(partial(completed, model=model), mesh)
     step = compile_step(update_of, mesh)
