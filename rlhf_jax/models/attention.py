@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +83,9 @@ def attend_plainly(
     keys, values = (constrain(x, "batch", "kv", None, "head_dim") for x in (keys, values))
     # Heads of a group behind the tokens: pieces of a text stay pieces when the two are folded.
     q = q.reshape(rows, length, groups, heads // groups, size).transpose(0, 2, 1, 3, 4)
-    scores = jnp.einsum("bgqk,bgsk->bgqs", q.reshape(rows, groups, -1, size), keys)
-    scores = scores / math.sqrt(size) if scale is None else scores * scale
+    # Scaled here, as there are fewer of them than scores.
+    q = q.reshape(rows, groups, -1, size) * jnp.asarray(size**-0.5 if scale is None else scale, q.dtype)
+    scores = jnp.einsum("bgqk,bgsk->bgqs", q, keys)
     scores = softcap(scores.reshape(rows, groups, length, heads // groups, -1).astype(jnp.float32), cap)
     if bias is not None:
         scores = scores + bias.reshape(-1, groups, heads // groups, *bias.shape[2:]).swapaxes(2, 3)

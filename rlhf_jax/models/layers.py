@@ -15,7 +15,11 @@ from jaxtyping import Array, Float, Int
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.attention import attend
 from rlhf_jax.models.cache import at_layer, written
+from rlhf_jax.models.kernels import platform
 from rlhf_jax.sharding import PARAMETERS, constrain, gathered, in_pieces, pieces
+
+Turns = tuple[Float[Array, "B T 1 F"], Float[Array, "B T 1 F"]]
+"""Cosine and sine of each rotary pair at each position."""
 
 
 class Project(nn.Module):
@@ -82,32 +86,45 @@ class Norm(nn.Module):
         return y.astype(x.dtype)
 
 
-def rotary_frequencies(config: ModelConfig, *, local: bool = False) -> Float[Array, "F"]:
+def rotary_frequencies(config: ModelConfig, *, local: bool = False) -> Float[np.ndarray, "F"]:
     """By how much each rotary pair turns from one position to the next, in radians; `local`: on layers with a window."""
     half = config.rotary_size // 2
     base, scaling = config.rope_base, config.rope_scaling
     if local and config.local_rope_base is not None:
         base, scaling = config.local_rope_base, None
-    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies = np.float32(base) ** (-np.arange(half, dtype=np.float32) / half)
     if scaling is None:
         return frequencies
     if scaling.kind == "linear":
         return frequencies / scaling.factor
     turns = scaling.original_length * frequencies / (2 * math.pi)
-    kept = jnp.clip((turns - scaling.low_turns) / (scaling.high_turns - scaling.low_turns), 0.0, 1.0)
+    kept = np.clip((turns - scaling.low_turns) / (scaling.high_turns - scaling.low_turns), 0.0, 1.0)
     return kept * frequencies + (1.0 - kept) * frequencies / scaling.factor
 
 
-def rotate(
-    x: Float[Array, "B T H K"], positions: Int[Array, "B T"], frequencies: Float[Array, "F"]
-) -> Float[Array, "B T H K"]:
-    """Rotary position embedding (Su et al. 2021): pair (i, i + F) is turned by positions * frequencies[i]; what is behind stays.
+TABLE = 2**18
+"""Numbers that a table of cosines may have, as a part of the program."""
 
-    In float32: bfloat16 rounds position 257 to 256.
+
+def rotary_turns(positions: Int[Array, "B T"], frequencies: Float[np.ndarray, "F"], longest: int) -> Turns:
+    """Cosine and sine of positions * frequencies, in float32: bfloat16 rounds position 257 to 256. Positions from `longest` on may
+    get NaN.
+
+    On a CPU they come from a table: XLA makes them again wherever they are read there, one by one, for every head of every layer.
     """
-    half = frequencies.shape[0]
-    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None, :]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if platform() == "cpu" and longest * len(frequencies) <= TABLE:
+        angles = np.arange(longest, dtype=np.float32)[:, None] * frequencies
+        cos, sin = (jnp.take(jnp.asarray(table), positions, axis=0) for table in (np.cos(angles), np.sin(angles)))
+    else:
+        angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None]
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return cos[:, :, None], sin[:, :, None]
+
+
+def rotate(x: Float[Array, "B T H K"], turns: Turns) -> Float[Array, "B T H K"]:
+    """Rotary position embedding (Su et al. 2021): pair (i, i + F) is turned by the i-th angle; what is behind stays. In float32."""
+    cos, sin = turns
+    half = cos.shape[-1]
     left, right = jnp.split(x[..., : 2 * half].astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
     return turned if 2 * half == x.shape[-1] else jnp.concatenate([turned, x[..., 2 * half :]], axis=-1)
@@ -126,10 +143,12 @@ class Attention(nn.Module):
             q, k = Norm(c.norm, c.norm_eps, name="q_norm")(q), Norm(c.norm, c.norm_eps, name="k_norm")(k)
         local = jnp.all(layer != jnp.asarray(c.full_layers, jnp.int32)) if c.full_layers else True
         if c.position == "rope":
-            frequencies = rotary_frequencies(c)
+            longest = max(c.max_length, visible.keys.shape[1])
+            turns = rotary_turns(positions, rotary_frequencies(c), longest)
             if c.local_rope_base is not None:
-                frequencies = jnp.where(local, rotary_frequencies(c, local=True), frequencies)
-            q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
+                near = rotary_turns(positions, rotary_frequencies(c, local=True), longest)
+                turns = jax.tree.map(partial(jnp.where, local), near, turns)
+            q, k = rotate(q, turns), rotate(k, turns)
         keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
             cache = written(cache, (keys, values), layer, visible.first)

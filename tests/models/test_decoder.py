@@ -19,8 +19,10 @@ from builders import (
     moved_left,
     right_padded,
 )
+from checkpoints import SMALL
 
 from rlhf_jax.config import ModelConfig
+from rlhf_jax.models import layers
 from rlhf_jax.models.cache import empty_cache
 from rlhf_jax.models.decoder import ScalarHead
 from rlhf_jax.models.params import carry_over, count_parameters
@@ -238,6 +240,18 @@ def test_bfloat16_is_close_and_its_probabilities_are_float32(config):
     assert rough.dtype == jnp.float32
     difference = np.abs(rough - jitted(built(config).logprobs)(params, batch, 1.0))
     assert 0 < difference.max() < 0.02
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text"])
+def test_cosines_from_a_table_are_those_of_the_angles(name, monkeypatch):
+    frequencies = layers.rotary_frequencies(SMALL[name])
+    positions = jnp.array([[0, 1, 2, 511], [5, 4095, 77, 0]])
+    table = layers.rotary_turns(positions, frequencies, 4096)
+    monkeypatch.setattr(layers, "TABLE", 0)
+    computed = layers.rotary_turns(positions, frequencies, 4096)
+    assert_trees_close(table, computed, atol=2e-6)
+    exact = np.cos(np.asarray(positions, np.float64)[:, :, None] * np.asarray(frequencies, np.float64))
+    np.testing.assert_allclose(table[0][:, :, 0], exact, atol=3e-4)  # an angle of 4095 in float32
 
 
 def test_rotary_positions_are_relative_and_learned_ones_are_not():
