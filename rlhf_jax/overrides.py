@@ -94,11 +94,13 @@ def _arms(hint: Any) -> tuple[Any, ...]:
 
 
 def _parse(hint: Any, text: str, path: str) -> Any:
-    """The value that a text stands for: JSON where the type is a number, a truth value, a list or none; else the text itself."""
+    """The value that a text stands for: JSON where the type is a number, a truth value, a list or none, or the text is in quotes; else the
+    text itself."""
     arms = _arms(hint)
     if text.lower() in ("none", "null") and type(None) in arms:
         return None
-    if str in arms or any(typing.get_origin(arm) is typing.Literal for arm in arms):
+    quoted = len(text) > 1 and text[0] == text[-1] == '"'
+    if (not quoted and str in arms) or any(typing.get_origin(arm) is typing.Literal for arm in arms):
         return text
     try:
         if float in arms:

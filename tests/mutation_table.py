@@ -195,6 +195,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("written[cut:] in known", "written[cut:] in known and not cut"),
         ("any(written.endswith(text) for text in texts)", "written in texts"),
         ("text[: min(", "text[: max("),
+        ("begun[nothing] = 0", "pass"),
     ],
     ("rollout/slots.py", "rollout/test_generate.py"): [
         ("[None, :] < self.count[:, None]", "[None, :] <= self.count[:, None]"),

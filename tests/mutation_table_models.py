@@ -45,6 +45,7 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("models/attention.py", "models/test_attention.py"): [
         ("slice(max(first - before, 0), end)", "slice(max(first - before + 1, 0), end)"),
         ("visible.column is not None or", "False or"),
+        ("bias[:, :, own, seen]", "bias[:, :, own, :]"),
         ("window if local is True else None", "window"),
     ],
     ("models/visible.py", "models/test_attention.py"): [("(apart < window)", "(apart <= window)")],

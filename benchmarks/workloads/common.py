@@ -50,11 +50,11 @@ def use_all_cores() -> None:
     split_cpu(cores())
 
 
-def fastest_mesh(config: ModelConfig) -> Mesh:
-    """A device for each core of a CPU, as far as these divide the rows of a batch, for a small model; one device for a larger one, whose
+def fastest_mesh(config: ModelConfig, rows: int = SHAPE.rows) -> Mesh:
+    """A device for each core of a CPU, as far as these divide the rows of an update, for a small model; one device for a larger one, whose
     gradients take longer to add up, and for any on what else there is. As was measured: docs/benchmarks.md."""
     apart = jax.default_backend() == "cpu" and weights(config) <= SMALL
-    return make_mesh(MeshConfig(data=math.gcd(len(jax.devices()), SHAPE.rows) if apart else 1))
+    return make_mesh(MeshConfig(data=math.gcd(len(jax.devices()), rows) if apart else 1))
 
 
 Values = dict[str, Any]

@@ -32,7 +32,7 @@ NEW_TOKENS, PROMPT_LENGTH = SHAPE.new_tokens, SHAPE.prompt_length
 
 def generation(config: ModelConfig, shape: Shape = SHAPE) -> Workload:
     """128 new tokens to each of 16 prompts of 64; no stop token, so that every row is written to its end."""
-    mesh, model, new_tokens = fastest_mesh(config), build_model(config), shape.new_tokens
+    mesh, model, new_tokens = fastest_mesh(config, shape.prompts * shape.samples), build_model(config), shape.new_tokens
     write = compile_function(partial(generate, model=model, new_tokens=new_tokens), mesh)
     asked = prompts(config, mesh, shape.prompts, shape.samples, shape.prompt_length)
     values = asked | {"params": place(model.init(jax.random.key(0)), mesh)}

@@ -65,7 +65,7 @@ def _varied(config: ModelConfig, rows_of: Callable[..., TokenBatch]) -> Workload
 
 
 def _sft(config: ModelConfig, batches: list[TokenBatch], sizes: np.ndarray, shape: Shape = SHAPE) -> Workload:
-    mesh, model, tx = fastest_mesh(config), build_model(config), make_optimizer(OPTIM)
+    mesh, model, tx = fastest_mesh(config, shape.rows), build_model(config), make_optimizer(OPTIM)
     loss = partial(sft_loss, logprobs=model.logprobs)
     step = compile_step(make_step(loss, tx, microbatches=shape.microbatches), mesh)
     state = place(init_state(model.init(jax.random.key(0)), tx), mesh)

@@ -23,19 +23,24 @@ class Evaluation:
     samples_shown: int = 24
     positive_words: bool = False  # count the sentiment words of English replies
     best_of: int | None = None  # samples of the SFT policy to a prompt, of which the reward model picks one
-    sampling: Sampling = (
-        EVERYTHING  # of sampled replies, along which KL, entropy and perplexity are those of whole distributions
-    )
+    # Of sampled replies, along which KL, entropy and perplexity are those of whole distributions; the penalty of greedy ones too.
+    sampling: Sampling = EVERYTHING
     slots: int | None = (
         None  # of `rows` replies so many are written at once, others when some of these have ended; None: all
     )
-
     begin: str = ""  # what every reply begins with
-    stop: tuple[str, ...] = ()  # texts before the first of which a reply ends
+    # Texts before the first of which a reply ends. Its length, KL, entropy and the reward model's score are those of all that was written:
+    # `begin`, and the text that ended it.
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self):
         positive(self, "prompts", "rows", "new_tokens", "samples_shown", "best_of", "slots")
+        require(isinstance(self.stop, tuple), f"stop={self.stop!r} must be a tuple of texts")
         require(all(self.stop), f"stop={self.stop} has an empty text, which would end every reply before it begins")
+        ends = [text for text in self.stop if text in self.begin]
+        require(
+            not ends, f"begin={self.begin!r} has {ends} in it, before which every reply would end; change begin or stop"
+        )
         require(
             self.best_of is None or self.best_of > 1, f"best_of={self.best_of} leaves nothing to pick; set 2 or more"
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
-from rlhf_jax.checks import fraction, positive
+from rlhf_jax.checks import fraction, positive, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Sampling:
     def __post_init__(self):
         positive(self, "repetition_penalty", "top_k", "top_p")
         fraction(self, "top_p", "min_p")
+        penalty = self.repetition_penalty
+        require(penalty is None or penalty < math.inf, f"repetition_penalty={penalty} must be finite")
 
 
 EVERYTHING = Sampling()

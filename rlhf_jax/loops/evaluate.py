@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.config import Experiment
+from rlhf_jax.config import Evaluation, Experiment
 from rlhf_jax.data.schema import Comparison, Prompt
+from rlhf_jax.data.tokens.encode import encode_pieces
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.eval.best_of_n import best_of_n_from_pool, best_of_n_kl
 from rlhf_jax.eval.preference import (
@@ -28,8 +29,10 @@ from rlhf_jax.models import Model
 from rlhf_jax.processes import on_host
 from rlhf_jax.report.metrics import MetricsWriter
 from rlhf_jax.report.progress import progress
+from rlhf_jax.rollout.generate import Ending
 from rlhf_jax.rollout.replies import Sampler, make_sampler
 from rlhf_jax.rollout.score import describe_rows
+from rlhf_jax.rollout.stop_texts import StopTexts
 from rlhf_jax.types import Params, Rollout
 from rlhf_jax.worlds.instruct import Split
 
@@ -109,9 +112,24 @@ class Judge:
         return np.array([world.gold(p.key, reply) for p, reply in zip(prompts, replies, strict=True)])
 
 
+def beginning_of(texts: Texts, config: Evaluation, ending: Ending) -> list[int]:
+    """The tokens that `config.begin` is at the beginning of a reply. Raises: ValueError where they leave nothing to write."""
+    if not config.begin:
+        return []
+    begin = encode_pieces(texts.template.reply_start(config.begin), texts.tokenizer, texts.template)
+    if len(begin) >= config.new_tokens:
+        raise ValueError(
+            f"evaluation.begin={config.begin!r} is {len(begin)} tokens, and replies have evaluation.new_tokens={config.new_tokens}; "
+            "nothing is left to write"
+        )
+    if ending.token in begin[ending.after :]:
+        raise ValueError(f"evaluation.begin={config.begin!r} has ppo.stop_token in it, where every reply would end")
+    return begin
+
+
 def make_judge(run: Run, texts: Texts, model: Model, reference: Params, scorer: Scorer | None) -> Judge:
     """The judge of a run: `reference` is what KL is measured to."""
-    config = run.experiment.evaluation
+    config, ending = run.experiment.evaluation, ending_of(texts, run.experiment.ppo)
     sampler = partial(
         make_sampler,
         model,
@@ -120,11 +138,11 @@ def make_judge(run: Run, texts: Texts, model: Model, reference: Params, scorer: 
         rows=config.rows,
         prompt_length=run.experiment.text.prompt_length,
         new_tokens=config.new_tokens,
-        ending=ending_of(texts, run.experiment.ppo),
+        ending=ending,
         sampling=config.sampling,
         slots=config.slots,
-        begin=config.begin,
-        stop=config.stop,
+        begin=beginning_of(texts, config, ending),
+        stop=StopTexts.of(config.stop, texts.tokenizer, model.config.vocab) if config.stop else None,
     )
     describe = run.programs.function(lambda: partial(describe_rows, policy=model))
     return Judge(run, texts, reference, sampler(), sampler(greedy=True), describe, scorer)

@@ -26,6 +26,7 @@ from rlhf_jax.loops.collect import dealt_prompts, rate, sample_replies, sampled_
 from rlhf_jax.loops.evaluate import (
     Figures,
     accuracy_figures,
+    beginning_of,
     evaluate,
     longer_wins,
     make_judge,
@@ -90,7 +91,7 @@ def run_experiment(run: Run) -> Outcome:
     # What cannot work is refused here, before anything is trained.
     prompts, held_out = policy_prompts(run)
     examples = stage_examples(run)
-    ending_of(texts, experiment.ppo)
+    beginning_of(texts, experiment.evaluation, ending_of(texts, experiment.ppo))
     policy = build_model(dataclasses.replace(experiment.policy, head="lm"))
     start = run.set_aside(start_params(run, policy.config))  # which stages copy that train it
     outcome.figures["policy/parameters"] = float(count_parameters(start))

@@ -36,7 +36,8 @@ def attend(
     """`attend_plainly`, or the same by the kernel of the platform where that takes such arguments.
 
     On TPUs that is splash attention, on GPUs cudnn's; neither makes the scores of all queries and keys at once. With a bias it is plain.
-    Elsewhere queries are taken in blocks: keys behind the last query of a block, and before the first one's window, are left out.
+    Elsewhere queries are taken in blocks: keys behind the last query of a block are left out, and where all layers have a window those
+    before the first one's.
     """
     here = platform()
     if here == "tpu" and bias is None and splash_fits(q, keys, visible):

@@ -13,7 +13,7 @@ import jax
 from rlhf_jax.compiled import Traced
 from rlhf_jax.config import ONE_DEVICE, Experiment, MeshConfig
 from rlhf_jax.mesh import make_mesh
-from rlhf_jax.models import output
+from rlhf_jax.models import attention, output
 from rlhf_jax.plan.chips import Topology
 from rlhf_jax.plan.flops import matmul_flops
 from rlhf_jax.plan.programs import trace_rollout, trace_updates
@@ -61,8 +61,10 @@ def work_of(experiment: Experiment, names: Sequence[str]) -> dict[str, tuple[flo
         rows = ppo.prompts * ppo.samples
         turns = ppo.new_tokens * math.ceil(rows / (ppo.slots or rows))
     same, mesh = dataclasses.replace(experiment, mesh=ONE_DEVICE), make_mesh(ONE_DEVICE)
-    done = traced_programs(same, mesh)
-    with _nothing_again():
+    whole: Replaced = (attention, "_blocks", lambda length, *_: [(slice(None), slice(None))])
+    with _replaced(whole):
+        done = traced_programs(same, mesh)
+    with _replaced(whole, *NOTHING_AGAIN):
         once = traced_programs(with_remat(same, "none"), mesh)
     return {
         name: (matmul_flops(done[name].jaxpr, turns=turns), matmul_flops(once[name].jaxpr, turns=turns))
@@ -70,18 +72,25 @@ def work_of(experiment: Experiment, names: Sequence[str]) -> dict[str, tuple[flo
     }
 
 
+Replaced = tuple[Any, str, Callable[..., Any]]
+"""A module, the name of a function in it, and what stands in for that."""
+
+
+def _first_of(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *given: forward(*given)[0]
+
+
+NOTHING_AGAIN: tuple[Replaced, ...] = (
+    (jax, "checkpoint", lambda function, **how: function),
+    (output, "_logprobs_of", _first_of(output._logprobs_forward)),
+    (output, "_stats_of", _first_of(output._stats_forward)),
+)
+"""What is traced with these keeps all that its backward pass needs: the output layer, too, whose chunks have no option for that."""
+
+
 @contextlib.contextmanager
-def _nothing_again() -> Iterator[None]:
-    """While this is open, what is traced keeps all that its backward pass needs: the output layer, too, which has no option for that."""
-
-    def first_of(forward: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *given: forward(*given)[0]
-
-    places: list[tuple[Any, str, Callable[..., Any]]] = [
-        (jax, "checkpoint", lambda function, **how: function),
-        (output, "_logprobs_of", first_of(output._logprobs_forward)),
-        (output, "_stats_of", first_of(output._stats_forward)),
-    ]
+def _replaced(*places: Replaced) -> Iterator[None]:
+    """What is traced while this is open has the other functions."""
     usual = [getattr(place, name) for place, name, _ in places]
     try:
         for place, name, function in places:

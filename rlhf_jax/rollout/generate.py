@@ -56,12 +56,15 @@ def generate(
     Weights are brought before into the dtype in which the model computes, and with `gather_once` gathered. Source: Touvron et al. 2023
     (arXiv:2307.09288), section 3.2.3: under FSDP generation was about twenty times slower without that.
 
-    Raises: ValueError where the prompts do not divide the keys, or slots do not lie on the devices that the responses lie on.
+    Raises: ValueError where the prompts do not divide the keys, slots do not lie on the devices that the responses lie on, or a table has
+    another vocabulary.
     """
     rows, asked = keys.shape[0], prompts.tokens.shape[0]
     at_once = rows if slots is None else min(slots, rows)
     if rows % asked:
         raise ValueError(f"{rows} keys for {asked} prompts; each prompt must have as many")
+    if stop_table is not None and stop_table.shape[1] != model.config.vocab:
+        raise ValueError(f"a stop_table of {stop_table.shape[1]} tokens for a model of {model.config.vocab}")
     devices = pieces("batch", rows)
     if pieces("batch", at_once) != devices:
         raise ValueError(f"slots={slots}; the {rows} responses lie on {devices} devices, which must divide the slots")
@@ -117,7 +120,7 @@ class Manner:
         ends = jnp.any(token[:, None] == jnp.asarray(self.stop, token.dtype)[None, :], axis=1)
         if self.stop_table is None:
             return s.matched, ends
-        matched = jnp.asarray(self.stop_table)[s.matched, token]
+        matched = jnp.asarray(self.stop_table)[s.matched, token].astype(s.matched.dtype)
         return matched, ends | (matched == len(self.stop_table) - 1)
 
 

@@ -19,7 +19,7 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.processes import on_host
 from rlhf_jax.rollout.generate import Ending, responses
 from rlhf_jax.rollout.sampling import greedy_tokens, row_keys, sample_tokens
-from rlhf_jax.rollout.stop_texts import before_first, stop_table
+from rlhf_jax.rollout.stop_texts import StopTexts
 from rlhf_jax.sharding import place_batch
 from rlhf_jax.types import Params, Rollout
 
@@ -49,7 +49,7 @@ class Sampler:
     rows: int
     prompt_length: int
     program: Callable
-    stop: tuple[str, ...] = ()  # texts that are no part of a reply, nor what stands behind them
+    stop: StopTexts | None = None  # which are no part of a reply, nor what stands behind them
 
     def rollouts(
         self,
@@ -69,7 +69,8 @@ class Sampler:
 
     def texts(self, rollout: Rollout) -> list[str]:
         """The text of each response, up to the first of those that end it."""
-        return [before_first(text, self.stop) for text in response_texts(rollout, self.tokenizer)]
+        texts = response_texts(rollout, self.tokenizer)
+        return texts if self.stop is None else [self.stop.cut(text) for text in texts]
 
     def replies(self, params: Params, prompts: Sequence[Encoded], key: jax.Array, **how) -> list[str]:
         """One reply text per prompt."""
@@ -91,27 +92,16 @@ def make_sampler(
     greedy: bool = False,
     sampling: Sampling = EVERYTHING,
     slots: int | None = None,
-    begin: str = "",
-    stop: tuple[str, ...] = (),
+    begin: Sequence[int] = (),
+    stop: StopTexts | None = None,
 ) -> Sampler:
     """A sampler of replies of up to `new_tokens` tokens that end with eos, or as said; greedy ones do not depend on the key, nor on which
     tokens `sampling` lets the others be drawn from.
 
-    Of `rows` replies as many are written at once as there are `slots`. Every reply begins with `begin`, and ends before the first of the
-    texts in `stop`.
-
-    Raises: ValueError where `begin` leaves no token to write.
+    Of `rows` replies as many are written at once as there are `slots`. Every reply begins with the tokens in `begin`, and ends before the
+    first of the texts in `stop`.
     """
-    first = tokenizer.encode(begin) if begin else []
-    if len(first) >= new_tokens:
-        raise ValueError(
-            f"begin={begin!r} is {len(first)} tokens, and replies have new_tokens={new_tokens}; nothing is left to write"
-        )
-    how = {
-        "slots": slots,
-        "begin": first,
-        "stop_table": stop_table(tokenizer, stop, model.config.vocab) if stop else None,
-    }
+    how = {"slots": slots, "begin": begin, "stop_table": None if stop is None else stop.table}
 
     def make(sampling: Sampling) -> Callable[..., Rollout]:
         choose = greedy_tokens if greedy else partial(sample_tokens, sampling=sampling)

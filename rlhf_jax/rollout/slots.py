@@ -20,7 +20,7 @@ class Responses:
     tokens: Int[Array, "B N"]
     logprobs: Float[Array, "B N"]
     count: Int[Array, "B"]
-    finished: Bool[Array, "B"]  # by a stop token
+    finished: Bool[Array, "B"]  # by a stop token or a text that ends it
 
     @property
     def written(self) -> Bool[Array, "B N"]:

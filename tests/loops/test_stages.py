@@ -10,13 +10,14 @@ import pytest
 import sentencepiece
 from builders import LLAMA, VALUE, assert_trees_close, built, lively, played
 
-from experiments.smoke import smoke_dapo, smoke_reward, smoke_sft
+from experiments.smoke import smoke_dapo, smoke_ppo, smoke_reward, smoke_sft
 from rlhf_jax.config import EVERYTHING, PPO, Optim, Sampling
 from rlhf_jax.data.tokens.templates import get_template
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.data.tokens.tokenizer import SentencePieceTokenizer
 from rlhf_jax.doctor.subjects import largest_difference
 from rlhf_jax.loops import collect, evaluate
+from rlhf_jax.loops.pipeline import run_experiment
 from rlhf_jax.loops.rlhf import ending_of, make_update
 from rlhf_jax.loops.run import Advanced, open_run, run_stage
 from rlhf_jax.loops.sources import open_texts, policy_prompts
@@ -91,8 +92,8 @@ def test_comparisons_and_evaluation_sample_replies_that_end_as_those_of_ppo(tmp_
         pass
 
     def record(*args, ending, **how):
-        defaults = {"sampling": EVERYTHING, "slots": None, "begin": "", "stop": ()}
-        asked.append((ending, *(how.get(name, default) for name, default in defaults.items())))
+        stop = getattr(how.get("stop"), "texts", ())
+        asked.append((ending, how.get("sampling", EVERYTHING), how.get("slots"), how.get("begin", []), stop))
         raise Asked
 
     for module in (evaluate, collect):
@@ -103,7 +104,25 @@ def test_comparisons_and_evaluation_sample_replies_that_end_as_those_of_ppo(tmp_
         collect.sampled_comparisons(run, run.experiment.reward, model, {}, texts, policy_prompts(run)[0])
     newline = texts.tokenizer.encode("\n")
     ending = Ending(texts.tokenizer.eos, newline[0], 3)
-    assert asked == [(ending, Sampling(top_p=0.7), 16, "a", ("b", "c")), (ending, EVERYTHING, None, "", ())]
+    begin = texts.tokenizer.encode(" a")  # as a reply begins in this template
+    assert begin != texts.tokenizer.encode("a")
+    assert asked == [(ending, Sampling(top_p=0.7), 16, begin, ("b", "c")), (ending, EVERYTHING, None, [], ())]
+
+
+@pytest.mark.parametrize(
+    ("begin", "said"),
+    [
+        (30 * "word ", r"tokens, and replies have evaluation.new_tokens=8; nothing is left to write"),
+        ("a\nb", "has ppo.stop_token in it, where every reply would end"),
+    ],
+)
+def test_a_beginning_that_cannot_be_is_refused_before_anything_is_trained(begin, said, tmp_path):
+    recipe = dataclasses.replace(smoke_ppo("cpu").ppo, stop_token="\n", stop_after=0)
+    evaluation = dataclasses.replace(smoke_ppo("cpu").evaluation, begin=begin)
+    run = open_run(dataclasses.replace(smoke_ppo("cpu"), ppo=recipe, evaluation=evaluation), tmp_path)
+    with pytest.raises(ValueError, match=said):
+        run_experiment(run)
+    assert not list(tmp_path.rglob("checkpoints"))
 
 
 def test_while_the_value_warms_up_neither_the_policy_nor_the_coefficient_of_kl_moves():

@@ -80,6 +80,15 @@ def test_attention_in_blocks_of_queries_is_the_plain_one(name):
     assert_trees_close(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, ROWS])
+def test_blocks_of_queries_have_their_part_of_the_bias(rows):
+    q, k, v = tensors()
+    bias = jnp.asarray(np.random.default_rng(2).normal(size=(rows, HEADS, LENGTH, LENGTH)), jnp.float32)
+    real = (packed().queries != 0)[:, :, None, None]
+    found, expected = module.attend(q, k, v, packed(), bias=bias), attend_plainly(q, k, v, packed().mask(), bias=bias)
+    np.testing.assert_allclose(jnp.where(real, found, 0.0), jnp.where(real, expected, 0.0), atol=1e-5)
+
+
 @pytest.mark.parametrize("window", [None, 1, 40, 300])
 @pytest.mark.parametrize("length", [1, 128, 129, 1024, 5000])
 def test_blocks_have_all_queries_once_and_all_keys_that_these_see(length, window):

@@ -166,6 +166,24 @@ def test_without_a_loop_over_layers_devices_refill_their_slots_too(mesh):
     assert_same_responses(rollout(ALONE, LLAMA, 16, 3), eight)
 
 
+@every_mesh
+@pytest.mark.parametrize("slots", [None, 16])
+def test_what_replies_must_be_holds_on_every_device(mesh, slots):
+    table = np.zeros((2, LLAMA.vocab), np.int16)
+    table[0, 10:14], table[1] = 1, 1  # ends with any of these
+    how = (("repetition_penalty", 1.5), ("begin", (9, 4)), ("stop_table", table))
+    one, eight = manner(ALONE, None, *how), manner(mesh, slots, *how)
+    assert len(set(np.asarray(one.batch.loss_mask).sum(axis=1).tolist())) > 2
+    assert_same_responses(one, eight)
+
+
+def manner(mesh, slots, *how):
+    keys, there = jax.random.split(jax.random.key(5), 32), make_mesh(mesh)
+    write = partial(generate, model=built(LLAMA), new_tokens=8, slots=slots, **dict(how))
+    given = place_batch((left_padded([1, 2, 3, 4] * 4, 4, seed=7), keys), there)
+    return compile_function(write, there)(place(lively(LLAMA), there), *given, 0.7)
+
+
 @pytest.mark.parametrize("slots", [None, 16])
 @pytest.mark.parametrize(("mesh", "how"), [(MESHES[0], {}), (MeshConfig(2, 4, 1), {"gather_once": True})], ids=str)
 def test_devices_that_have_all_weights_write_on_their_own(mesh, how, slots):

@@ -100,6 +100,22 @@ def test_a_mesh_of_other_chips_is_refused(quickstart):
         plan(quickstart, TOPOLOGY)
 
 
+def test_attention_of_long_texts_is_counted_whole(quickstart):
+    """What grows with the square of the length is attention, of all pairs of tokens, forward and twice that backward."""
+
+    def work(length):
+        text = dataclasses.replace(quickstart.text, length=length)
+        policy = dataclasses.replace(quickstart.policy, max_length=length)
+        sft = dataclasses.replace(quickstart.sft, pack_length=None)
+        changed = dataclasses.replace(quickstart, text=text, policy=policy, sft=sft)
+        return work_of(changed, ["sft"])["sft"][1], policy
+
+    (short, policy), (long, _) = work(256), work(512)
+    rows = quickstart.sft.optim.rows
+    squares = 3 * 4 * policy.layers * policy.heads * policy.head_size * rows
+    assert long - 2 * short == pytest.approx(squares * (512**2 - 2 * 256**2), rel=1e-6)
+
+
 def test_responses_in_slots_are_as_much_work_as_all_at_once():
     dapo = find("smoke/dapo").experiment("cpu")
     assert dapo.ppo is not None and dapo.ppo.slots == dapo.ppo.prompts * dapo.ppo.samples // 2

@@ -365,6 +365,12 @@ def test_what_a_response_must_begin_with_is_certain_and_the_rest_follows_from_it
     np.testing.assert_allclose(led.logprobs[:, 6:], plain.logprobs[:, 6:], atol=1e-5)
 
 
+def test_a_table_of_another_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="a stop_table of 7 tokens for a model of 32"):
+        table = np.zeros((3, 7), np.int16)
+        generate(lively(LLAMA), PROMPTS, KEYS, 1.0, model=built(LLAMA), new_tokens=4, stop_table=table)
+
+
 def test_keys_that_the_prompts_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="5 keys for 4 prompts; each prompt must have as many"):
         run_of(new_tokens=4)(lively(LLAMA), PROMPTS, jax.random.split(jax.random.key(0), 5), 1.0)

@@ -61,7 +61,10 @@ class ChatTemplate:
         return written + (self.opening if prompt.turns[-1].role == "assistant" else "")
 
     def reply_pieces(self, text: str) -> list[Piece]:
-        return [Piece(self.before_reply, "frame"), Piece(text, "reply"), Piece(self.end, "frame")]
+        return [*self.reply_start(text), Piece(self.end, "frame")]
+
+    def reply_start(self, text: str) -> list[Piece]:
+        return [Piece(self.before_reply, "frame"), Piece(text, "reply")]
 
     def reply_text(self, written: str) -> str:
         return written.removeprefix(self.before_reply).removesuffix(self.end)

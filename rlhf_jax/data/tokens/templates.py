@@ -59,6 +59,10 @@ class Template(Protocol):
         """What is learned of a reply: its text with what belongs to it, and what ends it."""
         ...
 
+    def reply_start(self, text: str) -> list[Piece]:
+        """What a reply that begins with this text begins with."""
+        ...
+
     def reply_text(self, written: str) -> str:
         """The reply without what the template put around it: the inverse of `reply`, harmless where it is missing."""
         ...
@@ -119,6 +123,9 @@ class Frames:
 
     def reply_pieces(self, text: str) -> list[Piece]:
         return [Piece(f"{self.before_reply}{text}{self.after_reply}", "reply"), Piece(self.end, "frame")]
+
+    def reply_start(self, text: str) -> list[Piece]:
+        return [Piece(f"{self.before_reply}{text}", "reply")]
 
     def reply(self, text: str) -> str:
         """The reply as it stands in the text."""
