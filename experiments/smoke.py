@@ -157,15 +157,10 @@ def smoke_preference(scale: str) -> Experiment:
     costs=COST,
 )
 def smoke_lora(scale: str) -> Experiment:
-    """As smoke/preference, with adapters of rank 4. A random base has little to adapt: expect the losses to fall less.
-
-    Compared on replies that begin with a word they are given, end before a line does, and repeat themselves less than they would.
-    """
+    """As smoke/preference, with adapters of rank 4. A random base has little to adapt: expect the losses to fall less."""
     optim = Optim(lr=1e-2, steps=20, rows=16, microbatches=2)
-    sampling = Sampling(repetition_penalty=1.2)
     return _smoke(
         "smoke/lora",
-        evaluation=dataclasses.replace(EVALUATION, sampling=sampling, begin="The", stop=("\n", " and ")),
         lora=LoRA(rank=4, alpha=8.0),
         sft=_sft(30),
         preference=Preference(data=None, pairs=128, optim=optim),
@@ -213,10 +208,15 @@ def smoke_ilql(scale: str) -> Experiment:
     costs=COST,
 )
 def smoke_kto(scale: str) -> Experiment:
-    """SFT of a tiny decoder, then KTO on its own samples one by one. Expect an accuracy above one half in training."""
+    """SFT of a tiny decoder, then KTO on its own samples one by one. Expect an accuracy above one half in training.
+
+    Compared on replies that begin with a word they are given, end before a line does, and repeat themselves less than they would.
+    """
     optim = Optim(lr=1e-3, steps=20, rows=32, microbatches=2)
     preference = Preference(data=None, pairs=128, objective="kto", optim=optim)
-    return _smoke("smoke/kto", sft=_sft(30), preference=preference)
+    sampling = Sampling(repetition_penalty=1.2)
+    evaluation = dataclasses.replace(EVALUATION, sampling=sampling, begin="The", stop=("\n", " and "))
+    return _smoke("smoke/kto", evaluation=evaluation, sft=_sft(30), preference=preference)
 
 
 @register(
