@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.dense import as_written, in_rows, parts
 from benchmarks.gpu import KINDS
 from benchmarks.run import measure, shares
 from benchmarks.workloads import SIZES, WORKLOADS
@@ -54,6 +55,15 @@ def test_operations_of_a_forward_pass_are_those_of_its_program_with_half_of_atte
 def test_decoding_reads_all_weights_at_each_turn_and_of_the_cache_what_is_there():
     column = 2 * 4 * (TINY.head_size * TINY.kv_heads) * 3  # keys and values, float32, of three rows
     assert decode_bytes(TINY, 3, 5, 2) == 2 * 4 * weights(TINY) + column * (5 + 6)
+
+
+def test_the_parts_of_a_product_are_its_gradients_in_either_form():
+    draw = np.random.default_rng(0)
+    x, w, dy = (draw.normal(size=shape).astype(np.float32) for shape in ((2, 3, 4), (4, 5), (2, 3, 5)))
+    expected = {"forward": x @ w, "inputs": dy @ w.T, "weights": np.einsum("bti,bto->io", x, dy)}
+    for form in (in_rows, as_written):
+        for name, part in parts(form).items():
+            np.testing.assert_allclose(part(x, w, dy), expected[name], atol=1e-5)
 
 
 def test_lengths_have_the_mean_and_the_cap_asked_for():

@@ -17,7 +17,6 @@ class Sampling:
 
     # Logits of tokens that stand before are divided by it, those below 0 multiplied. Keskar et al. 2019 (arXiv:1909.05858), section 4.1
     repetition_penalty: float | None = None
-
     top_k: int | None = None  # the likeliest so many. Fan et al. 2018 (arXiv:1805.04833), section 5.4
     top_p: float | None = (
         None  # the fewest that come to this probability. Holtzman et al. 2020 (arXiv:1904.09751), section 3.1

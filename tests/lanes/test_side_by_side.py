@@ -40,6 +40,9 @@ def tiny(name: str) -> Experiment:
                 part = dataclasses.replace(part, overlong_cache=2)
         else:
             steps = dataclasses.replace(part.optim, rows=8, steps=4, microbatches=1, warmup=1)
+            if stage == "reward":
+                # What all scores are shifted by, a comparison cannot see: of the rounding of its gradient Adam is not to make steps.
+                steps = dataclasses.replace(steps, eps=1e-4)
             part = dataclasses.replace(part, optim=steps)
         changes[stage] = part
     return dataclasses.replace(
@@ -92,8 +95,7 @@ def test_runs_with_all_numbers_of_their_own_are_side_by_side_what_they_are_alone
         assert both[0].keys() == both[1].keys()
         for stage, metrics in both[1].items():
             for metric, series in metrics.items():
-                # What all scores are shifted by, a comparison cannot see: Adam makes steps of the rounding of its gradient.
-                if metric in ROUNDING or (stage.startswith("reward") and metric == "score"):
+                if metric in ROUNDING:
                     continue
                 mine = both[0][stage][metric].values
                 np.testing.assert_allclose(mine, series.values, rtol=2e-4, atol=2e-5, err_msg=f"{stage} {metric}")
