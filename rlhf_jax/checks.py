@@ -32,10 +32,18 @@ def not_negative(config: object, *names: str) -> None:
         require(value is None or value >= 0, f"{type(config).__name__}.{name} is {value}; it must not be negative")
 
 
+def choices_of(hint: typing.Any) -> tuple[typing.Any, ...]:
+    """What a Literal type, or one that may be None, lets through."""
+    arms = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return arms
+    return tuple(choice for arm in arms for choice in ((None,) if arm is type(None) else typing.get_args(arm)))
+
+
 def one_of(config: object, *names: str) -> None:
     """Raises: ValueError for a field that is none of the choices of its Literal type."""
     hints = typing.get_type_hints(type(config))
     for name in names:
-        value, choices = getattr(config, name), typing.get_args(hints[name])
+        value, choices = getattr(config, name), choices_of(hints[name])
         known = " or ".join(repr(choice) for choice in choices)
         require(value in choices, f"{type(config).__name__}.{name} is {value!r}; it must be {known}")

@@ -36,6 +36,7 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("seen & (apart >= 0)", "seen & (apart > 0)"),
     ],
     ("models/cache.py", "models/test_decoder.py"): [
+        ("jnp.dtype(c.kept_dtype)", "jnp.dtype(c.dtype)"),
         ("(cache.filled, filled[:, None], (0, column))", "(cache.filled, jnp.ones_like(filled[:, None]), (0, column))"),
         ("(positions[:, None] - places)", "(places - positions[:, None])"),
     ],

@@ -95,11 +95,12 @@ def forward_flops(config: ModelConfig, sizes: Any, asked: Any = None) -> float:
 
 
 def decode_bytes(config: ModelConfig, rows: int, before: int, new_tokens: int) -> float:
-    """Bytes read by as many turns as there are new tokens, in the type that the model computes in."""
+    """Bytes read by as many turns as there are new tokens, in the types that the model computes in and keeps keys and values in."""
     c = config
-    column = 2 * c.layers * c.kv_heads * c.head_size * rows
-    width = jnp.dtype(c.dtype).itemsize
-    return float(width * (new_tokens * weights(c) + column * sum(range(before, before + new_tokens))))
+    column = 2 * c.layers * c.kv_heads * c.head_size * rows * jnp.dtype(c.kept_dtype).itemsize
+    return float(
+        new_tokens * weights(c) * jnp.dtype(c.dtype).itemsize + column * sum(range(before, before + new_tokens))
+    )
 
 
 def token_batch(config: ModelConfig, rows: int, length: int, seed: int = 0) -> TokenBatch:

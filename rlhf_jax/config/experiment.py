@@ -132,9 +132,11 @@ class Experiment:
             "ppo.value_init='reward': a reward model that is an encoder has no values per token; set it to 'policy'",
         )
         require(
-            self.ppo is None or self.ppo.old_logprobs == "scored" or self.policy.dtype == "float32",
-            f"ppo.old_logprobs='sampled' with policy.dtype={self.policy.dtype!r}: sampler and update round differently there; set it to "
-            "'scored'",
+            self.ppo is None
+            or self.ppo.old_logprobs == "scored"
+            or self.policy.dtype == self.policy.kept_dtype == "float32",
+            f"ppo.old_logprobs='sampled' with policy.dtype={self.policy.dtype!r} and policy.cache_dtype={self.policy.cache_dtype!r}: "
+            "sampler and update round differently there; set it to 'scored'",
         )
         require(
             self.evaluation.best_of is None or self.reward is not None,

@@ -114,6 +114,7 @@ class ModelConfig:
     head: Literal["lm", "scalar", "lm+scalar", "classes", "none"] = "lm"
     classes: int | None = None  # labels of the head "classes"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters and softmax stay float32
+    cache_dtype: Literal["float32", "bfloat16"] | None = None  # of keys and values kept while sampling; None: dtype
     # What the backward pass makes again of each layer: nothing, all but products with weights, or all.
     remat: Literal["none", "products", "layers"] = "none"
     unroll: bool = (
@@ -132,7 +133,7 @@ class ModelConfig:
         positive(self, "encoder_layers", "relative_buckets", "relative_distance")
         not_negative(self, "token_types", "start")
         fraction(self, "rope_share")
-        one_of(self, "norm", "norm_at", "position", "activation", "head", "dtype", "remat")
+        one_of(self, "norm", "norm_at", "position", "activation", "head", "dtype", "cache_dtype", "remat")
         require(
             self.heads % self.kv_heads == 0,
             f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}; each key-value head serves heads / kv_heads",
@@ -199,6 +200,11 @@ class ModelConfig:
         if self.encoder_layers is not None:
             return "encoder-decoder"
         return "decoder" if self.causal else "encoder"
+
+    @property
+    def kept_dtype(self) -> str:
+        """In which keys and values wait for the tokens to come."""
+        return self.cache_dtype or self.dtype
 
     @property
     def head_size(self) -> int:

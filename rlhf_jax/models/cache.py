@@ -39,7 +39,7 @@ class Cache:
 def empty_cache(config: ModelConfig, rows: int, length: int) -> Cache:
     """A cache of `length` columns with nothing in it."""
     c, columns = config, jnp.zeros((rows, length), jnp.int32)
-    rest, dtype = (c.layers, rows, c.kv_heads), jnp.dtype(c.dtype)
+    rest, dtype = (c.layers, rows, c.kv_heads), jnp.dtype(c.kept_dtype)
     keys = values = jnp.zeros((*rest, length, c.head_size), dtype)
     if c.unroll:
         keys, values = keys[0].swapaxes(2, 3), values[0]

@@ -129,6 +129,7 @@ def build_encoder_decoder(config: ModelConfig) -> Model:
             of_memory=Visible(one, prompt.astype(jnp.int32), causal=False),
             keep=True,
         )
+        keys, values = jax.tree.map(lambda x: x.astype(c.kept_dtype), (keys, values))
         own, _ = with_column(empty, jnp.int32(0), batch.positions[:, -1], jnp.ones((rows,), bool))
         return x[:, -1], CrossCache(own.read(layers), keys, values, prompt)
 

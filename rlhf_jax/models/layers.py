@@ -153,7 +153,7 @@ class Attention(nn.Module):
         if cache is not None:
             cache = written(cache, (keys, values), layer, visible.first)
             if cached:
-                keys, values = at_layer(cache, layer)
+                keys, values = (x.astype(k.dtype) for x in at_layer(cache, layer))
         q = constrain(q, "batch", "length", "heads", "head_dim")
         read = partial(attend, scale=c.query_scale, cap=c.attention_softcap, bias=bias, window=c.window, local=local)
         return attended(c)(read(q, keys, values, visible)), cache
@@ -171,7 +171,7 @@ class CrossAttention(nn.Module):
         if kept is None:
             k, v = keys_and_values(c, memory)
             kept = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        keys, values = kept
+        keys, values = (x.astype(q.dtype) for x in kept)
         return attended(c)(attend(q, keys, values, visible, scale=c.query_scale, cap=c.attention_softcap)), kept
 
 

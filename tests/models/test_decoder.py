@@ -242,6 +242,25 @@ def test_bfloat16_is_close_and_its_probabilities_are_float32(config):
     assert 0 < difference.max() < 0.02
 
 
+@pytest.mark.parametrize("unroll", [False, True])
+def test_keys_and_values_are_kept_in_the_dtype_of_the_cache(unroll):
+    config = dataclasses.replace(LLAMA, unroll=unroll)
+    full, half = built(config), built(dataclasses.replace(config, cache_dtype="bfloat16"))
+    params, prompts = jax.tree.map(lambda x: 0.5 * x, lively(config)), left_padded([3, 5, 1], 5, seed=1)
+    read = []
+    for model in (full, half):
+        hidden, cache = jax.jit(model.prefill, static_argnums=2)(params, prompts, 6)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(cache.layers)} == {model.config.kept_dtype}
+        tokens, positions = jnp.array([1, 2, 3], jnp.int32), jnp.array([3, 5, 1], jnp.int32)
+        after, cache = jitted(model.decode)(params, tokens, positions, 5, jnp.ones(3, bool), cache)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(cache.layers)} == {model.config.kept_dtype}
+        assert after.dtype == jnp.float32
+        read.append((hidden, after))
+    (before, exact), (same, rounded) = read
+    np.testing.assert_allclose(before, same, atol=1e-6)  # prompts are read as they are, and kept rounded
+    assert 1e-4 < np.abs(exact - rounded).max() < 0.02
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text"])
 def test_cosines_from_a_table_are_those_of_the_angles(name, monkeypatch):
     frequencies = layers.rotary_frequencies(SMALL[name])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from builders import LLAMA, SCORING, VALUE, assert_trees_close, built, jitted, lively, nearby, played, sampled
 
+from experiments.smoke import smoke_dapo
 from rlhf_jax.losses.advantages import gae
 from rlhf_jax.losses.kl import k1, k2, k3
 from rlhf_jax.losses.ppo import ppo_value_loss
@@ -94,6 +95,13 @@ def test_log_probs_as_they_were_sampled_do_for_those_of_another_reading():
     np.testing.assert_allclose(without["kl_sequence"], estimate.sum(1).mean(), rtol=1e-5)
     np.testing.assert_allclose(without["kl"], estimate.sum() / mask.sum(), rtol=1e-5)
     assert abs(float(without["kl"]) / float(metrics["kl"]) - 1) > 1e-3
+
+
+def test_log_probs_are_not_taken_as_they_were_sampled_from_a_rounded_cache():
+    experiment = smoke_dapo("cpu")
+    policy = dataclasses.replace(experiment.policy, cache_dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"ppo.old_logprobs='sampled' with .* policy.cache_dtype='bfloat16'"):
+        dataclasses.replace(experiment, policy=policy)
 
 
 @pytest.mark.parametrize("off", [-0.25, 0.25])

@@ -18,7 +18,7 @@ from rlhf_jax.types import Params
 
 WRITTEN = ("vocab", "width", "layers", "heads", "kv_heads", "mlp", "max_length", "tied")
 # How a model is computed, not which function it is: a file says nothing of these.
-FREE = ("dtype", "remat", "unroll", "logit_chunk", "gather_once")
+FREE = ("dtype", "cache_dtype", "remat", "unroll", "logit_chunk", "gather_once")
 
 
 def load_llama2c(path: Path) -> tuple[ModelConfig, Params]:

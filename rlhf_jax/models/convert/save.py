@@ -23,7 +23,7 @@ from rlhf_jax.models.convert.store import write_store
 from rlhf_jax.models.convert.table import Layout, Tensor, sizes_of
 from rlhf_jax.types import Params
 
-FREE = ("head", "classes", "dtype", "remat", "unroll", "logit_chunk", "gather_once")
+FREE = ("head", "classes", "dtype", "cache_dtype", "remat", "unroll", "logit_chunk", "gather_once")
 """How a model is computed, or which head it has; config.json says nothing of these."""
 LIMIT = 5 * 2**30
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
