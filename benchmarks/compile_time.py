@@ -28,14 +28,15 @@ def compiled(layers: int) -> dict[str, Any]:
     from rlhf_jax.mesh import make_mesh
     from rlhf_jax.models import build_model
     from rlhf_jax.plan.hlo import Program
-    from rlhf_jax.plan.programs import on_mesh_rows, state_shapes, token_shapes
+    from rlhf_jax.plan.programs import state_shapes, token_shapes
+    from rlhf_jax.sharding import batch_shapes
 
     settings: Any = jax.config
     settings.update("jax_enable_compilation_cache", False)
     mesh = make_mesh(ONE_DEVICE)
     model = build_model(dataclasses.replace(SIZES["S"], layers=layers, unroll=False))
     _, update = make_sft_step(model, OPTIM)
-    state, batch = state_shapes(model, OPTIM, mesh), on_mesh_rows(token_shapes(OPTIM.rows, 256), mesh)
+    state, batch = state_shapes(model, OPTIM, mesh), batch_shapes(token_shapes(OPTIM.rows, 256), mesh)
     started = time.perf_counter()
     lowered = compile_step(update, mesh).lower(state, batch)
     traced = time.perf_counter()

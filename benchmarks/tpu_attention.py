@@ -27,7 +27,8 @@ def compiled(length: int, kernel: bool) -> dict[str, Any]:
     from rlhf_jax.mesh import make_mesh
     from rlhf_jax.models import attention, build_model
     from rlhf_jax.models.presets import preset
-    from rlhf_jax.plan.programs import on_mesh_rows, state_shapes, token_shapes
+    from rlhf_jax.plan.programs import state_shapes, token_shapes
+    from rlhf_jax.sharding import batch_shapes
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
     mesh = make_mesh(MeshConfig(fsdp=CHIPS), devices)
@@ -38,7 +39,7 @@ def compiled(length: int, kernel: bool) -> dict[str, Any]:
     try:
         if not kernel:
             attention.platform = lambda: "a platform without one"
-        batch = on_mesh_rows(token_shapes(CHIPS, length), mesh)
+        batch = batch_shapes(token_shapes(CHIPS, length), mesh)
         lowered = compile_step(update, mesh).lower(state_shapes(model, optim, mesh), batch)
     finally:
         attention.platform = usual

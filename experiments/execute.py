@@ -148,7 +148,7 @@ def start_jax(experiment: Experiment | Study, *, side_by_side: bool = False) -> 
         logging.getLogger(name).setLevel(logging.ERROR)
     if settings.jax_compilation_cache_dir is None:
         settings.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
-        settings.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        settings.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     on_cpu = experiment.scale == "cpu" or cpu_is_asked_for()
     devices = experiment.mesh.devices // count() if isinstance(experiment, Experiment) else cores()
     devices = max(devices, cores()) if side_by_side else devices

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +15,15 @@ from jax.sharding import Mesh
 
 from rlhf_jax.frozen import join_frozen, split_frozen
 from rlhf_jax.mesh import compiler_options
-from rlhf_jax.sharding import in_device_memory, initialise, place, tree_shardings
+from rlhf_jax.sharding import (
+    batch_shapes,
+    batch_shardings,
+    in_device_memory,
+    initialise,
+    place,
+    shapes_in_device_memory,
+    tree_shardings,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +37,11 @@ class Traced:
     def jaxpr(self) -> Any:
         """The arithmetic, of whole arrays."""
         return self.program.jaxpr
+
+    @property
+    def out_shapes(self) -> Any:
+        """What comes out, as shapes."""
+        return self.program.out_info
 
     @property
     def argument_bytes(self) -> int:
@@ -44,6 +59,13 @@ def _bytes_on_a_device(leaf: Any) -> int:
     # Keys have a type of their own: two words.
     width = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else np.dtype(leaf.dtype).itemsize
     return int(np.prod(shape, dtype=np.int64)) * width
+
+
+def name_of(function: Callable) -> str:
+    """What a function is called, with its module, in whatever partials it is wrapped."""
+    while isinstance(function, partial):
+        function = function.func if function.func is not partial else function.args[0]
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 class Recompiled(RuntimeError):
@@ -70,30 +92,85 @@ class Kinds:
         )
 
 
-class Compiled:
-    """A pure function under jit on a mesh. `trace` and `lower` need shapes alone.
+@dataclasses.dataclass
+class _Early:
+    """A program that was compiled before it was called."""
 
-    `programs` is for how many kinds of arguments it may be compiled, such as batches of several lengths; None: for any number.
+    program: Future
+    called: bool = False
+
+
+class Compiled:
+    """A pure function under jit on a mesh. `trace`, `lower` and `ahead` need shapes alone.
+
+    `programs` is for how many kinds of arguments it may be compiled, such as batches of several lengths; None: for any number. With `rows`
+    what comes out has rows, which then lie where those of batches do.
     """
 
-    def __init__(self, function: Callable, mesh: Mesh, programs: int | None = None):
-        self._mesh = mesh
-        self._jit: Any = jax.jit(function, compiler_options=compiler_options(mesh))
+    def __init__(self, function: Callable, mesh: Mesh, programs: int | None = None, *, rows: bool = False):
+        def laid_out(*args):
+            result = function(*args)
+            return jax.lax.with_sharding_constraint(result, batch_shardings(result, mesh))
+
+        laid_out.__name__ = name_of(function).rpartition(".")[2]
+        self._mesh, self._rows = mesh, rows
+        self._jit: Any = jax.jit(laid_out if rows else function, compiler_options=compiler_options(mesh))
         self._guard(programs)
 
     def _guard(self, programs: int | None) -> None:
         self._kinds, self._called = None if programs is None else Kinds(programs), False
+        self._early: dict[Any, _Early] = {}  # by the shapes that they take
 
     def __call__(self, *args):
         """What the function gives; arrays that wait in host memory come to the devices first. Raises: Recompiled, naming what changed."""
         args = in_device_memory(args)
+        if _one_by_one():  # another run of it, which asks for nothing to be compiled once
+            with jax.set_mesh(self._mesh):
+                return self._jit(*args)
+        found = self._called_early(args) if self._early else None
+        if found is not None:
+            return found
         before = self._jit._cache_size()  # which counts for all that have this function under jit
         with jax.set_mesh(self._mesh):
             result = self._jit(*args)
-        if self._kinds is not None and (not self._called or self._jit._cache_size() > before):
+        if not self._called or self._jit._cache_size() > before:
             self._called = True
-            self._kinds.note(args)
+            self._note(args)
         return result
+
+    def _called_early(self, args: Any) -> Any:
+        """What a program gives that was compiled ahead for such arguments; None without one."""
+        shapes = shapes_of(args)
+        early = self._early.get(shapes)
+        if early is None:
+            return None
+        program = early.program.result()
+        try:
+            result = program(*args)
+        except (TypeError, ValueError):  # laid out otherwise than was foreseen, which it tells before it begins
+            if not early.called:
+                del self._early[shapes]
+            return None
+        if not early.called:
+            early.called = True
+            self._note(args)
+        return result
+
+    def _note(self, args: Any) -> None:
+        if self._kinds is not None:
+            self._kinds.note(args)
+
+    def ahead(self, pool: Executor, *args) -> tuple[Any, Future]:
+        """(the shapes of what comes out, those of rows with their places, and the program, which `pool` compiles).
+
+        Calls with arguments of these shapes wait for it and take it.
+
+        The arguments are as those of `trace`, and should lie where those of the calls will: else these have it compiled once more.
+        """
+        traced = self.trace(*shapes_in_device_memory(args))
+        program = pool.submit(lambda: traced.lower().compile())
+        self._early[shapes_of(traced.args)] = _Early(program)
+        return batch_shapes(traced.out_shapes, self._mesh) if self._rows else traced.out_shapes, program
 
     def trace(self, *args) -> Traced:
         """The traced program for these arguments, which may be ShapeDtypeStructs with shardings."""
@@ -117,7 +194,7 @@ class CompiledStep(Compiled):
             new_live, _ = split_frozen(new_state)
             return jax.lax.with_sharding_constraint(new_live, tree_shardings(new_live, mesh)), metrics
 
-        self._mesh = mesh
+        self._mesh, self._rows = mesh, False
         self._jit = jax.jit(laid_out, donate_argnums=(0,), compiler_options=compiler_options(mesh))
         # JAX looks for a NaN by taking the step again, operation by operation, for which the state must still be there.
         self._searched = jax.jit(laid_out, compiler_options=compiler_options(mesh))
@@ -129,8 +206,7 @@ class CompiledStep(Compiled):
         if isinstance(first, jax.Array) and not first.committed:
             # Laid out now, it is as it comes out, and the second step is not compiled for another kind of state.
             live = place(live, self._mesh)
-        settings: Any = jax.config
-        if settings.jax_debug_nans:
+        if _one_by_one():
             with jax.set_mesh(self._mesh):
                 live, metrics = self._searched(live, *in_device_memory((frozen, *args)))
         else:
@@ -139,6 +215,18 @@ class CompiledStep(Compiled):
 
     def trace(self, state, *args):
         return super().trace(*split_frozen(state), *args)
+
+
+def _one_by_one() -> bool:
+    """Whether JAX is to run programs operation by operation, or to look for the one that gave a NaN, which it does of jit alone."""
+    settings: Any = jax.config
+    return settings.jax_debug_nans or settings.jax_debug_infs or settings.jax_disable_jit
+
+
+def shapes_of(args: Any) -> Any:
+    """What tells arguments of one shape from those of another: structure, shapes and types."""
+    leaves, tree = jax.tree.flatten(args)
+    return tree, tuple((np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves)
 
 
 def _kind(args: Any) -> dict[str, str]:
@@ -171,9 +259,12 @@ def compile_step(step: Callable, mesh: Mesh, programs: int | None = 1) -> Compil
     return CompiledStep(step, mesh, programs)
 
 
-def compile_function(function: Callable, mesh: Mesh, programs: int | None = None) -> Compiled:
-    """A pure function of parameters and batches (scoring, generation) as one compiled program; nothing is donated."""
-    return Compiled(function, mesh, programs)
+def compile_function(function: Callable, mesh: Mesh, programs: int | None = None, *, rows: bool = False) -> Compiled:
+    """A pure function of parameters and batches (scoring, generation) as one compiled program; nothing is donated.
+
+    With `rows` what comes out has rows, which lie where those of batches do.
+    """
+    return Compiled(function, mesh, programs, rows=rows)
 
 
 class Programs:
@@ -189,9 +280,16 @@ class Programs:
         """A training step, as `compile_step`."""
         return compile_step(make(*configs), self.mesh, programs)
 
-    def function(self, make: Callable[..., Callable], *configs: Any, programs: int | None = None) -> Callable:
+    def function(
+        self, make: Callable[..., Callable], *configs: Any, programs: int | None = None, rows: bool = False
+    ) -> Callable:
         """A function of parameters and batches, as `compile_function`."""
-        return compile_function(make(*configs), self.mesh, programs)
+        return compile_function(make(*configs), self.mesh, programs, rows=rows)
+
+    @property
+    def compiles_ahead(self) -> bool:
+        """Whether what it gives can be compiled before it is called."""
+        return not _one_by_one()
 
     def maker(self, make: Callable[..., Callable], *configs: Any) -> Callable:
         """A function that makes parameters or states, laid out on the mesh as these are."""

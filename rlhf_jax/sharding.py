@@ -200,6 +200,26 @@ def over_rows(
     return apart(*whole, *trees)
 
 
+def deal(batch: Any, parts: int) -> Any:
+    """[rows, ...] -> [parts, rows / parts, ...].
+
+    Row r goes to part r % parts, so that every device keeps its own rows; scalars go to all.
+    """
+
+    def split(x):
+        if x.ndim == 0:
+            return jnp.broadcast_to(x, (parts,))
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(split, batch)
+
+
+def dealt_back(x: jax.Array, axis: int) -> jax.Array:
+    """An array [parts, ...] of what `deal` has dealt, with the rows, which stand along `axis` of each part, in one again."""
+    x = jnp.moveaxis(x, 0, axis + 1)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
 def keys_of(path: Any) -> list[str]:
     """The names along the path of a leaf."""
     return [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
@@ -262,6 +282,12 @@ def batch_shardings(tree: Any, mesh: Mesh, *, axis: int = 0) -> Any:
     return jax.tree.map(sharding, tree)
 
 
+def batch_shapes(tree: Any, mesh: Mesh, *, axis: int = 0) -> Any:
+    """The shapes of batches with the places of their rows, as `batch_shardings`."""
+    places = batch_shardings(tree, mesh, axis=axis)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
+
+
 def place(tree: Any, mesh: Mesh) -> Any:
     """A state or parameter tree, moved to where it lives on this mesh."""
     return laid(tree, tree_shardings(tree, mesh))
@@ -296,16 +322,28 @@ def in_host_memory(tree: Any) -> Any:
 def in_device_memory(tree: Any) -> Any:
     """The tree with its arrays that lie in the memory of hosts on their devices; all else as it is."""
 
-    def waits(leaf: Any) -> bool:
-        return isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == HOST
-
-    if not any(map(waits, jax.tree.leaves(tree))):
+    if not any(map(_waits, jax.tree.leaves(tree))):
         return tree
 
     def bring(leaf: Any) -> Any:
-        return jax.device_put(leaf, leaf.sharding.with_memory_kind("device")) if waits(leaf) else leaf
+        return jax.device_put(leaf, leaf.sharding.with_memory_kind("device")) if _waits(leaf) else leaf
 
     return jax.tree.map(bring, tree)
+
+
+def shapes_in_device_memory(tree: Any) -> Any:
+    """The tree with the shapes of its arrays that lie in the memory of hosts, as `in_device_memory` would lay these; all else as it is."""
+
+    def shape(leaf: Any) -> Any:
+        if not _waits(leaf):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding.with_memory_kind("device"))
+
+    return jax.tree.map(shape, tree)
+
+
+def _waits(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == HOST
 
 
 def own_rows(mesh: Mesh, rows: int) -> np.ndarray | None:

@@ -206,6 +206,11 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("put(slots.prompt, queue.prompt[prompt])", "slots.prompt"),
         ("put(x, jnp.zeros((), x.dtype))", "x"),
         ("read = jnp.pad(read, ((0, 0), (0, x.shape[1] - read.shape[1])))", "pass"),
+        ("rows // n >= at_once", "rows // n > at_once"),
+        ("dealt_back(x, _rows_axis(x[0]))", "dealt_back(x, 0)"),
+    ],
+    ("sharding.py", "train/test_step.py"): [
+        ("x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)", "parts, x.shape[0] // parts, *x.shape[1:])"),
     ],
     ("rollout/generate.py", "rollout/test_truncate.py"): [
         ("place >= after", "place > after"),
@@ -256,12 +261,12 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("rollout/score.py", "rollout/test_score.py"): [
         ("hidden, second, ref_hidden, batch, rollout.temperature", "hidden, second, ref_hidden, batch, 1.0"),
-        ("(reference_params, rollout.batch, rollout.temperature", "(policy_params, rollout.batch, rollout.temperature"),
+        ("(reference_params, batch, rollout.temperature", "(policy_params, batch, rollout.temperature"),
         ("rollout.logprobs, ref, k1(rollout.logprobs, ref)", "rollout.logprobs, ref, k1(ref, rollout.logprobs)"),
         ("rollout.finished, scores, config.missing_stop_score", "rollout.finished, config.missing_stop_score, scores"),
         ("whiten(rewards, steps, shift_mean=False)", "whiten(rewards, steps)"),
         ("whiten(advantages, mask)", "whiten(advantages, jnp.ones_like(mask))"),
-        ("jnp.mean(jnp.sum(jnp.where(mask, kl, 0.0), axis=1))", "jnp.mean(jnp.where(mask, kl, 0.0))"),
+        ("jnp.mean(jnp.sum(jnp.where(mask, reading.kl, 0.0), axis=1))", "jnp.mean(jnp.where(mask, reading.kl, 0.0))"),
         ("jnp.abs(rollout.logprobs - stats.logprobs)", "rollout.logprobs - stats.logprobs"),
     ],
     ("rollout/score.py", "rollout/test_advantages_of.py"): [
@@ -311,10 +316,6 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         (
             "lambda kept, grads: kept, kept, grads)",
             "lambda kept, grads: (kept[0] + 1, *kept[1:]), kept, grads)",
-        ),
-        (
-            "x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)",
-            "x.reshape(microbatches, x.shape[0] // microbatches, *x.shape[1:])",
         ),
         ("x * aux.weight.astype(x.dtype), (grads, aux.metrics, value))", "x, (grads, aux.metrics, value))"),
         ("scale = 1.0 / jnp.maximum(total.weight, 1e-9)", "scale = jnp.float32(1 / microbatches)"),

@@ -25,7 +25,7 @@ from rlhf_jax.loops.rlhf import make_update
 from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models import build_model
 from rlhf_jax.rollout.generate import generate
-from rlhf_jax.rollout.score import make_trajectory
+from rlhf_jax.rollout.score import judge_rollout, read_rollout
 from rlhf_jax.sharding import place
 from rlhf_jax.train import init_state
 from rlhf_jax.train.optimizer import make_optimizer
@@ -64,7 +64,8 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
     mesh, tx = make_mesh(MeshConfig()), make_optimizer(recipe.policy_optim)
     write = compile_function(partial(generate, model=policy, new_tokens=shape.new_tokens), mesh)
     score = compile_function(scalar.scores, mesh)
-    judge = compile_function(partial(make_trajectory, policy=policy, values=scalar.values, config=recipe), mesh)
+    read = compile_function(partial(read_rollout, policy=policy, values=scalar.values, config=recipe), mesh)
+    judge = compile_function(partial(judge_rollout, config=recipe), mesh)
     learn = compile_step(make_update(policy, scalar, recipe), mesh)
     reference, rewarder = policy.init(jax.random.key(0)), scalar.init(jax.random.key(1))
     state = start_ppo(init_state(reference, tx), init_state(rewarder, tx), jnp.float32(0.05))
@@ -74,9 +75,9 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
         return v | {"rollout": write(v["state"].policy.params, v["prompts"], v["keys"], jnp.float32(1.0))}
 
     def scoring(v: Values) -> Values:
-        state, scores = v["state"], score(v["rewarder"], v["rollout"].batch)
-        told = (state.policy.params, v["reference"], state.value.params, v["rollout"], scores, state.kl_coef)
-        trajectory, seen = judge(*told)
+        state, rollout = v["state"], v["rollout"]
+        reading = read(state.policy.params, v["reference"], state.value.params, rollout)
+        trajectory, seen = judge(reading, rollout, score(v["rewarder"], rollout.batch), state.kl_coef)
         return v | {"trajectory": trajectory, "kl": seen["kl_sequence"]}
 
     def update(v: Values) -> Values:
@@ -88,9 +89,9 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
     # Written by the policy, scored by it where it must be, read by the reference, the value network and the reward model; epochs of two.
     flops = (3 - sampled + 3 * recipe.epochs) * forward_flops(config, once, np.full(count, shape.new_tokens))
     flops += (2 + 3 * recipe.epochs) * forward_flops(scalar.config, once)
-    read = decode_bytes(config, count, shape.prompt_length, shape.new_tokens)
+    moved = decode_bytes(config, count, shape.prompt_length, shape.new_tokens)
     asked = prompts(config, mesh, shape.prompts, shape.samples, shape.prompt_length)
-    return Workload("samples/s", count, asked | roles, phases, flops, read)
+    return Workload("samples/s", count, asked | roles, phases, flops, moved)
 
 
 def grpo(config: ModelConfig) -> Workload:
@@ -115,7 +116,8 @@ def grpo(config: ModelConfig) -> Workload:
     )
     mesh, policy, tx = fastest_mesh(config), build_model(config), make_optimizer(recipe.policy_optim)
     write = compile_function(partial(generate, model=policy, new_tokens=NEW_TOKENS), mesh)
-    judge = compile_function(partial(make_trajectory, policy=policy, values=None, config=recipe), mesh)
+    read = compile_function(partial(read_rollout, policy=policy, values=None, config=recipe), mesh)
+    judge = compile_function(partial(judge_rollout, config=recipe), mesh)
     learn = compile_step(make_update(policy, None, recipe), mesh)
     reference = policy.init(jax.random.key(0))
     state = start_ppo(init_state(reference, tx), None, jnp.float32(recipe.kl_coef))
@@ -125,10 +127,11 @@ def grpo(config: ModelConfig) -> Workload:
         return v | {"rollout": write(v["state"].policy.params, v["prompts"], v["keys"], jnp.float32(1.0))}
 
     def scoring(v: Values) -> Values:
-        tokens, mask = np.asarray(v["rollout"].batch.tokens), np.asarray(v["rollout"].batch.loss_mask)
+        state, rollout = v["state"], v["rollout"]
+        reading = read(state.policy.params, v["reference"], None, rollout)
+        tokens, mask = np.asarray(rollout.batch.tokens), np.asarray(rollout.batch.loss_mask)
         scores = np.array([len(set(row[own].tolist())) for row, own in zip(tokens, mask, strict=True)], np.float32)
-        params, state = v["state"].policy.params, v["state"]
-        trajectory, seen = judge(params, v["reference"], None, v["rollout"], scores, state.kl_coef)
+        trajectory, seen = judge(reading, rollout, scores, state.kl_coef)
         return v | {"trajectory": trajectory, "kl": seen["kl_sequence"]}
 
     def update(v: Values) -> Values:

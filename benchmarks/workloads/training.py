@@ -37,7 +37,7 @@ from rlhf_jax.train import init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import PreferenceBatch, TokenBatch
 
-TEXTS = 64
+TEXTS = 128
 ROWS, LENGTH = SHAPE.rows, SHAPE.length
 
 
@@ -47,7 +47,7 @@ def sft(config: ModelConfig, shape: Shape = SHAPE) -> Workload:
 
 
 def sft_padded(config: ModelConfig) -> Workload:
-    """64 texts of log-normal lengths (mean 100, at most 256), a row each: 8 updates of 8 rows. Real tokens count."""
+    """128 texts of log-normal lengths (mean 100, at most 256), a row each: 16 updates of 8 rows. Real tokens count."""
     return _varied(config, pad_right)
 
 

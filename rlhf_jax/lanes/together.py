@@ -7,7 +7,6 @@ import dataclasses
 import os
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhf_jax.compiled import Kinds, Programs
+from rlhf_jax.compiled import Kinds, Programs, name_of
 from rlhf_jax.frozen import join_frozen, split_frozen
 from rlhf_jax.lanes.numbers import with_numbers
 from rlhf_jax.sharding import in_device_memory
@@ -253,8 +252,14 @@ class LanePrograms(Programs):
 
         return call
 
-    def function(self, make: Callable[..., Callable], *configs: Any, programs: int | None = None) -> Callable:
+    def function(
+        self, make: Callable[..., Callable], *configs: Any, programs: int | None = None, rows: bool = False
+    ) -> Callable:
         return self._program(name_of(make), make, configs, False, programs)
+
+    @property
+    def compiles_ahead(self) -> bool:
+        return False  # a program is of all lanes, and made when they ask for it
 
     def maker(self, make: Callable[..., Callable], *configs: Any) -> Callable:
         return self._program(name_of(make), make, configs, False, None)
@@ -274,13 +279,6 @@ class LanePrograms(Programs):
             return self._team.call(self._lane, number, kind, args)
 
         return call
-
-
-def name_of(make: Callable) -> str:
-    """What a function is called that makes programs."""
-    while isinstance(make, partial):
-        make = make.func if make.func is not partial else make.args[0]
-    return f"{make.__module__}.{make.__qualname__}"
 
 
 def kind_of(args: Any) -> Any:

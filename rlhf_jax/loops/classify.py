@@ -16,6 +16,7 @@ from rlhf_jax.data.schema import Classified
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.eval.classification import class_figures
 from rlhf_jax.loops.adapters import trainee
+from rlhf_jax.loops.ahead import Ahead
 from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
 from rlhf_jax.loops.sources import load_examples, note_seen
@@ -74,12 +75,19 @@ def run_classify(run: Run, trunk: Params, texts: Texts) -> Classification:
     if held_out is not None:
         rows = experiment.evaluation.rows
         measure = make_evaluation(run, held_out, rows, lambda optim: make(optim)[0], config.optim)
+
+    def programs(ahead: Ahead, state: TrainState) -> None:
+        ahead(step, state, run.batch(batches, 0))
+        if measure is not None:
+            measure.ask(ahead, state.params)
+
     state = run_stage(
         run,
         "classify",
         fresh_state(run, begun.params, config.optim),
         advance,
         config.optim.total,
+        programs=programs,
         evaluate=None if measure is None else lambda state: measure(state.params),
         eval_every=config.eval_every,
         show=("loss", "accuracy"),

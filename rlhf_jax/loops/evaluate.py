@@ -22,7 +22,8 @@ from rlhf_jax.eval.preference import (
     wilson_interval,
 )
 from rlhf_jax.eval.sentiment_words import sentiment_balance
-from rlhf_jax.loops.rlhf import Scorer, ending_of
+from rlhf_jax.loops.ahead import Ahead, compile_ahead
+from rlhf_jax.loops.rlhf import ModelScorer, Scorer, ending_of
 from rlhf_jax.loops.run import Run
 from rlhf_jax.loops.sources import world_of
 from rlhf_jax.models import Model
@@ -101,6 +102,16 @@ class Judge:
             rows["positive_words"] = np.array([sentiment_balance(reply) for reply in replies])
         return Written(replies, rows)
 
+    def ask(self, ahead: Ahead, params: Params, prompts: Sequence[Prompt]) -> None:
+        """Has the programs compiled that replies to prompts, and figures of them, are made with."""
+        given, _ = next(self.sampler.asked(self.texts.encode(prompts), self.run.key("evaluate")))
+        rollout = ahead(self.sampler.program, params, *given)
+        ahead(self.describe, params, self.reference, rollout)
+        if isinstance(self.scorer, ModelScorer):
+            ahead(self.scorer.program, self.scorer.params, rollout.batch)
+        if self.by_world:
+            ahead(self.greedy.program, params, *given)
+
     def greedily(self, params: Params, prompts: Sequence[Prompt]) -> list[str]:
         """The likeliest reply to each prompt."""
         replies = self.greedy.replies(params, self.texts.encode(prompts), self.run.key("evaluate"))
@@ -157,6 +168,15 @@ def evaluate(
 ) -> tuple[Figures, list[dict[str, Any]]]:
     """(figures, samples side by side) of the policies on these prompts, and what training after SFT changed, prompt by prompt."""
     temperature = experiment.ppo.temperature if experiment.ppo is not None else 1.0
+    judged = {id(judge): (judge, params) for judge, params in policies.values()}  # one of each kind of model
+    run = next(iter(judged.values()))[0].run
+    if run.programs.compiles_ahead:
+
+        def ask(ahead: Ahead) -> None:
+            for judge, params in judged.values():
+                judge.ask(ahead, params, prompts)
+
+        compile_ahead("evaluate", ask)
     figures: Figures = {}
     written: dict[str, Written] = {}
     for name, (judge, params) in policies.items():

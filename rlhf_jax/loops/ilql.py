@@ -12,6 +12,7 @@ from rlhf_jax.data.batching.batches import Mixture, pad_rewarded, rewarded_batch
 from rlhf_jax.data.schema import Comparison, LabelledReply, Rated, Record
 from rlhf_jax.data.tokens.encode import EncodedReward
 from rlhf_jax.data.tokens.texts import Texts
+from rlhf_jax.loops.ahead import Ahead
 from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sft import make_evaluation
 from rlhf_jax.losses.q_learning import ilql_loss, with_targets
@@ -68,12 +69,19 @@ def run_ilql(
 
         rows = experiment.evaluation.rows
         measure = make_evaluation(run, pad_rewarded(held_out, length, pad), rows, on_targets, config)
+
+    def programs(ahead: Ahead, state: CriticState) -> None:
+        ahead(step, state, run.batch(batches, 0))
+        if measure is not None:
+            measure.ask(ahead, (state.train.params, state.slow))
+
     state = run_stage(
         run,
         "ilql",
         fresh_critics(run, params, config),
         advance,
         config.optim.total,
+        programs=programs,
         evaluate=None if measure is None else lambda state: measure((state.train.params, state.slow)),
         eval_every=config.eval_every,
         show=("q_loss", "value_loss", "v"),

@@ -10,8 +10,9 @@ from rlhf_jax.data.batching.batches import Mixture, pad_pairs, preference_batche
 from rlhf_jax.data.batching.unpaired import pad_replies, reply_batches
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.loops.adapters import trainee
+from rlhf_jax.loops.ahead import Ahead
 from rlhf_jax.loops.run import Advanced, Run, run_stage
-from rlhf_jax.loops.sft import fresh_state, make_evaluation
+from rlhf_jax.loops.sft import Measure, fresh_state, make_evaluation
 from rlhf_jax.losses.preference import (
     kto_baseline,
     kto_loss,
@@ -69,7 +70,7 @@ def run_preference(
     run.note_batches("preference", batches)
     begun = trainee(run, "preference", model, reference)
     model = begun.model
-    complete = run.programs.function(lambda: partial(completed, model=model), programs=batches.lengths)
+    complete = run.programs.function(lambda: partial(completed, model=model), programs=batches.lengths, rows=True)
     step = run.programs.step(lambda c: make_preference_step(model, c)[1], config, programs=batches.lengths)
 
     def advance(state: TrainState, number: int) -> Advanced:
@@ -78,12 +79,20 @@ def run_preference(
         return Advanced(state, metrics, batch)
 
     measure = held_out_measure(run, model, held_out, length, pad) if held_out else None
+
+    def programs(ahead: Ahead, state: TrainState) -> None:
+        batch = ahead(complete, state.params, reference, run.batch(batches, 0))
+        ahead(step, state, batch)
+        if isinstance(measure, Measure):
+            measure.ask(ahead, (state.params, reference))
+
     state = run_stage(
         run,
         "preference",
         fresh_state(run, begun.params, config.optim),
         advance,
         config.optim.total,
+        programs=programs,
         evaluate=None if measure is None else lambda state: measure((state.params, reference)),
         eval_every=config.eval_every,
         show=("loss", "accuracy", "margin"),

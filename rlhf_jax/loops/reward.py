@@ -19,6 +19,7 @@ from rlhf_jax.data.batching.batches import (
 from rlhf_jax.data.schema import Labelled
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.loops.adapters import trainee
+from rlhf_jax.loops.ahead import Ahead
 from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sft import fresh_state, make_evaluation
 from rlhf_jax.losses.reward import comparison_loss, label_loss
@@ -60,18 +61,24 @@ def run_reward(
         state, metrics = step(state, batch)
         return Advanced(state, metrics, batch)
 
-    evaluate = None
+    measure = None
     if held_out:
         data, at_once = pad_all(held_out, length, pad), experiment.evaluation.rows
         measure = make_evaluation(run, data, at_once, lambda optim: make(optim)[0], config.optim)
-        evaluate = lambda state: measure(state.params)  # noqa: E731
+
+    def programs(ahead: Ahead, state: TrainState) -> None:
+        ahead(step, state, run.batch(batches, 0))
+        if measure is not None:
+            measure.ask(ahead, state.params)
+
     state = run_stage(
         run,
         "reward",
         fresh_state(run, begun.params, config.optim),
         advance,
         config.optim.total,
-        evaluate=evaluate,
+        programs=programs,
+        evaluate=None if measure is None else lambda state: measure(state.params),
         eval_every=config.eval_every,
         show=("loss", "accuracy"),
     )

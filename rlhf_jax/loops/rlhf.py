@@ -1,4 +1,4 @@
-"""PPO: rollout, score, advantages over the whole batch, epochs of minibatches; in this order, each a compiled program."""
+"""PPO: rollout, how models read it, its scores, advantages over the whole batch, epochs of minibatches; each a compiled program."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rlhf_jax.data.batching.batches import Batches, prompt_batches
 from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.loops.adapters import trainee
+from rlhf_jax.loops.ahead import Ahead
 from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sft import fresh_state
 from rlhf_jax.losses.kl import adapt_kl_coef
@@ -29,8 +30,8 @@ from rlhf_jax.rollout.generate import Ending, responses
 from rlhf_jax.rollout.refill import Scored, refill, signal_share
 from rlhf_jax.rollout.replies import response_texts
 from rlhf_jax.rollout.sampling import row_keys
-from rlhf_jax.rollout.score import make_trajectory, token_kl_to
-from rlhf_jax.sharding import place, place_batch
+from rlhf_jax.rollout.score import judge_rollout, read_rollout, token_kl_to
+from rlhf_jax.sharding import batch_shapes, place, place_batch
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import PPOState, Term, combined, if_finite, make_ppo_update, start_ppo
 from rlhf_jax.types import Params, Rollout, TokenBatch
@@ -42,10 +43,20 @@ Watch = Callable[[Rollout, np.ndarray], Mapping[str, float]]
 """(rollout, prompt index of each row) -> metrics."""
 
 
-def model_scorer(run: Run, model: Model, params: Params) -> Scorer:
-    """Scores of a reward model, left on the device."""
-    program = run.programs.function(lambda: model.scores, programs=1)
-    return lambda rollout, index: program(params, rollout.batch)
+@dataclasses.dataclass(frozen=True)
+class ModelScorer:
+    """A Scorer: a reward model, whose scores stay on the device."""
+
+    program: Callable[..., Any]
+    params: Params
+
+    def __call__(self, rollout: Rollout, index: np.ndarray) -> Any:
+        return self.program(self.params, rollout.batch)
+
+
+def model_scorer(run: Run, model: Model, params: Params) -> ModelScorer:
+    """The Scorer of a reward model."""
+    return ModelScorer(run.programs.function(lambda: model.scores, programs=1, rows=True), params)
 
 
 class RewardError(RuntimeError):
@@ -202,9 +213,10 @@ def run_ppo(
         if stream is not None:
             run.check_batches("ppo", stream)
     critic = (value or policy).values if config.baseline == "value" else None
-    ending, once = ending_of(texts, config), partial(run.programs.function, programs=1)
+    ending, once = ending_of(texts, config), partial(run.programs.function, programs=1, rows=True)
     rollout_program = once(lambda: responses(policy, ending, config.new_tokens, slots=config.slots))
-    trajectory_program = once(lambda c: partial(make_trajectory, policy=policy, values=critic, config=c), config)
+    read_program = once(lambda c: partial(read_rollout, policy=policy, values=critic, config=c), config)
+    judge_program = once(lambda c: partial(judge_rollout, config=c), config)
     signal_program = once(lambda: partial(signal_share, samples=config.samples))
     refill_program = once(lambda: partial(refill, samples=config.samples))
     update = run.programs.step(partial(make_update, policy, value), config)
@@ -212,34 +224,44 @@ def run_ppo(
     rollout_key, order_key = jax.random.split(key)
     samples = np.tile(np.arange(config.samples), config.prompts)
 
-    def draw(params: Params, number: int) -> Scored:
-        """The number-th batch of prompts answered and scored."""
+    def asked(number: int) -> tuple[tuple[Any, ...], np.ndarray]:
+        """The number-th batch of prompts with the key of each response, and the prompt index of each."""
         batch = batches[number]
         index = np.repeat(batch.index, config.samples)
         keys = row_keys(rollout_key, number, index, samples)
-        asked, keys = place_batch((batch.prompts, keys), run.mesh)
-        rollout = rollout_program(params, asked, keys, np.float32(config.temperature))
+        return place_batch((batch.prompts, keys), run.mesh), index
+
+    def answered(params: Params, number: int) -> tuple[Rollout, np.ndarray]:
+        """The responses to the number-th batch of prompts, and the prompt index of each."""
+        given, index = asked(number)
+        return rollout_program(params, *given, np.float32(config.temperature)), index
+
+    def scored_of(rollout: Rollout, index: np.ndarray) -> Scored:
         return Scored(rollout, scores_of(scorer, rollout, index), index)  # pyright: ignore[reportArgumentType]
 
     def draw_with_signal(params: Params, iteration: int) -> tuple[Scored, dict[str, float]]:
         """A batch whose prompts without a signal are replaced by others, and how many rollouts it took."""
         first = iteration * (config.refills + 1)
-        scored, drawn = draw(params, first), 1
-        if not config.refills:
-            return scored, {}
+        scored, drawn = scored_of(*answered(params, first)), 1
         share = found = float(signal_program(scored.scores))
         while found < 1 and drawn <= config.refills:
-            further = draw(params, first + drawn)
+            further = scored_of(*answered(params, first + drawn))
             scored, drawn = refill_program(*place_batch((scored, further), run.mesh)), drawn + 1
             found = float(signal_program(scored.scores))
         return scored, {"rollouts": float(drawn), "signal_before_refills": share}
 
     def advance(state: PPOState, iteration: int) -> Advanced:
-        scored, refilled = draw_with_signal(state.policy.params, iteration)
-        rollout, scores = scored.rollout, scored.scores
-        value_params = state.policy.params if state.value is None else state.value.params
-        trajectory, seen = trajectory_program(
-            state.policy.params, reference, value_params, rollout, scores, state.kl_coef, state.average, state.moments
+        params = state.policy.params
+        read = partial(read_program, params, reference, params if state.value is None else state.value.params)
+        if config.refills:
+            scored, refilled = draw_with_signal(params, iteration)
+            reading = read(scored.rollout)
+        else:
+            rollout, index = answered(params, iteration)
+            reading = read(rollout)  # which the devices do while a reward in Python is computed
+            scored, refilled = scored_of(rollout, index), {}
+        trajectory, seen = judge_program(
+            reading, scored.rollout, scored.scores, state.kl_coef, state.average, state.moments
         )
         state, metrics = update(
             state,
@@ -251,6 +273,19 @@ def run_ppo(
         )
         later = None if watch is None else partial(watched, watch, scored)
         return Advanced(state, {**seen, **metrics, **refilled}, trajectory, later)
+
+    def programs(ahead: Ahead, state: PPOState) -> None:
+        (given, index), params = asked(0), state.policy.params
+        rollout = ahead(rollout_program, params, *given, np.float32(config.temperature))
+        value_params = params if state.value is None else state.value.params
+        reading = ahead(read_program, params, reference, value_params, rollout)
+        scores = batch_shapes(jax.ShapeDtypeStruct(index.shape, jnp.float32), run.mesh)
+        if isinstance(scorer, ModelScorer):
+            scores = ahead(scorer.program, scorer.params, rollout.batch)
+        told = (state.kl_coef, state.average, state.moments)
+        trajectory, seen = ahead(judge_program, reading, rollout, scores, *told)
+        held_to = reference if config.kl_estimator == "exact" else None
+        ahead(update, state, trajectory, seen["kl_sequence"], jax.random.fold_in(order_key, 0), ptx_batch(0), held_to)
 
     updates = config.epochs * config.minibatches
 
@@ -267,6 +302,7 @@ def run_ppo(
         init_ppo_state(run, config, policy_params, value_params),
         advance,
         config.iterations,
+        programs=programs,
         show=("score", "gold", "kl_sequence"),
     )
     return begun.whole(state.policy.params if state.policy.ema is None else state.policy.ema)

@@ -22,6 +22,7 @@ from rlhf_jax.config import Experiment, Mixture
 from rlhf_jax.data.batching.padding import Cut
 from rlhf_jax.data.mixtures import Gathered
 from rlhf_jax.data.sources import find_data_root
+from rlhf_jax.loops.ahead import Ahead, compile_ahead
 from rlhf_jax.loops.faults import Faults
 from rlhf_jax.loops.preemption import Notice, Preempted
 from rlhf_jax.mesh import make_mesh
@@ -81,7 +82,7 @@ class Run:
     take: Callable[[str, Advance, Any, int], Advanced] = lambda stage, advance, state, step: advance(state, step)
     notice: Notice = dataclasses.field(default_factory=Notice)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of this process, by stage
-    # The same without the first step, which compiles, and without evaluation and checkpoints.
+    # The same without the first step, which compiles what is not compiled yet, and without evaluation and checkpoints.
     step_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     noted: dict[str, float] = dataclasses.field(default_factory=dict)  # figures of the data: examples, cut, rejected
     resumed: dict[str, int] = dataclasses.field(default_factory=dict)  # the step that each stage went on from
@@ -146,13 +147,15 @@ def run_stage(
     advance: Advance,
     steps: int,
     *,
+    programs: Callable[[Ahead, State], None] | None = None,
     evaluate: Callable[[State], Mapping[str, Any]] | None = None,
     eval_every: int | None = None,
     show: tuple[str, ...] = (),
 ) -> State:
     """The state after `steps` steps, from the newest intact checkpoint of this stage if there is one.
 
-    Metrics and checkpoints are written on the way; `evaluate` runs before the first step, every `eval_every` steps and after the last. The
+    Where steps are left, what `programs` asks for is compiled before the first of them, side by side. Metrics and checkpoints are written
+    on the way; `evaluate` runs before the first step, every `eval_every` steps and after the last. The
     checkpoint whose held-out loss, the first metric of `show`, is lowest is kept beside the newest ones. What is written is the same
     whether the run was interrupted or not. A step that fails leaves a checkpoint of what there was before it, a notice one of what came.
     Raises: NotFinite where too many updates in a row had to be left out; Preempted.
@@ -163,6 +166,8 @@ def run_stage(
         start = run.resumed[stage] = checkpoints.latest or 0
         if start:
             state = checkpoints.restore(start, state)
+        if programs is not None and start < steps and run.programs.compiles_ahead:
+            compile_ahead(stage, lambda ahead: programs(ahead, state))
         bar = stack.enter_context(progress(steps, stage, done=start))
         faults = Faults(run.directory, stage, checkpoints, run.experiment.max_skipped, bar.say)
         writer = stack.enter_context(MetricsWriter(run.directory, stage, resume_step=start, look=faults.look))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from rlhf_jax.data.erasure.seen import seen_by
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.frozen import join_frozen, split_frozen
 from rlhf_jax.loops.adapters import trainee
+from rlhf_jax.loops.ahead import Ahead
 from rlhf_jax.loops.run import Advanced, Run, run_stage
 from rlhf_jax.loops.sources import IMITATED, load_examples, note_seen
 from rlhf_jax.losses.sft import sft_loss
@@ -34,8 +36,23 @@ def weighted_average(parts: list[tuple[Mapping[str, jax.Array], jax.Array]]) -> 
     return {name: float(np.dot(weights, [float(metrics[name]) for metrics, _ in parts]) / total) for name in names}
 
 
-def make_evaluation(run: Run, data, rows: int, make_loss: Callable[..., LossFn], *configs):
-    """params -> metrics of the loss `make_loss(*configs)` over a padded data set, every example once."""
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """params -> metrics of a loss over a padded data set, every example once."""
+
+    program: Callable
+    batches: Callable[[], Iterable[Any]]  # the data, on the devices
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        return weighted_average([self.program(params, batch) for batch in self.batches()])
+
+    def ask(self, ahead: Ahead, params: Params) -> None:
+        """Has the program compiled."""
+        ahead(self.program, params, next(iter(self.batches())))
+
+
+def make_evaluation(run: Run, data, rows: int, make_loss: Callable[..., LossFn], *configs) -> Measure:
+    """The measure of the loss `make_loss(*configs)` over a padded data set."""
 
     def make(*configs):
         loss = make_loss(*configs)
@@ -48,11 +65,7 @@ def make_evaluation(run: Run, data, rows: int, make_loss: Callable[..., LossFn],
 
     # Twice at most: of a model with adapters, and of what they were merged into.
     program = run.programs.function(make, *configs, programs=2)
-
-    def evaluate(params: Params) -> dict[str, float]:
-        return weighted_average([program(params, place_batch(b, run.mesh)) for b in evaluation_batches(data, rows)])
-
-    return evaluate
+    return Measure(program, lambda: (place_batch(batch, run.mesh) for batch in evaluation_batches(data, rows)))
 
 
 def fresh_state(run: Run, params: Params, optim: Optim, *, ema: bool = False) -> TrainState:
@@ -117,12 +130,19 @@ def run_sft(
         # A model with adapters takes its own parameters too.
         rows, logprobs = experiment.evaluation.rows, begun.model.logprobs
         measure = make_evaluation(run, held_out, rows, lambda: partial(sft_loss, logprobs=logprobs))
+
+    def programs(ahead: Ahead, state: TrainState) -> None:
+        ahead(step, state, run.batch(batches, 0))
+        if measure is not None:
+            measure.ask(ahead, state.params)
+
     state = run_stage(
         run,
         "sft",
         fresh_state(run, begun.params, config.optim),
         advance,
         config.optim.total,
+        programs=programs,
         evaluate=None if measure is None else lambda state: measure(state.params),
         eval_every=config.eval_every,
         show=("nll",),

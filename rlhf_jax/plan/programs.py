@@ -22,8 +22,8 @@ from rlhf_jax.models import Model, build_model
 from rlhf_jax.models.critics import build_critics
 from rlhf_jax.models.lora import with_lora
 from rlhf_jax.rollout.generate import Ending, responses
-from rlhf_jax.rollout.score import make_trajectory
-from rlhf_jax.sharding import batch_shardings, tree_shardings
+from rlhf_jax.rollout.score import read_rollout
+from rlhf_jax.sharding import batch_shapes, tree_shardings
 from rlhf_jax.train import TrainState, init_state
 from rlhf_jax.train.critics import start_critics
 from rlhf_jax.train.optimizer import make_optimizer
@@ -58,7 +58,7 @@ def trace_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
     if experiment.sft is not None:
         optim = experiment.sft.optim
         _, update = make_sft_step(policy, optim)
-        batch = on_mesh_rows(token_shapes(optim.rows, experiment.sft.pack_length or length), mesh)
+        batch = batch_shapes(token_shapes(optim.rows, experiment.sft.pack_length or length), mesh)
         traced["sft"] = compile_step(update, mesh).trace(state_shapes(policy, optim, mesh), batch)
     if experiment.reward is not None:
         optim = experiment.reward.optim
@@ -66,7 +66,7 @@ def trace_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
         model = build_model(experiment.reward_shape) if fresh else trained_model(experiment, experiment.reward_shape)
         _, update = make_reward_step(model, optim)
         side, row = token_shapes(optim.rows, length), _shape((optim.rows,), jnp.float32)
-        batch = on_mesh_rows(PreferenceBatch(side, side, row, row), mesh)
+        batch = batch_shapes(PreferenceBatch(side, side, row, row), mesh)
         traced["reward"] = compile_step(update, mesh).trace(state_shapes(model, optim, mesh), batch)
     if experiment.preference is not None:
         optim = experiment.preference.optim
@@ -76,7 +76,7 @@ def trace_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
             batch: Any = ReferencedLabels(LabelBatch(side, row, row), row, _shape((), jnp.float32))
         else:
             batch = ReferencedPairs(PreferenceBatch(side, side, row, row), row, row)
-        batch = on_mesh_rows(batch, mesh)
+        batch = batch_shapes(batch, mesh)
         traced["preference"] = compile_step(update, mesh).trace(state_shapes(policy, optim, mesh), batch)
     if experiment.ilql is not None:
         optim = experiment.ilql.optim
@@ -84,12 +84,12 @@ def trace_updates(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
         _, update = make_ilql_step(critics, experiment.ilql)
         state = jax.eval_shape(lambda key: start_critics(critics.init(key), make_optimizer(optim)), jax.random.key(0))
         batch = RewardedBatch(token_shapes(optim.rows, length), _shape((optim.rows,), jnp.float32))
-        traced["ilql"] = compile_step(update, mesh).trace(on_mesh(state, mesh), on_mesh_rows(batch, mesh))
+        traced["ilql"] = compile_step(update, mesh).trace(on_mesh(state, mesh), batch_shapes(batch, mesh))
     if experiment.classify is not None and experiment.classifier_shape is not None:
         optim, model = experiment.classify.optim, trained_model(experiment, experiment.classifier_shape)
         _, update = make_class_step(model, optim)
         row = _shape((optim.rows,), jnp.float32)
-        batch = on_mesh_rows(LabelBatch(token_shapes(optim.rows, length), row, row), mesh)
+        batch = batch_shapes(LabelBatch(token_shapes(optim.rows, length), row, row), mesh)
         traced["classify"] = compile_step(update, mesh).trace(state_shapes(model, optim, mesh), batch)
     if experiment.ppo is not None:
         traced["ppo"] = trace_ppo(experiment, mesh)
@@ -146,37 +146,36 @@ def trace_ppo(experiment: Experiment, mesh: Mesh) -> Any:
     if config.ptx_rows is not None:
         one = token_shapes(config.ptx_rows, experiment.text.length)
         count = config.epochs * config.minibatches
-        demonstrations = on_mesh_rows(jax.tree.map(lambda x: _shape((count, *x.shape), x.dtype), one), mesh, axis=1)
+        demonstrations = batch_shapes(jax.tree.map(lambda x: _shape((count, *x.shape), x.dtype), one), mesh, axis=1)
     update = compile_step(make_update(policy, value, config), mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    args = (state, on_mesh_rows(trajectory, mesh), number, key, demonstrations)
+    args = (state, batch_shapes(trajectory, mesh), number, key, demonstrations)
     reference = on_mesh(jax.eval_shape(policy.init, key), mesh) if config.kl_estimator == "exact" else None
     return update.trace(*args, reference)
 
 
 def trace_rollout(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
-    """The other programs of a PPO iteration: responses (at most so many turns of a loop), their scores, and what the update is told."""
+    """The other programs of a PPO iteration that read a model: responses (at most so many turns of a loop), the reward model's scores, and
+    what policy, reference and critic say of the responses."""
     config = experiment.ppo
     assert config is not None
     policy, value = ppo_models(experiment)
     key, number = jax.eval_shape(lambda: jax.random.key(0)), _shape((), jnp.float32)
     params = on_mesh(jax.eval_shape(policy.init, key), mesh)
     rows = config.prompts * config.samples
-    keys = on_mesh_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)), mesh)
-    asked = on_mesh_rows(token_shapes(config.prompts, experiment.text.prompt_length), mesh)
+    keys = batch_shapes(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)), mesh)
+    asked = batch_shapes(token_shapes(config.prompts, experiment.text.prompt_length), mesh)
     respond = compile_function(responses(policy, Ending(0), config.new_tokens, slots=config.slots), mesh)
     traced = {"ppo/responses": respond.trace(params, asked, keys, number)}
-    rollout = on_mesh_rows(rollout_shapes(experiment), mesh)
+    rollout = batch_shapes(rollout_shapes(experiment), mesh)
     if experiment.reward is not None:
         reward = build_model(experiment.reward_shape)
         reward_params = on_mesh(jax.eval_shape(reward.init, key), mesh)
         traced["ppo/reward"] = compile_function(reward.scores, mesh).trace(reward_params, rollout.batch)
     critic = (value or policy).values if config.baseline == "value" else None
     value_params = params if value is None else on_mesh(jax.eval_shape(value.init, key), mesh)
-    prepare = compile_function(partial(make_trajectory, policy=policy, values=critic, config=config), mesh)
-    scores = on_mesh_rows(_shape((rows,), jnp.float32), mesh)
-    told = (number, number, Moments(number, number, number))
-    traced["ppo/scoring"] = prepare.trace(params, params, value_params, rollout, scores, *told)
+    read = compile_function(partial(read_rollout, policy=policy, values=critic, config=config), mesh)
+    traced["ppo/scoring"] = read.trace(params, params, value_params, rollout)
     return traced
 
 
@@ -213,12 +212,6 @@ def on_mesh(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, tree_shardings(tree, mesh)
     )
-
-
-def on_mesh_rows(tree: Any, mesh: Mesh, *, axis: int = 0) -> Any:
-    """Shapes of batches with their rows, along `axis`, split over the mesh."""
-    places = batch_shardings(tree, mesh, axis=axis)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
 
 
 def _shape(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -17,7 +17,7 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.cache import names_of
 from rlhf_jax.models.params import in_dtype
 from rlhf_jax.rollout.sampling import penalised, sample_tokens
-from rlhf_jax.rollout.slots import Queue, Responses, Slots, no_responses, open_slots, put_down, seat
+from rlhf_jax.rollout.slots import Queue, Responses, Slots, no_responses, open_slots, put_down, read_prompts, seat
 from rlhf_jax.sharding import alone, in_one_piece, in_pieces, over_rows, pieces
 from rlhf_jax.types import Params, Rollout, TokenBatch
 
@@ -192,7 +192,8 @@ def _write(
         return turn, *over_rows(partial(seat, count=enough), names_of, s, queue)
 
     # Where none waits, what is read of the prompts lies where it stays.
-    hidden, read = model.prefill(params, prompts, width if slots < rows else width + new_tokens)
+    length = width if slots < rows else width + new_tokens
+    hidden, read = read_prompts(lambda asked: model.prefill(params, asked, length), prompts, slots)
     position = jnp.sum(prompts.segments != 0, axis=1, dtype=jnp.int32) - 1
     written = (prompts.segments != 0) & (model.config.kind == "decoder")
     known = jnp.where(written, prompts.tokens, model.config.vocab)

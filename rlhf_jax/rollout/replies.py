@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,11 +62,17 @@ class Sampler:
         sample: int = 0,
     ) -> Iterator[tuple[Rollout, np.ndarray]]:
         """(rollout, which rows count) for the prompts in order; sample number `sample` of each prompt under this key."""
+        for given, counts in self.asked(prompts, key, temperature=temperature, sample=sample):
+            yield self.program(params, *given), counts
+
+    def asked(
+        self, prompts: Sequence[Encoded], key: jax.Array, *, temperature: float = 1.0, sample: int = 0
+    ) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
+        """(what the program takes beside parameters, which rows count) for the prompts in order."""
         for batch in evaluation_batches(pad_prompts(prompts, self.prompt_length, self.tokenizer.pad), self.rows):
             index = np.asarray(batch.index)
             keys = row_keys(key, 0, index, np.full_like(index, sample))
-            prompts_there, keys = place_batch((batch.prompts, keys), self.mesh)
-            yield self.program(params, prompts_there, keys, np.float32(temperature)), index >= 0
+            yield (*place_batch((batch.prompts, keys), self.mesh), np.float32(temperature)), index >= 0
 
     def texts(self, rollout: Rollout) -> list[str]:
         """The text of each response, up to the first of those that end it."""
@@ -109,4 +116,4 @@ def make_sampler(
         ends = ending or Ending(tokenizer.eos)
         return responses(model, ends, new_tokens, choose=choose, repetition_penalty=penalty, **how)
 
-    return Sampler(tokenizer, programs.mesh, rows, prompt_length, programs.function(make, sampling), stop)
+    return Sampler(tokenizer, programs.mesh, rows, prompt_length, programs.function(make, sampling, rows=True), stop)

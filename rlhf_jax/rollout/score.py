@@ -30,7 +30,7 @@ from rlhf_jax.masking import masked_mean, whiten
 from rlhf_jax.models.api import Model, TokenStats
 from rlhf_jax.models.output import compare_tokens
 from rlhf_jax.rollout.refill import signal_share
-from rlhf_jax.types import Moments, Params, Rollout, TokenBatch, Trajectory
+from rlhf_jax.types import Moments, Params, Rollout, TokenBatch, Trajectory, pytree
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -122,37 +122,71 @@ def advantages_of(
     return advantages, jnp.zeros_like(advantages), average
 
 
-def make_trajectory(
+@pytree
+class Reading:
+    """What the models say of the responses, whatever their scores will be: log-probs under policy and reference and KL per token in nats,
+    values where there is a critic, and what one wants to see of it."""
+
+    old: Float[Array, "B T"]
+    ref: Float[Array, "B T"]
+    kl: Float[Array, "B T"]
+    values: Float[Array, "B T"] | None
+    metrics: Metrics
+
+
+def read_rollout(
     policy_params: Params,
     reference_params: Params,
     value_params: Params | None,
+    rollout: Rollout,
+    *,
+    policy: Model,
+    values: Callable[[Params, TokenBatch], jax.Array] | None,
+    config: PolicyGradient,
+) -> Reading:
+    """The rollout as the models read it; without `values` there is no critic. The scores may be made meanwhile.
+
+    Old log-probs are recomputed by the training graph at the rollout's temperature, so that the first ratio is 1, or with
+    old_logprobs='sampled' those that the rollout came with, which spares the policy's reading. `kl` is exact over the vocabulary, or k1 of
+    the tokens without that reading.
+    """
+    batch, mask = rollout.batch, rollout.batch.loss_mask
+    predictions = None
+    if values is not None:
+        read = value_steps(batch, config.reward_at)
+        predictions = jnp.where(read.loss_mask, values(value_params, read), 0.0)
+    if config.old_logprobs == "sampled":
+        ref = policy.token_stats(reference_params, batch, rollout.temperature, rollout.last).logprobs
+        return Reading(rollout.logprobs, ref, k1(rollout.logprobs, ref), predictions, {})
+    stats, ref_stats, kl = compare_policies(policy_params, reference_params, rollout, policy=policy)
+    seen = {
+        "rollout_entropy": masked_mean(stats.entropy, mask),
+        "sampler_gap": jnp.max(jnp.where(mask, jnp.abs(rollout.logprobs - stats.logprobs), 0.0)),
+    }
+    return Reading(stats.logprobs, ref_stats.logprobs, kl, predictions, seen)
+
+
+def judge_rollout(
+    reading: Reading,
     rollout: Rollout,
     scores: Float[Array, "B"],
     kl_coef: Float[Array, ""],
     average: Float[Array, ""] | float = 0.0,
     moments: Moments | None = None,
     *,
-    policy: Model,
-    values: Callable[[Params, TokenBatch], jax.Array] | None,
     config: PolicyGradient,
 ) -> tuple[Trajectory, Metrics]:
-    """Everything that policy gradients learn from, and what one wants to see of a rollout; without `values` there is no critic.
+    """Everything that policy gradients learn from, and what one wants to see of a rollout that was read and scored.
 
-    Old log-probs are recomputed by the training graph at the rollout's temperature, so that the first ratio is 1, or with
-    old_logprobs='sampled' those that the rollout came with, which spares the policy's reading. `kl` is exact over the vocabulary, or k1 of
-    the tokens without that reading; `kl_sequence` sums it over the response; `kl_sampled` is the estimate that enters the reward. `average`
-    is the moving average of the batches before, which a baseline may use; `moments` those of their scores (None: there are none), which the
-    unit of the score may come from. Scores are reported as they are, rewards in that unit. `signal` is the share of prompts whose responses
-    differ in score, penalties aside.
+    `kl_sequence` sums the KL of the reading over the response; `kl_sampled` is the estimate that enters the reward. `average` is the moving
+    average of the batches before, which a baseline may use; `moments` those of their scores (None: there are none), which the unit of the
+    score may come from. Scores are reported as they are, rewards in that unit. `signal` is the share of prompts whose responses differ in
+    score, penalties aside.
     """
-    batch, mask = rollout.batch, rollout.batch.loss_mask
-    old, ref, kl, seen = _old_and_reference(policy_params, reference_params, rollout, policy, config)
+    mask, old, ref = rollout.batch.loss_mask, reading.old, reading.ref
     # Of the last step behind a response, where it earns the score, nothing but the value is learned.
-    read = value_steps(batch, config.reward_at)
-    steps = read.loss_mask
-    predictions = jnp.zeros_like(old)
-    if values is not None:
-        predictions = jnp.where(steps, values(value_params, read), 0.0)
+    steps = value_steps(rollout.batch, config.reward_at).loss_mask
+    predictions = jnp.zeros_like(old) if reading.values is None else reading.values
 
     signal = signal_share(scores, samples=config.samples)
     scores = final_scores(scores, rollout, config)
@@ -175,13 +209,13 @@ def make_trajectory(
         "score": jnp.mean(scores),
         "score_std": jnp.std(scores),
         "reward": jnp.mean(jnp.sum(rewards, axis=1)),
-        "kl": masked_mean(kl, mask),
-        "kl_sequence": jnp.mean(jnp.sum(jnp.where(mask, kl, 0.0), axis=1)),
+        "kl": masked_mean(reading.kl, mask),
+        "kl_sequence": jnp.mean(jnp.sum(jnp.where(mask, reading.kl, 0.0), axis=1)),
         "kl_sampled": jnp.mean(log_ratio),
         "length": jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
         "finished": jnp.mean(rollout.finished.astype(jnp.float32)),
-    } | seen
-    if values is not None:
+    } | reading.metrics
+    if reading.values is not None:
         metrics |= {
             "explained_variance": explained_variance(predictions, returns, steps),
             "value": masked_mean(predictions, steps),
@@ -212,17 +246,22 @@ def make_trajectory(
     return trajectory, metrics
 
 
-def _old_and_reference(
-    policy_params: Params, reference_params: Params, rollout: Rollout, policy: Model, config: PolicyGradient
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Float[Array, "B T"], Metrics]:
-    """(log-probs under the policy, under the reference, KL per token, what only the policy's own reading tells) of the responses."""
-    mask = rollout.batch.loss_mask
-    if config.old_logprobs == "sampled":
-        ref = policy.token_stats(reference_params, rollout.batch, rollout.temperature, rollout.last).logprobs
-        return rollout.logprobs, ref, k1(rollout.logprobs, ref), {}
-    stats, ref, kl = compare_policies(policy_params, reference_params, rollout, policy=policy)
-    seen = {
-        "rollout_entropy": masked_mean(stats.entropy, mask),
-        "sampler_gap": jnp.max(jnp.where(mask, jnp.abs(rollout.logprobs - stats.logprobs), 0.0)),
-    }
-    return stats.logprobs, ref.logprobs, kl, seen
+def make_trajectory(
+    policy_params: Params,
+    reference_params: Params,
+    value_params: Params | None,
+    rollout: Rollout,
+    scores: Float[Array, "B"],
+    kl_coef: Float[Array, ""],
+    average: Float[Array, ""] | float = 0.0,
+    moments: Moments | None = None,
+    *,
+    policy: Model,
+    values: Callable[[Params, TokenBatch], jax.Array] | None,
+    config: PolicyGradient,
+) -> tuple[Trajectory, Metrics]:
+    """`judge_rollout` of `read_rollout`, for a rollout whose scores are there."""
+    read = read_rollout(
+        policy_params, reference_params, value_params, rollout, policy=policy, values=values, config=config
+    )
+    return judge_rollout(read, rollout, scores, kl_coef, average, moments, config=config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -10,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rlhf_jax.types import pytree
+from rlhf_jax.models.cache import names_of
+from rlhf_jax.sharding import constrain, deal, dealt_back, pieces
+from rlhf_jax.types import TokenBatch, pytree
 
 
 @pytree
@@ -63,6 +66,25 @@ def no_responses(rows: int, new_tokens: int) -> Responses:
     """Responses of which there is nothing yet."""
     columns = jnp.zeros((rows, new_tokens))
     return Responses(columns.astype(jnp.int32), columns, jnp.zeros((rows,), jnp.int32), jnp.zeros((rows,), bool))
+
+
+def read_prompts(prefill: Callable[[TokenBatch], Any], prompts: TokenBatch, at_once: int) -> Any:
+    """What `prefill` makes of all prompts, which it reads in equal parts, with rows of every device, that have no fewer rows than so many.
+
+    What is alive between layers is then that of a part; keys and values are those of all prompts.
+    """
+    rows = prompts.tokens.shape[0]
+    devices = pieces("batch", rows)
+    own = rows // devices
+    parts = max((n for n in range(1, own + 1) if own % n == 0 and rows // n >= at_once), default=1)
+    if parts == 1:
+        return prefill(prompts)
+
+    def joined(x: jax.Array) -> jax.Array:
+        whole = dealt_back(x, _rows_axis(x[0]))
+        return constrain(whole, *names_of(whole.ndim))
+
+    return jax.tree.map(joined, jax.lax.map(prefill, deal(prompts, parts)))
 
 
 def open_slots(queue: Queue, share: Fraction, more: Any) -> tuple[Slots, Queue]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax.frozen import join_frozen, split_frozen
+from rlhf_jax.sharding import deal
 from rlhf_jax.types import LossFn, Params, pytree
 
 
@@ -44,20 +45,6 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, ema: bool = 
         ema=join_frozen(jax.tree.map(jnp.copy, live), frozen) if ema else None,
         skipped=jnp.zeros((), jnp.int32),
     )
-
-
-def deal(batch: Any, microbatches: int) -> Any:
-    """[rows, ...] -> [microbatches, rows / microbatches, ...].
-
-    Row r goes to microbatch r % microbatches, so that every device keeps its own rows; scalars go to all.
-    """
-
-    def split(x):
-        if x.ndim == 0:
-            return jnp.broadcast_to(x, (microbatches,))
-        return x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
-
-    return jax.tree.map(split, batch)
 
 
 def gradients(loss: LossFn, params: Params, batch: Any, microbatches: int = 1) -> Gradients:

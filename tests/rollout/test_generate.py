@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import re
 from functools import partial
 
 import jax
@@ -280,6 +281,21 @@ def test_without_a_loop_over_layers_responses_are_the_same(name, slots):
     how = {"new_tokens": 6, "stop": STOPS, "slots": slots}
     one, other = (jax.jit(partial(generate, model=m, **how))(params, PROMPTS, keys, 0.9) for m in models)
     assert_same_rollout(one, other)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_as_many_prompts_are_read_at_once_as_there_are_slots(name, unroll):
+    config = dataclasses.replace({"llama": LLAMA, "t5": T5}[name], unroll=unroll, mlp=60)
+    prompts = left_padded([1 + row % 4 for row in range(24)], 4, seed=7)
+    keys = jax.random.split(jax.random.key(9), 24)
+    rows = {}
+    for slots in (None, 6, 5, 13):
+        run = partial(generate, model=built(config), new_tokens=2, slots=slots)
+        traced = str(jax.make_jaxpr(run)(lively(config), prompts, keys, 0.9))
+        rows[slots] = max(int(found) for found in re.findall(rf"f32\[(\d+),4,{config.mlp}\]", traced))
+    # Parts have one size: of 24 prompts not 5 at once, but 6.
+    assert rows == {None: 24, 6: 6, 5: 6, 13: 24}
 
 
 @pytest.mark.slow

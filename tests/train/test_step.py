@@ -14,9 +14,10 @@ from builders import LLAMA, VALUE, assert_trees_close, built, lively, right_padd
 from rlhf_jax.config import Optim
 from rlhf_jax.losses.reward import comparison_loss
 from rlhf_jax.losses.sft import sft_loss
+from rlhf_jax.sharding import deal
 from rlhf_jax.train import init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
-from rlhf_jax.train.step import apply_gradients, deal, gradients
+from rlhf_jax.train.step import apply_gradients, gradients
 from rlhf_jax.types import Aux, PreferenceBatch, TokenBatch
 
 SFT = partial(sft_loss, logprobs=built(LLAMA).logprobs)
