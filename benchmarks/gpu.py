@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +35,6 @@ LLAMA = ModelConfig(
     max_length=2048,
     tied=False,
     dtype="bfloat16",
-    remat="layers",
     logit_chunk=256,
 )
 SMALL = dataclasses.replace(
@@ -51,6 +51,13 @@ SMALL_SHAPES = {
     "decode_64": Shape(prompts=4, prompt_length=16, new_tokens=16),
     "decode_256": Shape(prompts=8, prompt_length=16, new_tokens=16),
     "ppo": Shape(rows=4, microbatches=2, prompts=2, samples=4, prompt_length=16, new_tokens=16),
+}
+# SFT has the room to keep everything for its backward pass; decoding has each layer's weights and cache in arrays of their own.
+HOW = {
+    "sft": {},
+    "decode_64": {"unroll": True},
+    "decode_256": {"unroll": True},
+    "ppo": {"remat": "layers", "logit_chunk": 64},
 }
 KINDS: dict[str, Callable[[ModelConfig, Shape], Workload]] = {
     "sft": sft,
@@ -71,10 +78,11 @@ def main(argv: list[str] | None = None) -> int:
     if options.began is not None:
         (name,) = options.workload
         config, shapes = (SMALL, SMALL_SHAPES) if options.small else (LLAMA, LARGE_SHAPES)
-        make = partial(KINDS[name], config, shapes[name])
+        make = partial(KINDS[name], dataclasses.replace(config, **HOW[name]), shapes[name])
         named = {"workload": name, "size": "small" if options.small else "1.1B"}
         print(json.dumps(measure(make, named, options.steps, options.began)))
         return 0
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # of the device's memory, for each process
     how = ["--steps", str(options.steps), *(["--small"] if options.small else [])]
     return one_by_one("benchmarks.gpu", (["--workload", name, *how] for name in options.workload))
 

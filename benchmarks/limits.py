@@ -13,24 +13,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SIZES = (1024, 2048, 4096)
+SIZES, LARGE = (1024, 2048, 4096), (8192, 16_384)  # of matrices; the larger for accelerators
 ROUNDS = 7
 
 
 def matmul_rate(dtype: str) -> float:
     """Operations per second of the best of some square products: two for each multiplication and addition."""
-    return max(2 * size**3 / _seconds(jnp.matmul, *_squares(size, dtype)) for size in SIZES)
+    sizes = SIZES if _on_cpu() else (*SIZES, *LARGE)
+    return max(2 * size**3 / _seconds(jnp.matmul, *_squares(size, dtype)) for size in sizes)
 
 
-def read_rate(megabytes: int = 512) -> float:
+def read_rate() -> float:
     """Bytes per second at which a sum goes through an array that no cache holds."""
-    array = jnp.ones((megabytes * 2**20 // 4,), jnp.float32)
+    array = jnp.ones(((512 if _on_cpu() else 4096) * 2**20 // 4,), jnp.float32)
     return array.nbytes / _seconds(jnp.sum, array)
 
 
 def limits() -> dict[str, float]:
     """What `main` prints: operations per second by type, and bytes per second."""
-    dtypes = ("float32",) if jax.default_backend() == "cpu" else ("float32", "bfloat16")
+    dtypes = ("float32",) if _on_cpu() else ("float32", "bfloat16")
     return {f"{dtype}_flops": matmul_rate(dtype) for dtype in dtypes} | {"read_bytes": read_rate()}
 
 
@@ -39,15 +40,20 @@ def _squares(size: int, dtype: str) -> list[jax.Array]:
 
 
 def _seconds(function: Callable[..., jax.Array], *args: jax.Array) -> float:
-    """Of the fastest of several calls: a limit is what the machine does when nobody disturbs it."""
-    run = jax.jit(function)
+    """Of a call, in the fastest of several rounds: a limit is what the machine does when nobody disturbs it. An accelerator is given
+    several calls at once, so that none waits for the host."""
+    run, calls = jax.jit(function), 1 if _on_cpu() else 10
     jax.block_until_ready(run(*args))
     times = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        jax.block_until_ready(run(*args))
+        jax.block_until_ready([run(*args) for _ in range(calls)])
         times.append(time.perf_counter() - start)
-    return float(np.min(times))
+    return float(np.min(times)) / calls
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 if __name__ == "__main__":

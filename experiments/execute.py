@@ -245,11 +245,16 @@ def record(plan: Plan) -> None:
     path = plan.directory / ENVIRONMENT
     first, now = read_json(path, None), environment()
     written = now if first is None else {**first, "resumed": [*first.get("resumed", []), now]}
+    record_config(plan)
+    _write_json(path, written)
+
+
+def record_config(plan: Plan) -> None:
+    """Writes the config, and what the experiment is about."""
     entry = plan.entry
     about = {"paper": entry.paper, "claim": entry.claim, "description": inspect.cleandoc(entry.doc)}
     _write_json(plan.directory / CONFIG, _config(plan.experiment))
     _write_json(plan.directory / ABOUT, about)
-    _write_json(path, written)
 
 
 def run_study(plan: Plan, study: Study) -> None:

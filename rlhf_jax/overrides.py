@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -125,6 +126,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             if len(inner) == len(value):
                 return tuple(_convert(kind, item, path) for kind, item in zip(inner, value, strict=True))
         if arm is float and isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise ValueError(f"{path} is {value}; expected a finite number")
             return float(value)
         if arm in (int, str, bool) and type(value) is arm:
             return value

@@ -68,7 +68,7 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("    if not causal:\n", "    if False:\n"),
         ("jnp.repeat(x, heads // x.shape[1], axis=1)", "jnp.tile(x, (1, heads // x.shape[1], 1, 1))"),
         ("mask=mask[:, None]", "mask=None"),
-        ("        scale=scale,\n        implementation", "        implementation"),
+        ("        scale=scale,\n        is_causal", "        is_causal"),
     ],
     ("models/attention.py", "models/test_encoder_decoder.py"): [
         ("scores = scores + bias.reshape(-1, ", "scores = scores - bias.reshape(-1, "),

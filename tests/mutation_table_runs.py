@@ -46,6 +46,7 @@ RUNS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("or len(self._seen) <= self._allowed:", "or True:"),
         ("self.trace(*shapes_in_device_memory(args))", "self.trace(*args)"),
         ("except (TypeError, ValueError):", "except TypeError:"),
+        ("        if _one_by_one():  # another", "        if False:  # another"),
         ("            early.called = True\n            self._note(args)\n", "            early.called = True\n"),
     ],
     ("lanes/numbers.py", "lanes/test_numbers.py"): [

@@ -79,6 +79,8 @@ def test_shares_are_of_what_the_machine_can_do():
     assert (
         shares(measured, {"float32_flops": 6e9, "bfloat16_flops": 12e9, "read_bytes": 4e9})["of_matmul_rate"] == 0.125
     )
+    told = shares(measured | {"before_decoding": {"median": 1.0}}, {"float32_flops": 6e9, "read_bytes": 4e9})
+    assert told["of_read_rate"] == 0.25 and told["of_both"] == 0.375
     assert "of_read_rate" not in shares(measured | {"bytes": 0}, {"float32_flops": 6e9, "read_bytes": 4e9})
 
 

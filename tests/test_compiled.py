@@ -117,3 +117,12 @@ def test_a_program_compiled_ahead_takes_what_waits_in_host_memory(pool):
     program.ahead(pool, params)
     assert float(program(params).sum()) == 128 and len(traced) == 1
     assert program._early, "it was foreseen where they come to lie"
+
+
+def test_a_search_for_nan_passes_by_what_was_compiled_ahead(pool):
+    program = compile_function(jnp.log, make_mesh(MeshConfig()), 1)
+    program.ahead(pool, jax.ShapeDtypeStruct((4,), jnp.float32))
+    assert float(program(jnp.ones(4)).sum()) == 0
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match="nan"):
+        program(-jnp.ones(4))
+    assert float(program(jnp.ones(4)).sum()) == 0

@@ -17,6 +17,7 @@ from benchmarks.peers.protocol import Gate, Unavailable, repeat
 from benchmarks.peers.ratios import ratio, spread
 from benchmarks.workloads import SIZES
 from benchmarks.workloads.common import SHAPE, lengths, random_texts
+from benchmarks.workloads.training import TEXTS
 
 TINY = dataclasses.replace(SIZES["S"], vocab=64, width=16, layers=1, heads=2, kv_heads=1, mlp=32)
 
@@ -103,7 +104,7 @@ def test_steps_fill_a_round_of_the_fastest_side():
 
 def test_texts_of_the_peers_are_as_long_as_ours():
     task = sides.make_task("sft_padded", TINY)
-    ours = random_texts(TINY, lengths(64, 100, SHAPE.length))
+    ours = random_texts(TINY, lengths(TEXTS, 100, SHAPE.length))
     assert [len(text) for text in inputs.texts(TINY.vocab, task["lengths"])] == [
         len(text.prompt) + len(text.reply) for text in ours
     ]

@@ -65,7 +65,8 @@ class Workload:
     """`phases` run in order and pass one dict of values along; `unit` says what `amount` of one whole step counts.
 
     `flops` are those that one step needs: products of matrices on real tokens, attention to what a token sees, nothing made twice. `bytes`
-    are what decoding has to read at least: all weights at every turn, and of the cache what has been written.
+    are what decoding has to read at least: all weights at every turn, and of the cache what has been written. `before` is what a step does
+    before it decodes, by itself: it is timed too, and counts to no step.
     """
 
     unit: str
@@ -74,6 +75,7 @@ class Workload:
     phases: dict[str, Callable[[Values], Values]]
     flops: float
     bytes: float = 0.0
+    before: Callable[[Values], Any] | None = None
 
 
 def weights(config: ModelConfig) -> int:

@@ -26,7 +26,7 @@ from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models import build_model
 from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.score import judge_rollout, read_rollout
-from rlhf_jax.sharding import place
+from rlhf_jax.sharding import initialise, place
 from rlhf_jax.train import init_state
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.train.ppo import start_ppo
@@ -67,7 +67,7 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
     read = compile_function(partial(read_rollout, policy=policy, values=scalar.values, config=recipe), mesh)
     judge = compile_function(partial(judge_rollout, config=recipe), mesh)
     learn = compile_step(make_update(policy, scalar, recipe), mesh)
-    reference, rewarder = policy.init(jax.random.key(0)), scalar.init(jax.random.key(1))
+    reference, rewarder = (initialise(m.init, jax.random.key(n), mesh=mesh) for n, m in enumerate((policy, scalar)))
     state = start_ppo(init_state(reference, tx), init_state(rewarder, tx), jnp.float32(0.05))
     roles = place({"state": state, "reference": reference, "rewarder": rewarder}, mesh)
 
@@ -119,7 +119,7 @@ def grpo(config: ModelConfig) -> Workload:
     read = compile_function(partial(read_rollout, policy=policy, values=None, config=recipe), mesh)
     judge = compile_function(partial(judge_rollout, config=recipe), mesh)
     learn = compile_step(make_update(policy, None, recipe), mesh)
-    reference = policy.init(jax.random.key(0))
+    reference = initialise(policy.init, jax.random.key(0), mesh=mesh)
     state = start_ppo(init_state(reference, tx), None, jnp.float32(recipe.kl_coef))
     roles = place({"state": state, "reference": reference}, mesh)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.models import build_model
 from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.sampling import sample_tokens
-from rlhf_jax.sharding import place, place_batch
+from rlhf_jax.sharding import initialise, place_batch
 
 PROMPTS, MANY, STOP = SHAPE.prompts, 128, 1
 NEW_TOKENS, PROMPT_LENGTH = SHAPE.new_tokens, SHAPE.prompt_length
@@ -33,17 +34,20 @@ NEW_TOKENS, PROMPT_LENGTH = SHAPE.new_tokens, SHAPE.prompt_length
 def generation(config: ModelConfig, shape: Shape = SHAPE) -> Workload:
     """128 new tokens to each of 16 prompts of 64; no stop token, so that every row is written to its end."""
     mesh, model, new_tokens = fastest_mesh(config, shape.prompts * shape.samples), build_model(config), shape.new_tokens
-    write = compile_function(partial(generate, model=model, new_tokens=new_tokens), mesh)
+    write, begin = (compile_function(partial(generate, model=model, new_tokens=n), mesh) for n in (new_tokens, 1))
     asked = prompts(config, mesh, shape.prompts, shape.samples, shape.prompt_length)
-    values = asked | {"params": place(model.init(jax.random.key(0)), mesh)}
+    values = asked | {"params": initialise(model.init, jax.random.key(0), mesh=mesh)}
 
     def rollout(v: Values) -> Values:
         return v | {"rollout": write(v["params"], v["prompts"], v["keys"], jnp.float32(1.0))}
 
+    def prompts_read(v: Values) -> Any:
+        return begin(v["params"], v["prompts"], v["keys"], jnp.float32(1.0))
+
     rows = shape.prompts * shape.samples
     flops = forward_flops(config, np.full(rows, shape.prompt_length + new_tokens), np.full(rows, new_tokens))
     read = decode_bytes(config, rows, shape.prompt_length, new_tokens)
-    return Workload("new tokens/s", rows * new_tokens, values, {"rollout": rollout}, flops, read)
+    return Workload("new tokens/s", rows * new_tokens, values, {"rollout": rollout}, flops, read, prompts_read)
 
 
 def varied_at_once(config: ModelConfig) -> Workload:
@@ -79,7 +83,7 @@ def _varied(config: ModelConfig, slots: int | None, rows: int = MANY) -> Workloa
     batches = [
         place_batch((jax.tree.map(lambda x, p=part: x[p], asked["prompts"]), keys[part]), mesh) for part in parts
     ]
-    values = {"params": place(model.init(jax.random.key(0)), mesh), "batches": batches}
+    values = {"params": initialise(model.init, jax.random.key(0), mesh=mesh), "batches": batches}
 
     def rollout(v: Values) -> Values:
         return v | {"rollouts": [write(v["params"], *batch, jnp.float32(1.0)) for batch in v["batches"]]}

@@ -32,7 +32,7 @@ from rlhf_jax.loops.preference import completed, make_preference_step
 from rlhf_jax.losses.reward import comparison_loss
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models import build_model
-from rlhf_jax.sharding import place, place_batch
+from rlhf_jax.sharding import initialise, place, place_batch
 from rlhf_jax.train import init_state, make_step
 from rlhf_jax.train.optimizer import make_optimizer
 from rlhf_jax.types import PreferenceBatch, TokenBatch
@@ -68,7 +68,7 @@ def _sft(config: ModelConfig, batches: list[TokenBatch], sizes: np.ndarray, shap
     mesh, model, tx = fastest_mesh(config, shape.rows), build_model(config), make_optimizer(OPTIM)
     loss = partial(sft_loss, logprobs=model.logprobs)
     step = compile_step(make_step(loss, tx, microbatches=shape.microbatches), mesh)
-    state = place(init_state(model.init(jax.random.key(0)), tx), mesh)
+    state = place(init_state(initialise(model.init, jax.random.key(0), mesh=mesh), tx), mesh)
 
     def update(v: Values) -> Values:
         state = v["state"]
@@ -87,7 +87,7 @@ def reward(config: ModelConfig) -> Workload:
     config = dataclasses.replace(config, head="scalar")
     mesh, model, tx = fastest_mesh(config), build_model(config), make_optimizer(OPTIM)
     step = compile_step(make_step(partial(comparison_loss, scores=model.scores), tx), mesh)
-    state = place(init_state(model.init(jax.random.key(0)), tx), mesh)
+    state = place(init_state(initialise(model.init, jax.random.key(0), mesh=mesh), tx), mesh)
 
     def update(v: Values) -> Values:
         return v | {"state": step(v["state"], v["batch"])[0]}
@@ -102,7 +102,7 @@ def dpo(config: ModelConfig) -> Workload:
     _, update_of = make_preference_step(model, Preference(data=None, pairs=ROWS, optim=OPTIM))
     complete = compile_function(partial(completed, model=model), mesh)
     step = compile_step(update_of, mesh)
-    reference = model.init(jax.random.key(0))
+    reference = initialise(model.init, jax.random.key(0), mesh=mesh)
     state = init_state(reference, make_optimizer(OPTIM))
     values = place({"reference": reference, "state": state}, mesh) | {"pairs": _pairs(config, mesh)}
 

@@ -28,7 +28,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def divided(text: str) -> list[str]:
-    """The parts between the commas that stand in no bracket and no quotes; quotes around a whole part are taken off.
+    """The parts between the commas that stand in no bracket and no quotes; quotes around a whole part are taken off where they say nothing.
 
     Raises: ValueError where a bracket or quotes do not end.
     """
@@ -45,7 +45,16 @@ def divided(text: str) -> list[str]:
     if depth or quoted:
         raise ValueError(f"{text!r}: {'quotes' if quoted else 'brackets'} do not pair")
     parts = [part.strip() for part in parts]
-    return [part[1:-1] if part.count('"') == 2 and part[0] == part[-1] == '"' else part for part in parts if part]
+    return [_unquoted(part) for part in parts if part]
+
+
+def _unquoted(part: str) -> str:
+    """A part without the quotes around it, where it says the same without them."""
+    if part.count('"') != 2 or not part[0] == part[-1] == '"':
+        return part
+    inside = part[1:-1]
+    plain = inside == inside.strip() and "\\" not in inside and inside.lower() not in ("none", "null")
+    return inside if plain else part
 
 
 def seeds_of(values: Sequence[str]) -> range:

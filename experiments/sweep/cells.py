@@ -86,16 +86,23 @@ def plan_sweep(
     Raises: ValueError or KeyError naming the cell that cannot be.
     """
     axes = parse_axes(over)
-    seeds = seeds_of(axes.pop("seed", (str(resolve([]).seed),)))
-    cells = []
+    asked = axes.pop("seed", None)
+    seeds = None if asked is None else seeds_of(asked)
+    cells: list[Cell] = []
+    same: dict[str, str] = {}
     for values in itertools.product(*axes.values()):
         settings = [f"{path}={value}" for path, value in zip(axes, values, strict=True)]
         label = ",".join(settings) or entry.name.rpartition("/")[2]
         try:
-            experiment = dataclasses.replace(resolve(settings), seed=seeds.start)
+            experiment = resolve(settings)
+            own = range(experiment.seed, experiment.seed + 1) if seeds is None else seeds
+            experiment = dataclasses.replace(experiment, seed=own.start)
         except (ValueError, KeyError) as error:
             raise type(error)(f"{label}: {error.args[0] if error.args else error}") from error
-        plan = Plan(entry, experiment, place_of(directory, label), len(seeds), True, data_root, notice)
+        plan = Plan(entry, experiment, place_of(directory, label), len(own), True, data_root, notice)
+        other = same.setdefault(json.dumps(to_dict(experiment)), label)
+        if other is not label:
+            raise ValueError(f"{other} and {label} are the same run; name each value once")
         cells.append(Cell(values, plan))
     places = [cell.plan.directory for cell in cells]
     if len(set(places)) < len(places):

@@ -75,8 +75,12 @@ def check_sweep(sweep: Sweep, cells: Sequence[Cell], resume: bool, *, devices: b
     for name in ("experiment", "scale"):
         if there is not None and there[name] != said[name]:
             raise ValueError(f"{sweep.directory} holds a sweep of {there['experiment']}, scale {there['scale']}")
+    if there is not None and list(there["axes"]) != list(said["axes"]):
+        over, now = (", ".join(axes) or "seeds alone" for axes in (there["axes"], said["axes"]))
+        raise ValueError(f"{sweep.directory} holds a sweep over {over}, not over {now}; choose another --workdir")
     for cell in cells:
-        check(cell.plan, devices=devices)
+        if cell.left:
+            check(cell.plan, devices=devices)
 
 
 def write_said(sweep: Sweep) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
 import os
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -20,6 +22,7 @@ from rlhf_jax.lanes.numbers import with_numbers
 from rlhf_jax.sharding import in_device_memory
 
 T = TypeVar("T")
+CGROUP = Path("/sys/fs/cgroup/memory.max")  # of what the machine has, what a container or a job may use
 SHARE = 0.8  # of a device's memory that programs may need
 
 
@@ -88,8 +91,16 @@ def run_lanes(
         threading.Thread(target=contextvars.copy_context().run, args=(follow, number), name=f"lane {number}")
         for number in range(len(works))
     ]
-    for thread in waiting:
-        thread.start()
+    try:
+        for thread in waiting:
+            thread.start()
+    except BaseException as error:  # a signal, or more threads than there may be
+        came = error
+        for team in teams:
+            team.stop()
+        for thread, event in zip(waiting, ended, strict=True):
+            if thread.ident is None:
+                event.set()
     for event in ended:
         while not event.is_set():
             try:
@@ -291,6 +302,8 @@ def memory_of(device: Any, devices: int = 1) -> int:
     """Bytes of a device that programs may need; where that does not say what it has, its part of the machine's memory."""
     told = device.memory_stats() or {}
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no container, or none with a limit
+        whole = min(whole, int(CGROUP.read_text()))
     return int(SHARE * told.get("bytes_limit", whole // devices))
 
 

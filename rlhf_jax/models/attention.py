@@ -43,7 +43,8 @@ def attend(
     if here == "tpu" and bias is None and splash_fits(q, keys, visible):
         return splash(q, keys, values, visible, scale=scale, cap=cap, window=window, local=local)
     if here == "gpu" and bias is None and cap is None and cudnn_fits(q, keys):
-        return cudnn(q, keys, values, visible.mask(window, local), scale=scale)
+        causal = visible.causal and visible.column is None and q.shape[1] == keys.shape[2]
+        return cudnn(q, keys, values, visible.mask(window, local), scale=scale, causal=causal)
     mask, parts = visible.mask(window, local), []
     for own, seen in _blocks(q.shape[1], visible, window if local is True else None):
         part = None if bias is None else bias[:, :, own, seen]

@@ -148,14 +148,16 @@ def cudnn(
     mask: jax.Array,
     *,
     scale: float | None,
+    causal: bool = False,
     implementation: Any = "cudnn",
 ) -> jax.Array:
-    """`jax.nn.dot_product_attention`, by cudnn."""
+    """`jax.nn.dot_product_attention`, by cudnn; with `causal` keys behind a query, which the mask leaves out, are not computed either."""
     return jax.nn.dot_product_attention(
         q,
         keys.swapaxes(1, 2),
         values.swapaxes(1, 2),
         mask=mask[:, None],
         scale=scale,
+        is_causal=causal,
         implementation=implementation,
     )

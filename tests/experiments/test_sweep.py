@@ -5,16 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import types
+import weakref
 
 import jaxtyping
 import numpy as np
 import pytest
 
+from experiments.execute import Plan
+from experiments.registry import find
 from experiments.run import main
 from experiments.sweep import command as commands
 from experiments.sweep import groups
 from experiments.sweep.axes import parse_axes, seeds_of
+from experiments.sweep.cells import Cell
 from rlhf_jax.lanes import together
+from rlhf_jax.lanes.together import TooLarge
+from rlhf_jax.loops.preemption import Notice
 from rlhf_jax.report.metrics import read_metrics
 
 TINY = [
@@ -48,6 +54,7 @@ def rows_of(directory):
         (["seed=3..5"], {"seed": ("3", "4", "5")}),
         (["a=none", 'b=["x", "y"],[[3,4],5]'], {"a": ("none",), "b": ('["x", "y"]', "[[3,4],5]")}),
         (['text.template="a,b",c'], {"text.template": ("a,b", "c")}),
+        (['a="\\n","The ","none","x"'], {"a": ('"\\n"', '"The "', '"none"', "x")}),
         (["a.b = 1e-3 , 1e-4"], {"a.b": ("1e-3", "1e-4")}),
     ],
 )
@@ -128,7 +135,10 @@ def test_what_fails_is_told_and_tried_again_and_the_rest_is_there(tmp_path, caps
     assert main(["sweep", *asked, "--resume"]) == 0
     assert len(rows_of(directory)) == 4 and not list(directory.rglob("error.txt"))
     assert (directory / "sft.optim.lr=1e-2" / "seed_0" / "summary.json").stat().st_mtime_ns == kept
-    # More values may be asked for later.
+    # More values may be asked for later, but of nothing else.
+    elsewhere = [*asked, "--over", "sft.optim.b2=0.9", "--resume"]
+    assert main(["sweep", *elsewhere]) == 2
+    assert "holds a sweep over sft.optim.lr, not over sft.optim.lr, sft.optim.b2" in capsys.readouterr().err
     asked[asked.index("sft.optim.lr=1e-3,1e-2")] = "sft.optim.lr=1e-3,1e-2,3e-3"
     assert main(["sweep", *asked, "--resume", "--show", "sft/held_out_nll_after"]) == 0
     assert len(rows_of(directory)) == 6 and "sft/held_out_nll_after" in capsys.readouterr().out
@@ -204,6 +214,8 @@ def test_a_study_is_swept_too(tmp_path):
         (["--over", "seed=1,3"], "seeds follow each other"),
         (["--over", "ppo.gamma=0.9", "--group", "3"], "there are groups 0 to 0"),
         (["--over", "text.template=a/b,a:b"], "two cells would be written to"),
+        (["--over", "ppo.kl_coef=0.1,1e-1"], "ppo.kl_coef=0.1 and ppo.kl_coef=1e-1 are the same run"),
+        (["--over", "ppo.kl_coef=0.1,inf"], "ppo.kl_coef=inf: ppo.kl_coef is inf; expected a finite number"),
     ],
 )
 def test_mistakes_of_the_caller_are_told_before_anything_is_written(asked, said, tmp_path, capsys):
@@ -216,3 +228,71 @@ def test_a_directory_of_something_else_is_not_written_to(tmp_path, capsys):
     (tmp_path / "letter.txt").write_text("Dear")
     assert main(["sweep", "smoke/ppo", "--over", "seed=0..1", "--workdir", str(tmp_path)]) == 2
     assert "holds no sweep" in capsys.readouterr().err
+
+
+def test_what_the_experiment_is_without_the_axes_need_not_be_valid(tmp_path, capsys):
+    settings = ["ppo.baseline=leave_one_out"]  # which one sample to a prompt does not do for
+    asked = command("smoke/ppo", [*settings, "ppo.samples=1"], "--over", "ppo.samples=2,4", "--over", "seed=0..1")
+    assert main(["run", *command("smoke/ppo", [*settings, "ppo.samples=1"]), "--workdir", str(tmp_path / "run")]) == 2
+    assert main(["sweep", *asked, "--workdir", str(tmp_path / "sweep"), "--list"]) == 0
+    assert "ppo.samples=2" in capsys.readouterr().out
+
+
+def cells_of(tmp_path, count):
+    entry = find("smoke/sft")
+    experiment = entry.experiment("cpu")
+    plan = Plan(entry, experiment, tmp_path / "cell", count, True, None, Notice())
+    cell = Cell((), plan)
+    return [(cell, seed) for seed in range(count)]
+
+
+def test_a_chunk_leaves_nothing_in_the_way_of_the_next_and_the_rest_follows(tmp_path, monkeypatch):
+    chunks, held = [], []
+
+    class Array:
+        """What a lane has on its device."""
+
+    def too_large():
+        array = Array()
+        held.append(weakref.ref(array))
+        try:
+            raise TooLarge("a program needs more", 1)
+        except TooLarge as error:
+            return error
+
+    def lanes(works, meshes, before):
+        assert not any(array() is not None for array in held), "the chunk before still has its arrays"
+        chunks.append(len(works))
+        if len(works) < 3:
+            return [None] * len(works)
+        return [too_large() for _ in works]
+
+    monkeypatch.setattr(together, "run_lanes", lanes)
+    monkeypatch.setattr(groups, "MOST", 5)
+    monkeypatch.setattr("rlhf_jax.report.environment.cores", lambda: 2)
+    groups.side_by_side(cells_of(tmp_path, 7))
+    assert chunks == [5, 2, 2, 1, 2] and sum(chunks[1:]) == 7
+
+
+def test_a_lane_that_runs_out_of_memory_by_itself_goes_again_among_fewer(tmp_path, monkeypatch, capsys):
+    sizes = []
+
+    def lanes(works, meshes, before):
+        sizes.append(len(works))
+        outcomes = []
+        for work in works:
+            try:
+                outcomes.append(work(None))
+            except TooLarge as error:
+                outcomes.append(error)
+        return outcomes
+
+    def run_one(cell, seed, programs):
+        if sizes[-1] > 1:
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory while weights are read")
+
+    monkeypatch.setattr(together, "run_lanes", lanes)
+    monkeypatch.setattr(groups, "run_one", run_one)
+    groups.side_by_side(cells_of(tmp_path, 3))
+    assert sizes[0] == 3 and sizes[-1] == 1 and sizes.count(1) == 3
+    assert "failed" not in capsys.readouterr().err

@@ -137,12 +137,13 @@ def test_on_a_mesh_every_device_has_its_own_rows_heads_and_queries(mesh, causal)
     assert_trees_close(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [None, 9])
-def test_the_call_that_cudnn_gets_is_the_plain_attention(window):
+def test_the_call_that_cudnn_gets_is_the_plain_attention(window, causal):
     """XLA's own implementation of the same call: that of cudnn runs on GPUs only."""
 
     def run(q, k, v, visible, *, window, local, scale):
-        return cudnn(q, k, v, visible.mask(window, local), scale=scale, implementation="xla")
+        return cudnn(q, k, v, visible.mask(window, local), scale=scale, causal=causal, implementation="xla")
 
     found, expected = compared(run, packed(), tensors(), window=window, scale=0.3)
     assert_trees_close(found, expected, atol=1e-4)
@@ -195,8 +196,8 @@ def test_a_model_on_a_tpu_is_the_same_model(name, mesh, monkeypatch):
 
 
 # A scan traces its layer twice. Of a T5 only what reads the prompt has no bias.
-@pytest.mark.parametrize(("name", "times"), [("llama", 2), ("gemma2", 0), ("t5", 2)])
-def test_cudnn_is_asked_for_two_byte_floats_without_softcap_or_learned_bias(name, times, monkeypatch):
+@pytest.mark.parametrize(("name", "causal"), [("llama", [True, True]), ("gemma2", []), ("t5", [False, False])])
+def test_cudnn_is_asked_for_two_byte_floats_without_softcap_or_learned_bias(name, causal, monkeypatch):
     called = []
 
     def spied(*given, **how):
@@ -207,4 +208,4 @@ def test_cudnn_is_asked_for_two_byte_floats_without_softcap_or_learned_bias(name
     monkeypatch.setattr(module, "platform", lambda: "gpu")
     monkeypatch.setattr(module, "cudnn", spied)
     jax.eval_shape(build_model(config).logits, lively(config), right_padded([9, 8], 10, vocab=config.vocab))
-    assert len(called) == times
+    assert [how["causal"] for how in called] == causal

@@ -121,6 +121,24 @@ def test_reading_with_the_cache_gives_the_hidden_states_of_the_whole_forward_pas
     np.testing.assert_allclose(np.stack(seen, axis=1), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("unroll", [False, True])
+def test_what_both_sides_keep_is_in_the_dtype_of_the_cache(unroll):
+    config = dataclasses.replace(T5, unroll=unroll)
+    params = jax.tree.map(lambda x: 0.5 * x, lively(config))
+    prompts = left_padded([3, 5], 5, prompt=5, vocab=T5.vocab)
+    read = []
+    for dtype in (None, "bfloat16"):
+        model = built(dataclasses.replace(config, cache_dtype=dtype))
+        _, cache = jax.jit(model.prefill, static_argnums=2)(params, prompts, 7)
+        tokens, places = jnp.array([4, 4], jnp.int32), jnp.array([3, 5], jnp.int32)
+        hidden, cache = jitted(model.decode)(params, tokens, places, 5, jnp.ones(2, bool), cache)
+        kept = jax.tree.leaves((cache.decoder.layers, cache.keys, cache.values))
+        assert {leaf.dtype.name for leaf in kept} == {model.config.kept_dtype}
+        read.append(hidden)
+    exact, rounded = read
+    assert rounded.dtype == jnp.float32 and 0 < np.abs(exact - rounded).max() < 0.02
+
+
 def test_a_row_that_has_ended_leaves_nothing_to_attend_to():
     model, params = built(T5), lively(T5)
     prompts = left_padded([3, 5], 5, prompt=5, vocab=T5.vocab)
