@@ -101,7 +101,7 @@ def plan_sweep(
             raise type(error)(f"{label}: {error.args[0] if error.args else error}") from error
         plan = Plan(entry, experiment, place_of(directory, label), len(own), True, data_root, notice)
         other = same.setdefault(json.dumps(to_dict(experiment)), label)
-        if other is not label:
+        if other != label:
             raise ValueError(f"{other} and {label} are the same run; name each value once")
         cells.append(Cell(values, plan))
     places = [cell.plan.directory for cell in cells]

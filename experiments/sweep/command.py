@@ -29,6 +29,8 @@ def run_sweep(sweep: Sweep, *, resume: bool, again: Sequence[str], show: Sequenc
     groups = sweep.groups
     busy = [number for number, cells in enumerate(groups) if any(cell.left for cell in cells)]
     together = len(busy) == 1  # else the devices are for the groups' processes, and this one has none
+    if not together:
+        leave_accelerators()
     start_jax(widest(sweep.cells), side_by_side=True)
     check_sweep(sweep, sweep.cells, resume, devices=together)
     with exclusive(sweep.directory):
@@ -42,6 +44,13 @@ def run_sweep(sweep: Sweep, *, resume: bool, again: Sequence[str], show: Sequenc
             else:
                 run_apart([*again, "--group", str(number)], cells)
         return write_sweep(sweep, show)
+
+
+def leave_accelerators() -> None:
+    """Has this process alone start no devices but those of the CPU, whatever it traces."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
 def run_part(sweep: Sweep, number: int) -> int:

@@ -106,10 +106,7 @@ def check_pretrained(experiment: Experiment, root: Root) -> None:
         if experiment.reward is not None and experiment.reward.init == "policy":
             shapes.append(experiment.reward_shape)
         for shape in shapes:
-            key = jax.eval_shape(
-                lambda: jax.random.key(0)
-            )  # a real one would start the devices, which others may be for
-            targets_of(jax.eval_shape(build_model(shape).init, key), experiment.lora)
+            targets_of(jax.eval_shape(build_model(shape).init, jax.random.key(0)), experiment.lora)
 
 
 def check_shape(path: Path, asked: ModelConfig) -> Family | None:

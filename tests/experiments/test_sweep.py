@@ -7,6 +7,7 @@ import json
 import types
 import weakref
 
+import jax
 import jaxtyping
 import numpy as np
 import pytest
@@ -191,10 +192,13 @@ def test_a_process_that_ends_before_it_has_written_anything_is_told_and_the_rest
         def wait(self):
             return -9 if self.real is None else self.real.wait()
 
+    told, update = [], jax.config.update
+    monkeypatch.setattr(jax.config, "update", lambda name, value: told.append((name, value)) or update(name, value))
     real = commands.subprocess.Popen
     monkeypatch.setattr(commands, "subprocess", types.SimpleNamespace(Popen=Killed))
     assert main(["sweep", *asked]) == 1
     assert "the process of its group ended with -9" in capsys.readouterr().err
+    assert ("jax_platforms", "cpu") in told, "an accelerator is for the processes of the groups"
     assert [row["width"] for row in rows_of(tmp_path / "sweep")] == ["8"]
 
 

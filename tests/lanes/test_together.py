@@ -16,8 +16,9 @@ import pytest
 from rlhf_jax.compiled import Programs, Recompiled
 from rlhf_jax.config import MeshConfig
 from rlhf_jax.frozen import Frozen
+from rlhf_jax.lanes import together
 from rlhf_jax.lanes.numbers import Decides
-from rlhf_jax.lanes.together import Team, TooLarge, run_lanes
+from rlhf_jax.lanes.together import Team, TooLarge, memory_of, run_lanes
 from rlhf_jax.loops.preemption import Notice, Preempted
 from rlhf_jax.mesh import make_mesh
 
@@ -254,3 +255,30 @@ def test_keys_and_numbers_of_the_host_go_in_as_they_are():
 
     for seed, found in enumerate(run_lanes([work(0), work(1)], [MESH])):
         np.testing.assert_allclose(found, 2 * jax.random.normal(jax.random.key(seed), (3,)), rtol=1e-6)
+
+
+def test_where_a_lane_cannot_be_started_the_others_end(monkeypatch):
+    start = threading.Thread.start
+
+    def fails(self):
+        if self.name == "lane 1":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        run_lanes([train([], Rate(0.1), 2) for _ in range(3)], [MESH])
+    for thread in threading.enumerate():
+        if thread.name.startswith("lane"):
+            thread.join(timeout=10)
+            assert not thread.is_alive()
+
+
+def test_the_limit_of_a_container_counts_as_its_memory(monkeypatch, tmp_path):
+    whole, file = memory_of(MESH.devices.flat[0]), tmp_path / "memory.max"
+    monkeypatch.setattr(together, "CGROUP", file)
+    assert memory_of(MESH.devices.flat[0]) >= whole
+    for said, bytes_there in (("max\n", None), ("1000000\n", 800_000)):
+        file.write_text(said)
+        found = memory_of(MESH.devices.flat[0])
+        assert found == bytes_there if bytes_there else found >= whole
