@@ -374,7 +374,8 @@ def test_tfrecords_are_framed_examples(tmp_path):
         ("a.array_record-00000-of-00001", b"", "arrayrecord"),
         ("c4-train.tfrecord-00000-of-00001", b"", "tfrecord"),
     ],
-    ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else value,  # compressed ones hold the time of day
+    # Not by content: what is compressed holds the time of day.
+    ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else value,
 )
 def test_a_format_is_told_by_content_before_name(write, name, content, expected):
     assert format_of(write(name, content)) == expected
