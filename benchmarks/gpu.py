@@ -50,7 +50,7 @@ SMALL_SHAPES = {
     "sft": Shape(rows=2, length=64),
     "decode_64": Shape(prompts=4, prompt_length=16, new_tokens=16),
     "decode_256": Shape(prompts=8, prompt_length=16, new_tokens=16),
-    "ppo": Shape(rows=4, microbatches=2, prompts=2, samples=4, prompt_length=16, new_tokens=16),
+    "ppo": Shape(rows=8, microbatches=2, prompts=4, samples=4, prompt_length=16, new_tokens=16),
 }
 # SFT has the room to keep everything for its backward pass; decoding has each layer's weights and cache in arrays of their own.
 HOW = {

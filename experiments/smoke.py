@@ -267,7 +267,8 @@ def smoke_dapo(scale: str) -> Experiment:
         evaluation=dataclasses.replace(EVALUATION, sampling=Sampling(top_p=0.7), slots=16),
         sft=_sft(30),
         ppo=PPO(
-            optim=Optim(lr=1e-3, rows=32, schedule="constant"),
+            optim=Optim(lr=1e-3, rows=16, schedule="constant"),
+            shuffle="prompts",
             value_optim=None,
             iterations=4,
             prompts=8,

@@ -99,6 +99,11 @@ def pieces(name: str, size: int) -> int:
     return math.prod(mesh.shape[axis] for axis in axes_of(name, size, mesh))
 
 
+def whole_groups(rows: int, together: int) -> bool:
+    """Whether on the ambient mesh every device has whole groups of so many of the rows, which stand side by side."""
+    return rows % together == 0 and pieces("batch", rows) == pieces("batch", rows // together)
+
+
 def alone(name: str, size: int) -> bool:
     """Whether the ambient mesh has devices along nothing else than this dimension."""
     split = split_axes(jax.sharding.get_abstract_mesh())
@@ -200,22 +205,24 @@ def over_rows(
     return apart(*whole, *trees)
 
 
-def deal(batch: Any, parts: int) -> Any:
-    """[rows, ...] -> [parts, rows / parts, ...].
+def deal(batch: Any, parts: int, together: int = 1) -> Any:
+    """[rows, ...] -> [parts, rows / parts, ...], rows in groups of so many that stay `together`, where devices have whole groups.
 
-    Row r goes to part r % parts, so that every device keeps its own rows; scalars go to all.
+    Group g goes to part g % parts, so that every device keeps its own rows; scalars go to all.
     """
 
     def split(x):
         if x.ndim == 0:
             return jnp.broadcast_to(x, (parts,))
-        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        size = together if whole_groups(x.shape[0] // parts, together) else 1
+        dealt = x.reshape(x.shape[0] // parts // size, parts, size, *x.shape[1:]).swapaxes(0, 1)
+        return dealt.reshape(parts, x.shape[0] // parts, *x.shape[1:])
 
     return jax.tree.map(split, batch)
 
 
 def dealt_back(x: jax.Array, axis: int) -> jax.Array:
-    """An array [parts, ...] of what `deal` has dealt, with the rows, which stand along `axis` of each part, in one again."""
+    """An array [parts, ...] of what `deal` has dealt row by row, with the rows, which stand along `axis` of each part, in one again."""
     x = jnp.moveaxis(x, 0, axis + 1)
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 

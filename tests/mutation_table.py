@@ -210,7 +210,11 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("dealt_back(x, _rows_axis(x[0]))", "dealt_back(x, 0)"),
     ],
     ("sharding.py", "train/test_step.py"): [
-        ("x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)", "parts, x.shape[0] // parts, *x.shape[1:])"),
+        (
+            "x.shape[0] // parts // size, parts, size, *x.shape[1:]).swapaxes(0, 1)",
+            "parts, x.shape[0] // parts, *x.shape[1:])",
+        ),
+        ("x.shape[0] // parts, together) else 1", "x.shape[0] // parts, together) else together"),
     ],
     ("rollout/generate.py", "rollout/test_truncate.py"): [
         ("place >= after", "place > after"),

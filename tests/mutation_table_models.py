@@ -44,8 +44,9 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("scores = softcap(scores.", "scores = (scores."),
     ],
     ("models/attention.py", "models/test_attention.py"): [
-        ("slice(max(first - before, 0), end)", "slice(max(first - before + 1, 0), end)"),
-        ("visible.column is not None or", "False or"),
+        ("slice(max(column + first - before, 0), column + end)", "slice(max(first - before + 1, 0), column + end)"),
+        ("slice(max(column + first - before, 0), column + end)", "slice(max(column + first - before, 0), end)"),
+        ("not isinstance(column, int) or", "False or"),
         ("bias[:, :, own, seen]", "bias[:, :, own, :]"),
         ("window if local is True else None", "window"),
     ],
@@ -56,7 +57,31 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("models/decoder.py", "plan/test_collectives.py"): [
         ('constrain(constrain(x, "replicas", "length", "shards"), "batch"', 'constrain(x, "batch"'),
     ],
+    ("models/groups.py", "models/test_groups.py"): [
+        ("x[:: self.rows, : -self.last]", "x[: x.shape[0] // self.rows, : -self.last]"),
+        ("self.last, size).swapaxes(1, 2)", "self.last, size)"),
+        ("jnp.repeat(x[:, :width], self.rows, axis=0)", "jnp.tile(x[:, :width], (self.rows, 1, 1))"),
+        ("jnp.repeat(x[:, :, :width], self.rows, axis=0)", "jnp.tile(x[:, :, :width], (self.rows, 1, 1, 1))"),
+        ("return self if whole_groups(rows, self.rows) else None", "return self"),
+        ("any(pieces", "not any(pieces"),
+    ],
+    ("models/attention.py", "models/test_groups.py"): [
+        ("keys=seen, column=width)", "keys=seen, column=width - 1)"),
+        ("jnp.repeat(segments[:, :width], group.rows, axis=0)", "jnp.tile(segments[:, :width], (group.rows, 1))"),
+        ("before = column + length if window", "before = length if window"),
+    ],
+    ("models/build.py", "models/test_groups.py"): [
+        ("if takes_parts(length, group.last) else None", ""),
+    ],
+    ("models/visible.py", "models/test_groups.py"): [
+        ("columns = self.first + jnp.arange", "columns = jnp.arange"),
+    ],
+    ("models/lora.py", "models/test_groups.py"): [
+        ("with_lora(model.in_groups(*group), config)", "with_lora(model, config)"),
+        ("with_lora(model.in_groups(*group), config)", "model.in_groups(*group)"),
+    ],
     ("models/kernels.py", "models/test_attention.py"): [
+        ("interpret, visible.first)", "interpret, 0)"),
         ("columns if of > 1 else None", "None"),
         ("if visible.causal else ((length // parts, keys.shape[2]), 1)", "if True else ((0, 0), 1)"),
         ("(window - 1, 0)", "(window, 0)"),

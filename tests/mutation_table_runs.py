@@ -32,6 +32,16 @@ RUNS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("sharding.py", "test_hosts.py"): [
         ("first = int(np.searchsorted(own, start))", "first = 0"),
     ],
+    ("loops/rlhf.py", "loops/test_shared_prompts.py"): [
+        ("        together=config.together,\n", ""),
+        ("logprobs=policy.logprobs", "logprobs=learner.logprobs"),
+        ("return model.in_groups(config.together, config.new_tokens)", "return model"),
+    ],
+    ("train/ppo.py", "loops/test_shared_prompts.py"): [
+        ("state.policy.params, batch, microbatches, together)", "state.policy.params, batch, microbatches)"),
+        ("value.params, batch, microbatches, together)", "value.params, batch, microbatches)"),
+        ("orders[:, :, None] * together", "orders[:, :, None]"),
+    ],
     ("loops/rlhf.py", "test_hosts.py"): [
         ("range(processes.number(), len(replies), processes.count())", "range(len(replies))"),
     ],

@@ -21,7 +21,7 @@ from benchmarks.workloads.common import (
 )
 from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import PPO, MeshConfig, ModelConfig, Optim
-from rlhf_jax.loops.rlhf import make_update
+from rlhf_jax.loops.rlhf import make_update, reader_of
 from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models import build_model
 from rlhf_jax.rollout.generate import generate
@@ -45,6 +45,14 @@ def ppo_epochs(config: ModelConfig) -> Workload:
     return _with_critic(config, dataclasses.replace(SHAPE, prompts=64), epochs=4)
 
 
+def reading_flops(config: ModelConfig, shape: Shape, together: int | None = None) -> float:
+    """Operations of reading all responses once, a prompt once for so many of them that stand together; None: for all of its samples."""
+    count = shape.prompts * shape.samples
+    whole, again = shape.prompt_length + shape.new_tokens, count - count // (together or shape.samples)
+    responses = forward_flops(config, np.full(count, whole), np.full(count, shape.new_tokens))
+    return responses - forward_flops(config, np.full(again, shape.prompt_length), np.zeros(again))
+
+
 def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
     optim = dataclasses.replace(OPTIM, rows=shape.rows, microbatches=shape.microbatches)
     sampled = config.dtype == "float32"  # then the log-probs of the sampler are those of the update
@@ -58,13 +66,15 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
         epochs=epochs,
         missing_stop_score=-1.0,
         old_logprobs="sampled" if sampled else "scored",
+        shuffle="prompts" if shape.samples > 1 else "responses",
     )
     policy, scalar = build_model(config), build_model(dataclasses.replace(config, head="scalar"))
     # One device: where minibatches have few rows, adding up gradients takes longer than a device for each core gains in sampling.
     mesh, tx = make_mesh(MeshConfig()), make_optimizer(recipe.policy_optim)
     write = compile_function(partial(generate, model=policy, new_tokens=shape.new_tokens), mesh)
-    score = compile_function(scalar.scores, mesh)
-    read = compile_function(partial(read_rollout, policy=policy, values=scalar.values, config=recipe), mesh)
+    score = compile_function(scalar.in_groups(shape.samples, shape.new_tokens).scores, mesh)
+    policy_reader, critic = (reader_of(model, recipe) for model in (policy, scalar))
+    read = compile_function(partial(read_rollout, policy=policy_reader, values=critic.values, config=recipe), mesh)
     judge = compile_function(partial(judge_rollout, config=recipe), mesh)
     learn = compile_step(make_update(policy, scalar, recipe), mesh)
     reference, rewarder = (initialise(m.init, jax.random.key(n), mesh=mesh) for n, m in enumerate((policy, scalar)))
@@ -84,11 +94,11 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
         return v | {"state": learn(v["state"], v["trajectory"], v["kl"], jax.random.key(2))[0]}
 
     phases = {"rollout": rollout, "score": scoring, "update": update}
-    count, whole = shape.prompts * shape.samples, shape.prompt_length + shape.new_tokens
-    once = np.full(count, whole)
+    count, together = shape.prompts * shape.samples, recipe.together
     # Written by the policy, scored by it where it must be, read by the reference, the value network and the reward model; epochs of two.
-    flops = (3 - sampled + 3 * recipe.epochs) * forward_flops(config, once, np.full(count, shape.new_tokens))
-    flops += (2 + 3 * recipe.epochs) * forward_flops(scalar.config, once)
+    flops = reading_flops(config, shape) + reading_flops(scalar.config, shape)
+    flops += (2 - sampled + 3 * recipe.epochs) * reading_flops(config, shape, together)
+    flops += (1 + 3 * recipe.epochs) * reading_flops(scalar.config, shape, together)
     moved = decode_bytes(config, count, shape.prompt_length, shape.new_tokens)
     asked = prompts(config, mesh, shape.prompts, shape.samples, shape.prompt_length)
     return Workload("samples/s", count, asked | roles, phases, flops, moved)
@@ -116,7 +126,8 @@ def grpo(config: ModelConfig) -> Workload:
     )
     mesh, policy, tx = fastest_mesh(config), build_model(config), make_optimizer(recipe.policy_optim)
     write = compile_function(partial(generate, model=policy, new_tokens=NEW_TOKENS), mesh)
-    read = compile_function(partial(read_rollout, policy=policy, values=None, config=recipe), mesh)
+    read = partial(read_rollout, policy=reader_of(policy, recipe), values=None, config=recipe)
+    read = compile_function(read, mesh)
     judge = compile_function(partial(judge_rollout, config=recipe), mesh)
     learn = compile_step(make_update(policy, None, recipe), mesh)
     reference = initialise(policy.init, jax.random.key(0), mesh=mesh)
@@ -141,5 +152,5 @@ def grpo(config: ModelConfig) -> Workload:
     phases = {"rollout": rollout, "score": scoring, "update": update}
     count = recipe.prompts * recipe.samples
     # Written, read by the reference, and one update.
-    flops = 5 * forward_flops(config, np.full(count, PROMPT_LENGTH + NEW_TOKENS), np.full(count, NEW_TOKENS))
+    flops = 5 * reading_flops(config, dataclasses.replace(SHAPE, prompts=recipe.prompts, samples=recipe.samples))
     return Workload("samples/s", count, values, phases, flops)

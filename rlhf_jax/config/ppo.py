@@ -156,6 +156,9 @@ class PPO(PolicyGradient):
     value_optim: Optim | None  # None: the value is a head on the policy, or there is none
     iterations: int
     prompts: int  # per iteration
+    # What is dealt to the minibatches of each epoch: responses one by one, or prompts with all of theirs. A decoder then reads a prompt
+    # once for all of them, as it does where one minibatch has all responses, if each microbatch on each device has whole groups.
+    shuffle: Literal["responses", "prompts"] = "responses"
     slots: int | None = (
         None  # responses that are written at once, others when some of these have ended; None: all of an iteration
     )
@@ -176,7 +179,7 @@ class PPO(PolicyGradient):
     def __post_init__(self):
         super().__post_init__()
         positive(self, "iterations", "prompts", "slots", "value_clip", "ptx_rows")
-        one_of(self, "value_init", "reward")
+        one_of(self, "shuffle", "value_init", "reward")
         fraction(self, "ema")
         require(
             self.baseline == "value" or self.value_optim is None,
@@ -208,6 +211,12 @@ class PPO(PolicyGradient):
             episodes % self.optim.rows == 0,
             f"{self.prompts} prompts x {self.samples} samples do not split into minibatches of {self.optim.rows} rows",
         )
+        groups = self.samples * self.optim.microbatches
+        require(
+            self.shuffle == "responses" or (self.samples > 1 and self.optim.rows % groups == 0),
+            f"shuffle='prompts' keeps the {self.samples} responses to a prompt in one microbatch: set samples to 2 or more, and "
+            f"optim.rows, here {self.optim.rows}, to a multiple of samples x optim.microbatches = {groups}",
+        )
         require(
             self.baseline != "preferred" or self.minibatches == 1,
             f"baseline='preferred' takes one update from a rollout: set optim.rows to prompts x samples = {episodes}",
@@ -234,6 +243,12 @@ class PPO(PolicyGradient):
     @property
     def minibatches(self) -> int:
         return self.prompts * self.samples // self.optim.rows
+
+    @property
+    def together(self) -> int:
+        """How many rows, side by side in every microbatch, are known to answer one prompt: all responses to it, or 1."""
+        whole = self.shuffle == "prompts" or self.minibatches == 1
+        return self.samples if whole and self.optim.rows % (self.samples * self.optim.microbatches) == 0 else 1
 
     def with_steps(self, optim: Optim, *, skipped: int = 0) -> Optim:
         """The optimiser config with the number of updates of the whole run, but for those of the `skipped` iterations."""

@@ -153,4 +153,16 @@ def padding_is_no_token() -> Iterator[Check]:
     yield equal("response tokens that change when prompts are padded with eos", int(changed), 0)
 
 
-EXAMINATIONS = (equal_policies, half_precision, temperatures, noise, padding_is_no_token)
+def shared_prompts() -> Iterator[Check]:
+    """Four responses to each prompt, which is read once for them, as updates and scoring do."""
+    model, params, new = built(LLAMA), lively(LLAMA), SCORING.new_tokens
+    prompts = jax.tree.map(lambda x: x[: ROWS // 4], prompts_of())
+    rollout = sampler(model)(params, prompts, keys_of(), 1.0)
+    apart, together = (
+        jax.jit(reader.token_stats)(params, rollout.batch, 1.0).logprobs for reader in (model, model.in_groups(4, new))
+    )
+    worst = jnp.max(jnp.abs(apart - together))
+    yield at_most("log-probs behind one reading of the prompt - those of rows by themselves, nats", worst, 1e-5)
+
+
+EXAMINATIONS = (equal_policies, half_precision, temperatures, noise, padding_is_no_token, shared_prompts)

@@ -36,7 +36,7 @@ from rlhf_jax.loops.ilql import guidance, rated_of, run_ilql
 from rlhf_jax.loops.preference import run_preference
 from rlhf_jax.loops.pretrained import locate, read_policy
 from rlhf_jax.loops.reward import rescaled, run_reward, score_all
-from rlhf_jax.loops.rlhf import Scorer, ending_of, model_scorer, run_ppo, text_scorer
+from rlhf_jax.loops.rlhf import Scorer, ending_of, model_scorer, rollout_scorer, run_ppo, text_scorer
 from rlhf_jax.loops.run import Run
 from rlhf_jax.loops.sft import run_sft
 from rlhf_jax.loops.sources import (
@@ -333,7 +333,7 @@ def ppo_stage(
         scorer = text_scorer(run, texts, lambda place, reply: world.gold(prompts[place].key, reply))
     else:
         assert reward is not None, "Experiment checks that PPO has a reward"
-        scorer = model_scorer(run, reward.model, reward.params)
+        scorer = rollout_scorer(run, reward.model, reward.params, config)
 
     value, value_params, model, params = None, None, policy, tuned
     if config.baseline == "value" and config.value_optim is None:

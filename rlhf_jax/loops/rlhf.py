@@ -59,6 +59,15 @@ def model_scorer(run: Run, model: Model, params: Params) -> ModelScorer:
     return ModelScorer(run.programs.function(lambda: model.scores, programs=1, rows=True), params)
 
 
+def rollout_scorer(run: Run, model: Model, params: Params, config: PPO) -> ModelScorer:
+    """The Scorer of a reward model that reads a prompt once for all responses of a rollout."""
+
+    def make(config: PPO):
+        return model.in_groups(config.samples, config.new_tokens).scores
+
+    return ModelScorer(run.programs.function(make, config, programs=1, rows=True), params)
+
+
 class RewardError(RuntimeError):
     """A reward function that failed, and on which reply."""
 
@@ -124,14 +133,18 @@ def ending_of(texts: Texts, config: PPO | None) -> Ending:
     return Ending(tokenizer.eos, ids[0], config.stop_after)
 
 
+def reader_of(model: Model, config: PPO) -> Model:
+    """The model as the update reads responses: what is compared with what the update says must come from the same arithmetic."""
+    return model.in_groups(config.together, config.new_tokens)
+
+
 def make_update(
     policy: Model, value: Model | None, config: PPO
 ) -> Callable[..., tuple[PPOState, dict[str, jax.Array]]]:
     """The pure update of one iteration, KL controller included."""
-    objective = partial(policy_loss, token_stats=policy.token_stats, config=config, token_kl=token_kl_to(policy))
-    value_loss = partial(
-        ppo_value_loss, values=(value or policy).values, clip=config.value_clip, reward_at=config.reward_at
-    )
+    learner, critic = (reader_of(model, config) for model in (policy, value or policy))
+    objective = partial(policy_loss, token_stats=learner.token_stats, config=config, token_kl=token_kl_to(learner))
+    value_loss = partial(ppo_value_loss, values=critic.values, clip=config.value_clip, reward_at=config.reward_at)
     ptx = None
     if config.ptx_coef:
         ptx = Term(partial(sft_loss, logprobs=policy.logprobs), config.ptx_coef)
@@ -144,6 +157,7 @@ def make_update(
         epochs=config.epochs,
         minibatch=config.optim.rows,
         microbatches=config.optim.microbatches,
+        together=config.together,
         ptx=ptx,
         ema=config.ema,
         value_warmup=config.value_warmup,
@@ -212,10 +226,11 @@ def run_ppo(
     for stream in (batches, demonstrations):
         if stream is not None:
             run.check_batches("ppo", stream)
-    critic = (value or policy).values if config.baseline == "value" else None
+    reader = reader_of(policy, config)
+    critic = reader_of(value or policy, config).values if config.baseline == "value" else None
     ending, once = ending_of(texts, config), partial(run.programs.function, programs=1, rows=True)
     rollout_program = once(lambda: responses(policy, ending, config.new_tokens, slots=config.slots))
-    read_program = once(lambda c: partial(read_rollout, policy=policy, values=critic, config=c), config)
+    read_program = once(lambda c: partial(read_rollout, policy=reader, values=critic, config=c), config)
     judge_program = once(lambda c: partial(judge_rollout, config=c), config)
     signal_program = once(lambda: partial(signal_share, samples=config.samples))
     refill_program = once(lambda: partial(refill, samples=config.samples))

@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array, Float
 
 from rlhf_jax.config import ModelConfig
+from rlhf_jax.models.groups import Group
 from rlhf_jax.types import Params, TokenBatch, pytree
 
 
@@ -45,6 +46,7 @@ class Model:
     ready(params) -> the parameters as `prefill` and `decode` read them fastest, which take the others too
     prefill(params, prompts, length) -> (hidden [B, D] after the last column, a cache of `length` columns with the prompts in it)
     decode(params, tokens [B], positions [B], column, filled [B], cache) -> (hidden [B, D], cache)
+    grouped(group) -> what `in_groups` gives, of a decoder
     """
 
     config: ModelConfig
@@ -64,3 +66,11 @@ class Model:
     ready: Callable[[Params], Params]
     prefill: Callable[[Params, TokenBatch, int], tuple[jax.Array, Any]]
     decode: Callable[..., tuple[jax.Array, Any]]
+    grouped: Callable[[Group], Model] | None = None
+
+    def in_groups(self, rows: int, last: int) -> Model:
+        """The model for batches of which so many rows, side by side, differ in the last so many columns alone, behind a left-padded prompt.
+
+        A decoder reads that once for all of them, which is not checked: of other batches its numbers are wrong. Others read every row.
+        """
+        return self if self.grouped is None else self.grouped(Group(rows, last))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +38,13 @@ def attend(
     """`attend_plainly`, or the same by the kernel of the platform where that takes such arguments.
 
     On TPUs that is splash attention, on GPUs cudnn's; neither makes the scores of all queries and keys at once. With a bias it is plain.
+    Rows that are folded by groups are attended in two parts, what they share and what is behind it.
     Elsewhere queries are taken in blocks: keys behind the last query of a block are left out, and where all layers have a window those
     before the first one's.
     """
+    if visible.group is not None:
+        assert bias is None, "positions that scores depend on are those of rows by themselves"
+        return _in_groups(q, keys, values, visible, scale=scale, cap=cap, window=window, local=local)
     here = platform()
     if here == "tpu" and bias is None and splash_fits(q, keys, visible):
         return splash(q, keys, values, visible, scale=scale, cap=cap, window=window, local=local)
@@ -53,14 +59,31 @@ def attend(
     return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
+def _in_groups(q: jax.Array, keys: jax.Array, values: jax.Array, visible: Visible, **how: Any) -> jax.Array:
+    """`attend` of rows folded by groups: what these share to itself, what each row has of its own to that and to itself."""
+    group, segments = visible.group, visible.queries
+    assert group is not None, "called for groups"
+    width, of_one = group.shared(q.shape[1]), dataclasses.replace(visible, group=None)
+    shared = dataclasses.replace(of_one, queries=segments[:, :width], keys=segments[:, :width])
+    first = attend(q[:, :width], keys[:, :, :width], values[:, :, :width], shared, **how)
+    own = segments[:, width:].reshape(-1, group.last)
+    seen = jnp.concatenate([jnp.repeat(segments[:, :width], group.rows, axis=0), own], axis=1)
+    behind = dataclasses.replace(of_one, queries=own, keys=seen, column=width)
+    queries = q[:, width:].reshape(-1, group.last, *q.shape[2:])
+    then = attend(queries, group.own_keys(keys), group.own_keys(values), behind, **how)
+    return jnp.concatenate([first, then.reshape(q.shape[0], -1, *q.shape[2:])], axis=1)
+
+
 def _blocks(length: int, visible: Visible, window: int | None) -> list[tuple[slice, slice]]:
     """(columns of queries, columns of the keys that any of these may see) of each block; of a cache, or both ways, one of all."""
-    if not visible.causal or visible.column is not None or pieces("length", length) > 1:
+    column = 0 if visible.column is None else visible.column
+    if not visible.causal or not isinstance(column, int) or pieces("length", length) > 1:
         return [(slice(None), slice(None))]
     count = min(-(-length // BLOCK), BLOCKS)
     edges = [length * number // count for number in range(count + 1)]
-    before = length if window is None else window - 1
-    return [(slice(first, end), slice(max(first - before, 0), end)) for first, end in itertools.pairwise(edges)]
+    before = column + length if window is None else window - 1
+    edges = itertools.pairwise(edges)
+    return [(slice(first, end), slice(max(column + first - before, 0), column + end)) for first, end in edges]
 
 
 def attend_plainly(

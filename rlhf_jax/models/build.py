@@ -16,6 +16,8 @@ from rlhf_jax.models.cache import Cache, empty_cache, with_column
 from rlhf_jax.models.decoder import Decoder, ScalarHead, Unembed, output_logits
 from rlhf_jax.models.encoder import build_encoder
 from rlhf_jax.models.encoder_decoder import build_encoder_decoder
+from rlhf_jax.models.groups import Group
+from rlhf_jax.models.kernels import takes_parts
 from rlhf_jax.models.visible import Visible
 from rlhf_jax.types import Params, TokenBatch
 
@@ -49,8 +51,15 @@ def build_decoder(config: ModelConfig) -> Model:
         body = {name: value for name, value in params.items() if name not in ("unembed", "score")}
         return decoder.apply({"params": body}, *given, **more)
 
-    def hidden(params: Params, batch: TokenBatch):
-        return trunk(params, batch.tokens, batch.positions, Visible(batch.segments, batch.segments))[0]
+    def hidden(params: Params, batch: TokenBatch, group: Group | None = None):
+        rows, length = batch.tokens.shape
+        if group is not None:
+            group = group.of(rows, length) if takes_parts(length, group.last) else None
+        tokens, positions, segments = batch.tokens, batch.positions, batch.segments
+        if group is not None:
+            tokens, positions, segments = (group.fold(x) for x in (tokens, positions, segments))
+        out = trunk(params, tokens, positions, Visible(segments, segments, group=group))[0]
+        return out if group is None else group.unfold(out)
 
     def scalar(params: Params, x: jax.Array) -> jax.Array:
         if not c.scalar_head:
@@ -71,4 +80,8 @@ def build_decoder(config: ModelConfig) -> Model:
         h, layers = trunk(params, tokens[:, None], positions[:, None], visible, cache.layers, cached=True)
         return h[:, -1], cache.read(layers)
 
-    return model_of(c, init, hidden, partial(output_logits, c), scalar, prefill, decode)
+    def of(group: Group | None) -> Model:
+        reading = partial(hidden, group=group)
+        return model_of(c, init, reading, partial(output_logits, c), scalar, prefill, decode, grouped=of)
+
+    return of(None)

@@ -28,8 +28,15 @@ def platform() -> str:
 
 
 def splash_fits(q: jax.Array, keys: jax.Array, visible: Visible) -> bool:
-    """Whether splash attention takes these: whole blocks of queries on each device and of keys, and both begin in one column."""
-    return q.shape[1] % (LANES * pieces("length", q.shape[1])) == 0 == keys.shape[2] % LANES and visible.column is None
+    """Whether splash attention takes these: whole blocks of queries on each device and of keys, and it is known where both begin."""
+    known = visible.column is None or isinstance(visible.column, int)
+    return known and q.shape[1] % (LANES * pieces("length", q.shape[1])) == 0 == keys.shape[2] % LANES
+
+
+def takes_parts(length: int, last: int) -> bool:
+    """Whether a kernel that takes texts of this length takes the last columns, and those before them, by themselves too."""
+    block = {"tpu": LANES, "gpu": 2}.get(platform(), 1)
+    return length % block != 0 or last % block == 0
 
 
 def splash(
@@ -60,7 +67,7 @@ def splash(
     def by(window: int | None):
         # What sees everything sees the same from every part, of which splash attention takes one only.
         shape, of = ((length, keys.shape[2]), parts) if visible.causal else ((length // parts, keys.shape[2]), 1)
-        kernel = splash_kernel(here, shape, of, visible.causal, window, cap, interpret)
+        kernel = splash_kernel(here, shape, of, visible.causal, window, cap, interpret, visible.first)
 
         def run(kernel, q, k, v, queries, columns):
             return jax.vmap(kernel)(q, k, v, SegmentIds(queries, columns))
@@ -95,8 +102,10 @@ def splash_kernel(
     window: int | None,
     cap: float | None,
     interpret: bool,
+    first: Any = 0,
 ) -> Any:
-    """The kernel (q [H, T, K], keys [G, S, K], values, segments) -> [H, T, K] for T and S of `shape`, or one of so many parts of T.
+    """The kernel (q [H, T, K], keys [G, S, K], values, segments) -> [H, T, K] for T and S of `shape`, or one of so many parts of T; the
+    first query stands in this column of the keys.
 
     Made anew for every trace, which its arrays belong to.
     """
@@ -112,7 +121,7 @@ def splash_kernel(
     if not causal:
         mask: Any = FullMask(shape)
     else:
-        mask = CausalMask(shape) if window is None else LocalMask(shape, (window - 1, 0), 0)
+        mask = CausalMask(shape, first) if window is None else LocalMask(shape, (window - 1, 0), first)
     lengths = shape[0] // parts, shape[1]
     rows, columns = (next(size for size in BLOCKS if length % size == 0) for length in lengths)
     sizes = BlockSizes(

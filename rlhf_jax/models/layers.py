@@ -143,7 +143,7 @@ class Attention(nn.Module):
             q, k = Norm(c.norm, c.norm_eps, name="q_norm")(q), Norm(c.norm, c.norm_eps, name="k_norm")(k)
         local = jnp.all(layer != jnp.asarray(c.full_layers, jnp.int32)) if c.full_layers else True
         if c.position == "rope":
-            longest = max(c.max_length, visible.keys.shape[1])
+            longest = max(c.max_length, visible.longest)
             turns = rotary_turns(positions, rotary_frequencies(c), longest)
             if c.local_rope_base is not None:
                 near = rotary_turns(positions, rotary_frequencies(c, local=True), longest)

@@ -92,7 +92,8 @@ def with_lora(model: Model, config: LoRA) -> Model:
         own, adapters = jax.random.split(key)
         return adapted(model.init(own), config, adapters)
 
-    return dataclasses.replace(model, init=init, **changed)
+    grouped = None if model.grouped is None else lambda group: with_lora(model.in_groups(*group), config)
+    return dataclasses.replace(model, init=init, grouped=grouped, **changed)
 
 
 def joined(params: Params, config: LoRA) -> Params:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from rlhf_jax.models.groups import Group
 from rlhf_jax.sharding import constrain
 from rlhf_jax.types import pytree
 
@@ -23,16 +24,24 @@ class Visible:
 
     queries: Int[Array, "B T"]
     keys: Int[Array, "B S"]
-    column: Int[Array, ""] | None = None  # of the first query in a cache; None: queries and keys begin together
+    # The column of the first query: in a cache, or behind what is shared; None: queries and keys begin together.
+    column: Int[Array, ""] | int | None = None
     apart: Int[Array, "B T S"] | None = (
         None  # of a cache: how many tokens each key is before each query; else as many as columns
     )
     causal: bool = flax.struct.field(pytree_node=False, default=True)
+    group: Group | None = flax.struct.field(pytree_node=False, default=None)  # whose rows are folded into one
 
     @property
     def first(self) -> jax.Array | int:
         """The column in which the keys of the first query are written."""
         return 0 if self.column is None else self.column
+
+    @property
+    def longest(self) -> int:
+        """Columns of the longest text there may be."""
+        columns = self.keys.shape[1]
+        return columns if self.group is None else self.group.shared(columns) + self.group.last
 
     def laid(self) -> Visible:
         """The same, its queries where their tokens lie on the mesh; every device has all keys of its rows."""
@@ -43,7 +52,8 @@ class Visible:
         """How many tokens each key is before each query, in every row or, where b = 1, in all of them."""
         if self.apart is not None:
             return self.apart
-        return (jnp.arange(self.queries.shape[1])[:, None] - jnp.arange(self.keys.shape[1])[None, :])[None]
+        columns = self.first + jnp.arange(self.queries.shape[1])
+        return (columns[:, None] - jnp.arange(self.keys.shape[1])[None, :])[None]
 
     def mask(self, window: int | None = None, local: Bool[Array, ""] | bool = True) -> Bool[Array, "B T S"]:
         """The same for each query and key; in a `local` layer a query sees itself and the window - 1 columns before it."""

@@ -16,7 +16,7 @@ from rlhf_jax.loops.classify import make_class_step
 from rlhf_jax.loops.ilql import make_ilql_step
 from rlhf_jax.loops.preference import make_preference_step
 from rlhf_jax.loops.reward import make_reward_step
-from rlhf_jax.loops.rlhf import make_update
+from rlhf_jax.loops.rlhf import make_update, reader_of
 from rlhf_jax.loops.sft import make_sft_step
 from rlhf_jax.models import Model, build_model
 from rlhf_jax.models.critics import build_critics
@@ -171,10 +171,12 @@ def trace_rollout(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
     if experiment.reward is not None:
         reward = build_model(experiment.reward_shape)
         reward_params = on_mesh(jax.eval_shape(reward.init, key), mesh)
-        traced["ppo/reward"] = compile_function(reward.scores, mesh).trace(reward_params, rollout.batch)
-    critic = (value or policy).values if config.baseline == "value" else None
+        scores = reward.in_groups(config.samples, config.new_tokens).scores
+        traced["ppo/reward"] = compile_function(scores, mesh).trace(reward_params, rollout.batch)
+    critic = reader_of(value or policy, config).values if config.baseline == "value" else None
     value_params = params if value is None else on_mesh(jax.eval_shape(value.init, key), mesh)
-    read = compile_function(partial(read_rollout, policy=policy, values=critic, config=config), mesh)
+    read = partial(read_rollout, policy=reader_of(policy, config), values=critic, config=config)
+    read = compile_function(read, mesh)
     traced["ppo/scoring"] = read.trace(params, params, value_params, rollout)
     return traced
 

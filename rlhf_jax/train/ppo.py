@@ -59,10 +59,10 @@ def combined(policy: LossFn, value: LossFn, coef: float) -> LossFn:
     return loss
 
 
-def minibatch_rows(key: jax.Array, rows: int, epochs: int, minibatch: int) -> jax.Array:
-    """[epochs * minibatches, minibatch] row numbers: every epoch is a fresh permutation of all rows."""
-    orders = jax.vmap(lambda k: jax.random.permutation(k, rows))(jax.random.split(key, epochs))
-    return orders.reshape(-1, minibatch)
+def minibatch_rows(key: jax.Array, rows: int, epochs: int, minibatch: int, together: int = 1) -> jax.Array:
+    """[epochs * minibatches, minibatch] row numbers: every epoch is a fresh permutation of all rows, so many of which stay together."""
+    orders = jax.vmap(lambda k: jax.random.permutation(k, rows // together))(jax.random.split(key, epochs))
+    return (orders[:, :, None] * together + jnp.arange(together)[None, None, :]).reshape(-1, minibatch)
 
 
 def select_rows(trajectory: Any, rows: jax.Array) -> Any:
@@ -91,14 +91,16 @@ def make_ppo_update(
     epochs: int,
     minibatch: int,
     microbatches: int = 1,
+    together: int = 1,
     ptx: Term | None = None,
     ema: float | None = None,
     value_warmup: int = 0,
 ) -> Callable[..., tuple[PPOState, dict[str, jax.Array]]]:
     """(state, trajectory, key, ptx batch or None, reference or None) -> (state, mean metrics over the minibatches, and `skips`).
 
-    The ptx batch holds [epochs * minibatches, rows, T] demonstrations; its gradient is added before the one clipping and update,
-    as in Ouyang et al. 2022, section 3.5 and appendix C.4. Advantages come whitened over the whole batch.
+    Rows go to minibatches and microbatches in groups of so many that stand `together`. The ptx batch holds [epochs * minibatches, rows, T]
+    demonstrations; its gradient is added before the one clipping and update, as in Ouyang et al. 2022, section 3.5 and appendix C.4.
+    Advantages come whitened over the whole batch.
     With `reference` the policy loss is called as (params, minibatch, reference). In the first `value_warmup` iterations the policy's state
     stays as it is, moments and schedule too, and the value model learns alone (Zheng et al. 2023, arXiv:2307.04964, section 5.3.3).
     """
@@ -109,7 +111,7 @@ def make_ppo_update(
         def body(state: PPOState, item):
             rows, demonstrations = item
             batch = select_rows(trajectory, rows)
-            grads, metrics, _, value_of_loss = gradients(loss, state.policy.params, batch, microbatches)
+            grads, metrics, _, value_of_loss = gradients(loss, state.policy.params, batch, microbatches, together)
             if ptx is not None:
                 extra = gradients(ptx.loss, state.policy.params, demonstrations, microbatches)
                 grads = jax.tree.map(lambda g, e, coef=ptx.coef: g + coef * e, grads, extra.grads)
@@ -123,7 +125,7 @@ def make_ppo_update(
             value = state.value
             if value is not None:
                 assert value_loss is not None and value_tx is not None
-                found = gradients(value_loss, value.params, batch, microbatches)
+                found = gradients(value_loss, value.params, batch, microbatches, together)
                 metrics |= found.metrics | {"value_grad_norm": optax.tree.norm(found.grads)}
                 value = apply_gradients(value, found.grads, value_tx, loss=found.loss)
             metrics |= skips(policy) if value is None else skips(policy, value)
@@ -138,7 +140,7 @@ def make_ppo_update(
         demonstrations: TokenBatch | None = None,
         reference: Params | None = None,
     ):
-        rows = minibatch_rows(key, trajectory.scores.shape[0], epochs, minibatch)
+        rows = minibatch_rows(key, trajectory.scores.shape[0], epochs, minibatch, together)
         body = one_minibatch(trajectory, reference)
         live, frozen = split_frozen(state)
 

@@ -47,8 +47,9 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, ema: bool = 
     )
 
 
-def gradients(loss: LossFn, params: Params, batch: Any, microbatches: int = 1) -> Gradients:
-    """Gradient, metrics, weight and value of the loss over the whole batch; independent of the number of microbatches.
+def gradients(loss: LossFn, params: Params, batch: Any, microbatches: int = 1, together: int = 1) -> Gradients:
+    """Gradient, metrics, weight and value of the loss over the whole batch; independent of the number of microbatches, to which rows go in
+    groups of so many that stand `together`.
 
     Frozen parameters have no gradient: in its tree stand empty marks for them.
 
@@ -65,7 +66,7 @@ def gradients(loss: LossFn, params: Params, batch: Any, microbatches: int = 1) -
     if microbatches == 1:
         (value, aux), grads = value_and_grad(live, batch)
         return Gradients(grads, aux.metrics, aux.weight, value)
-    pieces = deal(batch, microbatches)
+    pieces = deal(batch, microbatches, together)
     shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], pieces))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total, _ = jax.lax.scan(lambda sums, piece: (jax.tree.map(jnp.add, sums, one(piece)), None), zeros, pieces)

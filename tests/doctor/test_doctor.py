@@ -107,6 +107,13 @@ def bos_twice(monkeypatch):
     monkeypatch.setattr(encode, "encode_prompt", encode_prompt)
 
 
+def keys_of_another_prompt(monkeypatch):
+    from rlhf_jax.models.groups import Group
+
+    right = Group.own_keys
+    monkeypatch.setattr(Group, "own_keys", lambda self, x: jnp.roll(right(self, x), 1, axis=0))
+
+
 def checksums_not_compared(monkeypatch):
     from rlhf_jax import checkpoint
 
@@ -121,6 +128,7 @@ def checksums_not_compared(monkeypatch):
         (rewards_of_whole_numbers, rollouts.equal_policies, "score of 0.7"),
         (noise_that_never_changes, rollouts.noise, "different noise"),
         (masks_from_the_pad_id, rollouts.padding_is_no_token, "their eos"),
+        (keys_of_another_prompt, rollouts.shared_prompts, "one reading of the prompt"),
         (means_of_means, updates.however_it_is_split, "SFT, update: 2 microbatches"),
         (reference_left_out_of_k2, gradients.in_the_exact_world, "by k2 in the loss"),
         (bos_twice, texts.of_ours, "one bos and one eos"),

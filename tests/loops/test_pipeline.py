@@ -86,7 +86,7 @@ AGAINST_LABELS = PPO(
 )
 # Without a critic: groups of responses, as in GRPO, GSPO and DAPO, with KL in the loss.
 IN_GROUPS = PPO(
-    optim=OPTIM,
+    optim=dataclasses.replace(OPTIM, rows=32),  # all responses, so that a prompt is read once
     value_optim=None,
     iterations=2,
     prompts=16,

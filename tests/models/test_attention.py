@@ -74,6 +74,24 @@ def test_splash_attention_is_the_plain_one(name):
     assert_trees_close(found, expected, atol=1e-4)
 
 
+SHAPES = (512, HEADS), (GROUPS, 512), (GROUPS, 512)
+
+
+@pytest.mark.parametrize("run", [INTERPRETED, module.attend], ids=["splash", "blocks"])
+@pytest.mark.parametrize("window", [None, 9, 140])
+def test_queries_behind_what_they_share_see_that_too(window, run):
+    """Half of 512 columns, so that there are blocks of queries, and of keys that none of them sees."""
+    noise = np.random.default_rng(3)
+    q, keys, values = (jnp.asarray(noise.normal(size=(1, *shape, SIZE)), jnp.float32) for shape in SHAPES)
+    segments = jnp.asarray((np.arange(512) >= 20) & (np.arange(512) < 500), jnp.int32)[None]
+    behind = Visible(segments[:, 256:], segments, column=256)
+    how = {"window": window, "scale": None, "cap": None}
+    found, expected = compared(run, behind, (q[:, 256:], keys, values), **how)
+    assert_trees_close(found, expected, atol=1e-4)
+    whole = attend_plainly(q, keys, values, Visible(segments, segments).mask(window))[:, 256:]
+    np.testing.assert_allclose(expected[1], jnp.where(expected[1] == 0, 0.0, whole), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_attention_in_blocks_of_queries_is_the_plain_one(name):
     found, expected = compared(module.attend, packed(), tensors(), **CASES[name])

@@ -157,6 +157,36 @@ def test_every_epoch_sees_every_row_once_in_an_order_of_its_own():
     np.testing.assert_array_equal(rows, minibatch_rows(jax.random.key(0), 12, 3, 4))
 
 
+def test_rows_that_stay_together_are_dealt_as_one():
+    rows = np.asarray(minibatch_rows(jax.random.key(0), 24, 5, 8, 4)).reshape(5, 6, 4)
+    assert np.array_equal(rows - rows[:, :, :1], np.broadcast_to(np.arange(4), rows.shape))
+    for epoch in rows[:, :, 0]:
+        assert sorted(epoch) == list(range(0, 24, 4))
+    assert len({tuple(epoch) for epoch in rows[:, :, 0]}) == 5
+
+
+@pytest.mark.parametrize("together", [2, 4])
+def test_microbatches_have_whole_groups_and_make_the_same_update(together):
+    seen = []
+
+    def loss(params, batch):
+        jax.debug.callback(lambda scores: seen.append(np.asarray(scores)), batch.scores)
+        return POLICY_LOSS(params, batch)
+
+    trajectory = dataclasses.replace(seen_by_the_table(), scores=jnp.arange(8.0))
+    update = make_ppo_update(loss, SGD, None, None, epochs=1, minibatch=8, microbatches=2, together=together)
+    state, _ = jax.jit(update)(fresh(), trajectory, jax.random.key(0))
+    jax.effects_barrier()
+    assert {len(scores) for scores in seen} == {4}
+    for scores in seen:
+        first = scores.reshape(-1, together)[:, :1]
+        assert np.array_equal(scores.reshape(-1, together), first + np.arange(together)) and not np.any(
+            first % together
+        )
+    alone = jax.tree.map(jnp.negative, gradient_of(POLICY_LOSS, table(), seen_by_the_table()))
+    assert_trees_close(change(state.policy.params, table()), alone, atol=1e-6)
+
+
 def test_chosen_rows_are_those_of_every_array_and_scalars_stay():
     trajectory = played()
     chosen = select_rows(trajectory, jnp.array([5, 0]))

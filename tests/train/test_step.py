@@ -77,6 +77,7 @@ def test_row_r_goes_to_microbatch_r_modulo_their_number_and_scalars_to_all():
     assert dealt["x"].tolist() == [[0, 3], [1, 4], [2, 5]]
     assert dealt["y"][1].tolist() == [[2, 3], [8, 9]]
     np.testing.assert_allclose(dealt["temperature"], [0.7] * 3)
+    assert deal({"x": jnp.arange(12)}, 3, 2)["x"].tolist() == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
 
 
 @pytest.mark.parametrize("microbatches", [2, 4])
