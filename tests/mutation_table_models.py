@@ -38,10 +38,13 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("models/cache.py", "models/test_decoder.py"): [
         ("jnp.dtype(c.kept_dtype)", "jnp.dtype(c.dtype)"),
         ("(cache.filled, filled[:, None], (0, column))", "(cache.filled, jnp.ones_like(filled[:, None]), (0, column))"),
-        ("(positions[:, None] - places)", "(places - positions[:, None])"),
+        ("apart = (positions[:, None] - places)", "apart = (places - positions[:, None])"),
     ],
     ("models/attention.py", "models/test_decoder.py"): [
-        ("scores = softcap(scores.", "scores = (scores."),
+        (
+            "scores = softcap(scores.reshape(rows, groups, length, heads // groups, -1).astype(jnp.float32), cap)\n    if bias",
+            "scores = scores.reshape(rows, groups, length, heads // groups, -1).astype(jnp.float32)\n    if bias",
+        ),
     ],
     ("models/attention.py", "models/test_attention.py"): [
         ("slice(max(column + first - before, 0), column + end)", "slice(max(first - before + 1, 0), column + end)"),
@@ -56,6 +59,22 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("models/decoder.py", "plan/test_collectives.py"): [
         ('constrain(constrain(x, "replicas", "length", "shards"), "batch"', 'constrain(x, "batch"'),
+    ],
+    ("models/cache.py", "rollout/test_shared_cache.py"): [
+        ("jnp.repeat(x, rows, axis=0) for x in (cache", "jnp.tile(x, (rows, 1)) for x in (cache"),
+        ("column = column - there.shape[1]", "pass"),
+        ("apart=(positions[:, None] - places)[:, None])", "apart=(places * 0)[:, None])"),
+    ],
+    ("models/attention.py", "rollout/test_shared_cache.py"): [
+        ("visible.shared.mask(window, local), visible", "visible.shared.mask(), visible"),
+        (
+            "x = x.reshape(prompts, -1, groups, each, x.shape[-1]).swapaxes(1, 2)",
+            "x = x.reshape(prompts, groups, -1, each, x.shape[-1])",
+        ),
+        ("together(weights[..., :width])", "together(weights[..., -width:])"),
+    ],
+    ("models/decoder.py", "rollout/test_shared_cache.py"): [
+        ("given.shared[number : number + 1]", "given.shared[:1]"),
     ],
     ("models/groups.py", "models/test_groups.py"): [
         ("x[:: self.rows, : -self.last]", "x[: x.shape[0] // self.rows, : -self.last]"),

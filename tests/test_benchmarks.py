@@ -55,6 +55,7 @@ def test_operations_of_a_forward_pass_are_those_of_its_program_with_half_of_atte
 def test_decoding_reads_all_weights_at_each_turn_and_of_the_cache_what_is_there():
     column = 2 * 4 * (TINY.head_size * TINY.kv_heads) * 3  # keys and values, float32, of three rows
     assert decode_bytes(TINY, 3, 5, 2) == 2 * 4 * weights(TINY) + column * (5 + 6)
+    assert decode_bytes(TINY, 3, 5, 2, 3) == 2 * 4 * weights(TINY) + column * (5 / 3 + 5 / 3 + 1)
 
 
 def test_the_parts_of_a_product_are_its_gradients_in_either_form():

@@ -96,13 +96,13 @@ def forward_flops(config: ModelConfig, sizes: Any, asked: Any = None) -> float:
     return float(2 * products + 2 * c.layers * c.heads * c.head_size * np.square(sizes).sum())
 
 
-def decode_bytes(config: ModelConfig, rows: int, before: int, new_tokens: int) -> float:
-    """Bytes read by as many turns as there are new tokens, in the types that the model computes in and keeps keys and values in."""
+def decode_bytes(config: ModelConfig, rows: int, before: int, new_tokens: int, samples: int = 1) -> float:
+    """Bytes read by as many turns as there are new tokens, in the types that the model computes in and keeps keys and values in; of what
+    stands before, once for so many samples."""
     c = config
-    column = 2 * c.layers * c.kv_heads * c.head_size * rows * jnp.dtype(c.kept_dtype).itemsize
-    return float(
-        new_tokens * weights(c) * jnp.dtype(c.dtype).itemsize + column * sum(range(before, before + new_tokens))
-    )
+    column = 2 * c.layers * c.kv_heads * c.head_size * jnp.dtype(c.kept_dtype).itemsize
+    columns = new_tokens * before * rows / samples + rows * sum(range(new_tokens))
+    return float(new_tokens * weights(c) * jnp.dtype(c.dtype).itemsize + column * columns)
 
 
 def token_batch(config: ModelConfig, rows: int, length: int, seed: int = 0) -> TokenBatch:

@@ -99,7 +99,7 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
     flops = reading_flops(config, shape) + reading_flops(scalar.config, shape)
     flops += (2 - sampled + 3 * recipe.epochs) * reading_flops(config, shape, together)
     flops += (1 + 3 * recipe.epochs) * reading_flops(scalar.config, shape, together)
-    moved = decode_bytes(config, count, shape.prompt_length, shape.new_tokens)
+    moved = decode_bytes(config, count, shape.prompt_length, shape.new_tokens, shape.samples)
     asked = prompts(config, mesh, shape.prompts, shape.samples, shape.prompt_length)
     return Workload("samples/s", count, asked | roles, phases, flops, moved)
 

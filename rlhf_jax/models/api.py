@@ -46,7 +46,9 @@ class Model:
     ready(params) -> the parameters as `prefill` and `decode` read them fastest, which take the others too
     prefill(params, prompts, length) -> (hidden [B, D] after the last column, a cache of `length` columns with the prompts in it)
     decode(params, tokens [B], positions [B], column, filled [B], cache) -> (hidden [B, D], cache)
-    grouped(group) -> what `in_groups` gives, of a decoder
+    grouped(group) -> what `in_groups` gives; None: each row is read by itself
+    fork(cache, rows, columns) -> a cache in which so many rows, side by side, go on from each row of this one, each with so many columns of
+    its own; None: each row has all of its own
     """
 
     config: ModelConfig
@@ -67,6 +69,7 @@ class Model:
     prefill: Callable[[Params, TokenBatch, int], tuple[jax.Array, Any]]
     decode: Callable[..., tuple[jax.Array, Any]]
     grouped: Callable[[Group], Model] | None = None
+    fork: Callable[[Any, int, int], Any] | None = None
 
     def in_groups(self, rows: int, last: int) -> Model:
         """The model for batches of which so many rows, side by side, differ in the last so many columns alone, behind a left-padded prompt.

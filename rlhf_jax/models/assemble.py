@@ -12,7 +12,6 @@ from jax.tree_util import Partial
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.masking import last_index
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.groups import Group
 from rlhf_jax.models.output import predicted, shift_right, token_logits, token_logprobs, token_stats
 from rlhf_jax.models.params import layers_apart
 from rlhf_jax.types import Params, TokenBatch
@@ -28,7 +27,6 @@ def model_of(
     decode: Callable[..., tuple[jax.Array, Any]],
     decoded: Callable[[TokenBatch], TokenBatch] = lambda batch: batch,
     ready: Callable[[Params], Params] | None = None,
-    grouped: Callable[[Group], Model] | None = None,
 ) -> Model:
     """A model from a network and its heads: log-probs, values and scores follow from them.
 
@@ -77,7 +75,6 @@ def model_of(
         ready=ready or (layers_apart if config.unroll else lambda params: params),
         prefill=prefill,
         decode=decode,
-        grouped=grouped,
     )
 
 

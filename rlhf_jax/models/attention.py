@@ -34,17 +34,23 @@ def attend(
     bias: Float[Array, "b H T S"] | None = None,
     window: int | None = None,
     local: Bool[Array, ""] | bool = True,
+    shared: tuple[Float[Array, "P G W K"], Float[Array, "P G W K"]] | None = None,
 ) -> Float[Array, "B T H K"]:
     """`attend_plainly`, or the same by the kernel of the platform where that takes such arguments.
 
     On TPUs that is splash attention, on GPUs cudnn's; neither makes the scores of all queries and keys at once. With a bias it is plain.
-    Rows that are folded by groups are attended in two parts, what they share and what is behind it.
+    Rows that are folded by groups are attended in two parts, what they share and what is behind it. With keys and values that rows of a
+    cache have `shared` it is `attend_to_both`.
     Elsewhere queries are taken in blocks: keys behind the last query of a block are left out, and where all layers have a window those
     before the first one's.
     """
     if visible.group is not None:
         assert bias is None, "positions that scores depend on are those of rows by themselves"
         return _in_groups(q, keys, values, visible, scale=scale, cap=cap, window=window, local=local)
+    if shared is not None:
+        assert visible.shared is not None and bias is None, "held by the cache of a decoder"
+        masks = visible.shared.mask(window, local), visible.mask(window, local)
+        return attend_to_both(q, shared, (keys, values), masks, scale, cap)
     here = platform()
     if here == "tpu" and bias is None and splash_fits(q, keys, visible):
         return splash(q, keys, values, visible, scale=scale, cap=cap, window=window, local=local)
@@ -84,6 +90,45 @@ def _blocks(length: int, visible: Visible, window: int | None) -> list[tuple[sli
     before = column + length if window is None else window - 1
     edges = itertools.pairwise(edges)
     return [(slice(first, end), slice(max(column + first - before, 0), column + end)) for first, end in edges]
+
+
+def attend_to_both(
+    q: Float[Array, "B T H K"],
+    shared: tuple[Float[Array, "P G W K"], Float[Array, "P G W K"]],
+    own: tuple[Float[Array, "B G S K"], Float[Array, "B G S K"]],
+    masks: tuple[Bool[Array, "B T W"], Bool[Array, "B T S"]],
+    scale: float | None = None,
+    cap: float | None = None,
+) -> Float[Array, "B T H K"]:
+    """`attend_plainly` to what B / P rows side by side have shared, which is read once for them, and to what each has of its own.
+
+    Source: Juravsky et al. 2024, Hydragen (arXiv:2402.05099), section 3, with one softmax for both.
+    """
+    rows, length, heads, size = q.shape
+    prompts, groups, width = shared[0].shape[:3]
+    each = length * (heads // groups)
+    keys, values, own_keys, own_values = (constrain(x, "batch", "kv", None, "head_dim") for x in (*shared, *own))
+
+    def together(x: jax.Array) -> jax.Array:  # [B, G, each, X] -> [P, G, B / P each, X]
+        x = x.reshape(prompts, -1, groups, each, x.shape[-1]).swapaxes(1, 2)
+        return x.reshape(prompts, groups, -1, x.shape[-1])
+
+    def apart(x: jax.Array) -> jax.Array:  # and back
+        x = x.reshape(prompts, groups, -1, each, x.shape[-1]).swapaxes(1, 2)
+        return x.reshape(rows, groups, each, x.shape[-1])
+
+    q = q.reshape(rows, length, groups, heads // groups, size).transpose(0, 2, 1, 3, 4)
+    q = q.reshape(rows, groups, each, size) * jnp.asarray(size**-0.5 if scale is None else scale, q.dtype)
+    first = apart(jnp.einsum("pgqk,pgsk->pgqs", together(q), keys))
+    scores = jnp.concatenate([first, jnp.einsum("bgqk,bgsk->bgqs", q, own_keys)], axis=-1)
+    scores = softcap(scores.reshape(rows, groups, length, heads // groups, -1).astype(jnp.float32), cap)
+    mask = jnp.concatenate(masks, axis=-1)[:, None, :, None]
+    weights = jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1).astype(values.dtype)
+    weights = weights.reshape(rows, groups, each, -1)
+    out = apart(jnp.einsum("pgqs,pgsk->pgqk", together(weights[..., :width]), values))
+    out = out + jnp.einsum("bgqs,bgsk->bgqk", weights[..., width:], own_values)
+    out = out.reshape(rows, groups, length, heads // groups, size).transpose(0, 2, 1, 3, 4)
+    return out.reshape(rows, length, heads, size)
 
 
 def attend_plainly(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.assemble import model_of
-from rlhf_jax.models.cache import Cache, empty_cache, with_column
+from rlhf_jax.models.cache import Cache, empty_cache, forked, with_column
 from rlhf_jax.models.decoder import Decoder, ScalarHead, Unembed, output_logits
 from rlhf_jax.models.encoder import build_encoder
 from rlhf_jax.models.encoder_decoder import build_encoder_decoder
@@ -77,11 +77,15 @@ def build_decoder(config: ModelConfig) -> Model:
     def decode(params: Params, tokens, positions, column, filled, cache: Cache):
         """Reads one token per row into `column`; rows with `filled` False leave nothing to attend to there."""
         cache, visible = with_column(cache, column, positions, filled)
-        h, layers = trunk(params, tokens[:, None], positions[:, None], visible, cache.layers, cached=True)
+        shared = None if cache.shared is None else cache.shared.layers
+        h, layers = trunk(
+            params, tokens[:, None], positions[:, None], visible, cache.layers, cached=True, shared=shared
+        )
         return h[:, -1], cache.read(layers)
 
     def of(group: Group | None) -> Model:
         reading = partial(hidden, group=group)
-        return model_of(c, init, reading, partial(output_logits, c), scalar, prefill, decode, grouped=of)
+        model = model_of(c, init, reading, partial(output_logits, c), scalar, prefill, decode)
+        return dataclasses.replace(model, grouped=of, fork=partial(forked, c))
 
     return of(None)

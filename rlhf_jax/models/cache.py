@@ -30,6 +30,7 @@ class Cache:
     layers: tuple[KeysAndValues, ...]
     filled: Bool[Array, "B S"]
     positions: Int[Array, "B S"]
+    shared: Cache | None = None  # of fewer rows, each of which several rows side by side go on from; only read
 
     def read(self, layers: tuple[KeysAndValues, ...]) -> Cache:
         """The cache after the layers have written, its parts where they belong on the mesh."""
@@ -44,6 +45,12 @@ def empty_cache(config: ModelConfig, rows: int, length: int) -> Cache:
     if c.unroll:
         keys, values = keys[0].swapaxes(2, 3), values[0]
     return Cache(((keys, values),) * (c.layers if c.unroll else 1), columns.astype(bool), columns)
+
+
+def forked(config: ModelConfig, cache: Cache, rows: int, columns: int) -> Cache:
+    """A cache in which so many rows, side by side, go on from each row of this one, each with so many columns of its own, and empty."""
+    own = empty_cache(config, cache.filled.shape[0] * rows, columns)
+    return dataclasses.replace(own, shared=cache).read(own.layers)
 
 
 def written(cache: KeysAndValues, new: OfLayer, layer: jax.Array, column: Any) -> KeysAndValues:
@@ -65,11 +72,17 @@ def at_layer(cache: KeysAndValues, layer: jax.Array) -> OfLayer:
 
 
 def with_column(cache: Cache, column: jax.Array, positions: jax.Array, filled: jax.Array) -> tuple[Cache, Visible]:
-    """(the cache with a place for one token of each row in this column, what these tokens see of it)."""
+    """(the cache with a place for one token of each row in this column, what these tokens see of it); shared columns count too."""
+    queries, shared = jnp.ones_like(positions)[:, None], None
+    if cache.shared is not None:
+        rows = positions.shape[0] // cache.shared.filled.shape[0]
+        there, places = (jnp.repeat(x, rows, axis=0) for x in (cache.shared.filled, cache.shared.positions))
+        shared = Visible(queries, there.astype(jnp.int32), apart=(positions[:, None] - places)[:, None])
+        column = column - there.shape[1]
     filled = jax.lax.dynamic_update_slice(cache.filled, filled[:, None], (0, column))
     places = jax.lax.dynamic_update_slice(cache.positions, positions[:, None], (0, column))
-    queries = jnp.ones_like(positions)[:, None]
-    visible = Visible(queries, filled.astype(jnp.int32), column, (positions[:, None] - places)[:, None])
+    apart = (positions[:, None] - places)[:, None]
+    visible = Visible(queries, filled.astype(jnp.int32), column, apart, shared=shared)
     return dataclasses.replace(cache, filled=filled, positions=places), visible
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -31,6 +32,7 @@ class Reading:
     bias: jax.Array | None = None  # [1 or B, H, T, S]
     memory: jax.Array | None = None  # [B, P, D]; None where keys and values of it are kept
     of_memory: Visible | None = None
+    shared: tuple[KeysAndValues, ...] | None = None  # what of a cache stands in front of its columns, for several rows
     cached: bool = flax.struct.field(pytree_node=False, default=False)  # whether the keys are those of the cache
     keep: bool = flax.struct.field(pytree_node=False, default=False)  # whether these keys and values are to come out
 
@@ -56,6 +58,7 @@ class Block(nn.Module):
             cache=cache,
             layer=layer,
             cached=given.cached,
+            shared=None if given.shared is None else given.shared[0],
             bias=given.bias,
         )
         if c.norm_at == "after":
@@ -111,7 +114,8 @@ def _one_by_one(config: ModelConfig, layers: Sequence[Params], x: jax.Array, cac
     for number, params in enumerate(layers):
         own = None if cache is None else cache[number]
         there = None if kept is None else tuple(part[number][0] for part in kept)
-        (x, own), found = block.apply({"params": params}, (x, own), jnp.int32(number), there, given)
+        told = given if given.shared is None else dataclasses.replace(given, shared=given.shared[number : number + 1])
+        (x, own), found = block.apply({"params": params}, (x, own), jnp.int32(number), there, told)
         keep.append(found)
         caches.append(own)
     kept = tuple(tuple(part[None] for part in parts) for parts in zip(*keep, strict=True)) if given.keep else None
@@ -204,6 +208,7 @@ class Decoder(nn.Module):
         visible: Visible,
         cache: tuple[KeysAndValues, ...] | None = None,
         cached: bool = False,
+        shared: tuple[KeysAndValues, ...] | None = None,
     ):
         c = self.config
         # Rows of unit scale keep what token it is visible beside what the first layers write; a tied table starts
@@ -218,7 +223,7 @@ class Decoder(nn.Module):
         x = x.astype(jnp.dtype(c.dtype))
         if c.embedding_scale != 1.0:
             x = x * jnp.asarray(c.embedding_scale, x.dtype)
-        given = Reading(constrain(positions, "batch", "length"), visible.laid(), cached=cached)
+        given = Reading(constrain(positions, "batch", "length"), visible.laid(), shared=shared, cached=cached)
         x, written, _ = run_layers(self, c.layers, x, cache, given)
         return x if c.norm_at == "after" else Norm(c.norm, c.norm_eps, name="final_norm")(x), written
 

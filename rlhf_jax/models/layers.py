@@ -131,12 +131,13 @@ def rotate(x: Float[Array, "B T H K"], turns: Turns) -> Float[Array, "B T H K"]:
 
 
 class Attention(nn.Module):
-    """Self-attention to what is visible; keys and values are written to a cache at this layer, and read from it where they are `cached`."""
+    """Self-attention to what is visible; keys and values are written to a cache at this layer, and read from it where they are `cached`,
+    with what rows of it have `shared`."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, positions, visible, cache, layer, cached, bias=None):
+    def __call__(self, x, positions, visible, cache, layer, cached, shared=None, bias=None):
         c = self.config
         q, k, v = queries(c)(x), *keys_and_values(c, x)
         if c.qk_norm:
@@ -155,8 +156,11 @@ class Attention(nn.Module):
             if cached:
                 keys, values = (x.astype(k.dtype) for x in at_layer(cache, layer))
         q = constrain(q, "batch", "length", "heads", "head_dim")
-        read = partial(attend, scale=c.query_scale, cap=c.attention_softcap, bias=bias, window=c.window, local=local)
-        return attended(c)(read(q, keys, values, visible)), cache
+        how = {"scale": c.query_scale, "cap": c.attention_softcap, "bias": bias, "window": c.window, "local": local}
+        if shared is not None:
+            in_front, theirs = (x.astype(k.dtype) for x in at_layer(shared, layer))
+            how["shared"] = in_front, theirs
+        return attended(c)(attend(q, keys, values, visible, **how)), cache
 
 
 class CrossAttention(nn.Module):

@@ -30,6 +30,9 @@ class Visible:
         None  # of a cache: how many tokens each key is before each query; else as many as columns
     )
     causal: bool = flax.struct.field(pytree_node=False, default=True)
+    shared: Visible | None = (
+        None  # of a cache: what stands in front of its columns, each row of it in front of several rows
+    )
     group: Group | None = flax.struct.field(pytree_node=False, default=None)  # whose rows are folded into one
 
     @property
@@ -40,7 +43,7 @@ class Visible:
     @property
     def longest(self) -> int:
         """Columns of the longest text there may be."""
-        columns = self.keys.shape[1]
+        columns = self.keys.shape[1] + (0 if self.shared is None else self.shared.keys.shape[1])
         return columns if self.group is None else self.group.shared(columns) + self.group.last
 
     def laid(self) -> Visible:

@@ -191,19 +191,24 @@ def _write(
         turn, s = until_free(turn, s, queue.waiting)
         return turn, *over_rows(partial(seat, count=enough), names_of, s, queue)
 
-    # Where none waits, what is read of the prompts lies where it stays.
-    length = width if slots < rows else width + new_tokens
+    # Where none waits, what is read of the prompts lies where it stays, for all responses to each where the model can.
+    together = rows // prompts.tokens.shape[0] if slots == rows and model.fork is not None else 1
+    length = width if slots < rows or together > 1 else width + new_tokens
     hidden, read = read_prompts(lambda asked: model.prefill(params, asked, length), prompts, slots)
     position = jnp.sum(prompts.segments != 0, axis=1, dtype=jnp.int32) - 1
     written = (prompts.segments != 0) & (model.config.kind == "decoder")
     known = jnp.where(written, prompts.tokens, model.config.vocab)
     queue = Queue(hidden, known, position, read, keys, jnp.ones((rows,), bool), no_responses(rows, new_tokens))
-    cache = jax.eval_shape(
-        lambda params, prompts: model.prefill(params, prompts, width + new_tokens)[1], params, prompts
-    )
-    more = jax.tree.map(
-        lambda whole, part: tuple(a - b for a, b in zip(whole.shape, part.shape, strict=True)), cache, read
-    )
+    if together > 1:
+        assert model.fork is not None
+        queue, more = dataclasses.replace(queue, cache=model.fork(read, together, new_tokens)), None
+    else:
+        cache = jax.eval_shape(
+            lambda params, prompts: model.prefill(params, prompts, width + new_tokens)[1], params, prompts
+        )
+        more = jax.tree.map(
+            lambda whole, part: tuple(a - b for a, b in zip(whole.shape, part.shape, strict=True)), cache, read
+        )
     s, queue = over_rows(partial(open_slots, share=share, more=more), names_of, queue)
     turn, s = jnp.int32(0), draw(s, s.hidden)
     if slots == rows:

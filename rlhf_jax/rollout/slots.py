@@ -88,7 +88,8 @@ def read_prompts(prefill: Callable[[TokenBatch], Any], prompts: TokenBatch, at_o
 
 
 def open_slots(queue: Queue, share: Fraction, more: Any) -> tuple[Slots, Queue]:
-    """The first of all responses, this share of them, in slots; each part of the cache has `more` along its axes, which is empty."""
+    """The first of all responses, this share of them, in slots; each part of the cache has `more` along its axes, which is empty, or None
+    where it is that of all responses already."""
     rows, prompts = queue.waiting.shape[0], queue.position.shape[0]
     count = int(rows * share)
 
@@ -111,7 +112,7 @@ def open_slots(queue: Queue, share: Fraction, more: Any) -> tuple[Slots, Queue]:
         hidden=first(queue.hidden),
         prompt=first(queue.prompt),
         matched=jnp.zeros((count,), jnp.int32),
-        cache=jax.tree.map(part, queue.cache, more),
+        cache=queue.cache if more is None else jax.tree.map(part, queue.cache, more),
     )
     return slots, dataclasses.replace(queue, waiting=jnp.arange(rows) >= count)
 
