@@ -67,11 +67,14 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("models/attention.py", "rollout/test_shared_cache.py"): [
         ("visible.shared.mask(window, local), visible", "visible.shared.mask(), visible"),
-        (
-            "x = x.reshape(prompts, -1, groups, each, x.shape[-1]).swapaxes(1, 2)",
-            "x = x.reshape(prompts, groups, -1, each, x.shape[-1])",
-        ),
+        ("each, x.shape[-1]).transpose(0, 2, 3, 1, 4)", "each, x.shape[-1]).swapaxes(1, 2)"),
         ("together(weights[..., :width])", "together(weights[..., -width:])"),
+    ],
+    ("models/visible.py", "rollout/test_shared_cache.py"): [
+        ("(0 if self.shared is None else self.shared.keys.shape[1])", "0"),
+    ],
+    ("rollout/generate.py", "rollout/test_shared_cache.py"): [
+        ("if slots == rows and model.fork is not None else 1", "if False else 1"),
     ],
     ("models/decoder.py", "rollout/test_shared_cache.py"): [
         ("given.shared[number : number + 1]", "given.shared[:1]"),

@@ -46,7 +46,7 @@ def generation(config: ModelConfig, shape: Shape = SHAPE) -> Workload:
 
     rows = shape.prompts * shape.samples
     flops = forward_flops(config, np.full(rows, shape.prompt_length + new_tokens), np.full(rows, new_tokens))
-    read = decode_bytes(config, rows, shape.prompt_length, new_tokens)
+    read = decode_bytes(config, rows, shape.prompt_length, new_tokens, shape.samples)
     return Workload("new tokens/s", rows * new_tokens, values, {"rollout": rollout}, flops, read, prompts_read)
 
 

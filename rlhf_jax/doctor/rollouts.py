@@ -163,6 +163,8 @@ def shared_prompts() -> Iterator[Check]:
     )
     worst = jnp.max(jnp.abs(apart - together))
     yield at_most("log-probs behind one reading of the prompt - those of rows by themselves, nats", worst, 1e-5)
+    gap = jnp.max(jnp.where(rollout.batch.loss_mask, jnp.abs(rollout.logprobs - apart), 0.0))
+    yield at_most("sampler's log-probs of responses that share their prompt - trainer's, nats", gap, 1e-5)
 
 
 EXAMINATIONS = (equal_policies, half_precision, temperatures, noise, padding_is_no_token, shared_prompts)

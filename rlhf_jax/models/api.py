@@ -48,7 +48,7 @@ class Model:
     decode(params, tokens [B], positions [B], column, filled [B], cache) -> (hidden [B, D], cache)
     grouped(group) -> what `in_groups` gives; None: each row is read by itself
     fork(cache, rows, columns) -> a cache in which so many rows, side by side, go on from each row of this one, each with so many columns of
-    its own; None: each row has all of its own
+    its own, counted on from those in front, which stay as they are; None: each row has all of its own
     """
 
     config: ModelConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -109,12 +110,13 @@ def attend_to_both(
     each = length * (heads // groups)
     keys, values, own_keys, own_values = (constrain(x, "batch", "kv", None, "head_dim") for x in (*shared, *own))
 
-    def together(x: jax.Array) -> jax.Array:  # [B, G, each, X] -> [P, G, B / P each, X]
-        x = x.reshape(prompts, -1, groups, each, x.shape[-1]).swapaxes(1, 2)
+    # Heads, which devices may share, before rows, so that what lies on a device stays there.
+    def together(x: jax.Array) -> jax.Array:  # [B, G, each, X] -> [P, G, each B / P, X]
+        x = x.reshape(prompts, -1, groups, each, x.shape[-1]).transpose(0, 2, 3, 1, 4)
         return x.reshape(prompts, groups, -1, x.shape[-1])
 
     def apart(x: jax.Array) -> jax.Array:  # and back
-        x = x.reshape(prompts, groups, -1, each, x.shape[-1]).swapaxes(1, 2)
+        x = x.reshape(prompts, groups, each, -1, x.shape[-1]).transpose(0, 3, 1, 2, 4)
         return x.reshape(rows, groups, each, x.shape[-1])
 
     q = q.reshape(rows, length, groups, heads // groups, size).transpose(0, 2, 1, 3, 4)
@@ -125,8 +127,9 @@ def attend_to_both(
     mask = jnp.concatenate(masks, axis=-1)[:, None, :, None]
     weights = jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1).astype(values.dtype)
     weights = weights.reshape(rows, groups, each, -1)
-    out = apart(jnp.einsum("pgqs,pgsk->pgqk", together(weights[..., :width]), values))
-    out = out + jnp.einsum("bgqs,bgsk->bgqk", weights[..., width:], own_values)
+    mean = partial(jnp.einsum, preferred_element_type=jnp.float32)  # rounded once, as a sum over all columns is
+    out = apart(mean("pgqs,pgsk->pgqk", together(weights[..., :width]), values))
+    out = (out + mean("bgqs,bgsk->bgqk", weights[..., width:], own_values)).astype(q.dtype)
     out = out.reshape(rows, groups, length, heads // groups, size).transpose(0, 2, 1, 3, 4)
     return out.reshape(rows, length, heads, size)
 

@@ -48,7 +48,12 @@ def empty_cache(config: ModelConfig, rows: int, length: int) -> Cache:
 
 
 def forked(config: ModelConfig, cache: Cache, rows: int, columns: int) -> Cache:
-    """A cache in which so many rows, side by side, go on from each row of this one, each with so many columns of its own, and empty."""
+    """A cache in which so many rows, side by side, go on from each row of this one, each with so many columns of its own, and empty.
+
+    Raises: ValueError for a cache whose rows go on from another's already.
+    """
+    if cache.shared is not None:
+        raise ValueError("the rows of this cache go on from those of another already; fork that one into more rows")
     own = empty_cache(config, cache.filled.shape[0] * rows, columns)
     return dataclasses.replace(own, shared=cache).read(own.layers)
 

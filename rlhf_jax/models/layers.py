@@ -158,8 +158,11 @@ class Attention(nn.Module):
         q = constrain(q, "batch", "length", "heads", "head_dim")
         how = {"scale": c.query_scale, "cap": c.attention_softcap, "bias": bias, "window": c.window, "local": local}
         if shared is not None:
-            in_front, theirs = (x.astype(k.dtype) for x in at_layer(shared, layer))
-            how["shared"] = in_front, theirs
+            in_front, theirs = at_layer(shared, layer)
+            if in_front.dtype != k.dtype:
+                # With what differs at every turn, or a compiler would keep both in the other dtype from before the first.
+                in_front, theirs, _ = jax.lax.optimization_barrier((in_front, theirs, k))
+            how["shared"] = in_front.astype(k.dtype), theirs.astype(k.dtype)
         return attended(c)(attend(q, keys, values, visible, **how)), cache
 
 

@@ -56,7 +56,7 @@ class Queue:
     hidden: Float[Array, "P D"]
     prompt: Int[Array, "P W"]
     position: Int[Array, "P"]  # of the last token
-    cache: Any  # with columns for the prompts, and for responses where none waits
+    cache: Any  # with columns for the prompts, and for responses where none waits: of each prompt, or forked, of each response
     key: Key[Array, "B"]
     waiting: Bool[Array, "B"]
     done: Responses

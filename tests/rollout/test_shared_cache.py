@@ -30,6 +30,7 @@ MORE = {
     "windows": dataclasses.replace(LLAMA, layers=3, window=3, full_layers=(1,)),
     "unrolled": dataclasses.replace(LLAMA, unroll=True),
     "unrolled windows": dataclasses.replace(LLAMA, unroll=True, window=4),
+    "positions beyond its length": dataclasses.replace(LLAMA, max_length=4),
     "softcaps": dataclasses.replace(LLAMA, attention_softcap=2.0, logit_softcap=3.0),
 }
 
@@ -67,6 +68,13 @@ def test_what_else_decides_on_tokens_is_the_same():
     assert_same(written(apart(built(LLAMA)), lively(LLAMA), **how), written(built(LLAMA), lively(LLAMA), **how))
     config = dataclasses.replace(LLAMA, cache_dtype="bfloat16")
     assert_same(written(apart(built(config)), lively(config)), written(built(config), lively(config)), atol=2e-2)
+    config = dataclasses.replace(LLAMA, dtype="bfloat16")
+    one, other = written(apart(built(config)), lively(config)), written(built(config), lively(config))
+    first = np.argmax(np.asarray(one.batch.loss_mask), axis=1)  # drawn before anything is shared
+    np.testing.assert_array_equal(*(np.asarray(r.batch.tokens)[np.arange(len(first)), first] for r in (one, other)))
+    same = np.asarray(one.batch.tokens == other.batch.tokens)
+    assert same.mean() > 0.9
+    np.testing.assert_allclose(one.logprobs, jnp.where(same, other.logprobs, one.logprobs), atol=0.1)
     model, params = with_lora(built(LLAMA), ADAPTERS), adapted(lively(LLAMA), ADAPTERS, jax.random.key(0))
     params = jax.tree.map(lambda x: x + 0.05, params)
     assert model.fork is not None
@@ -85,22 +93,59 @@ def test_on_devices_too(mesh, unroll):
     assert_same(alone, written(built(config), lively(config), mesh))
 
 
-def shapes_of(model: Model, **how) -> set[tuple[int, ...]]:
-    """Of all that goes into the loop of turns."""
+def test_heads_that_devices_do_not_divide():
+    config = dataclasses.replace(LLAMA, kv_heads=1)
+    alone = written(apart(built(config)), lively(config))
+    assert_same(alone, written(built(config), lively(config), MeshConfig(data=2, tensor=2)))
+
+
+def shapes_of(model: Model, mesh: MeshConfig, **how) -> str:
+    """All that there is while responses are written, as text; where devices go on by themselves, of each."""
     write = partial(generate, model=model, new_tokens=NEW, stop=STOPS, **how)
-    jaxpr = jax.make_jaxpr(write)(lively(LLAMA), ASKED, KEYS, 0.7)
-    loops = [equation for equation in jaxpr.jaxpr.eqns if equation.primitive.name == "while"]
-    assert len(loops) == 1
-    return {variable.aval.shape for variable in loops[0].invars}
+    with jax.set_mesh(make_mesh(mesh)):
+        return str(jax.make_jaxpr(write)(lively(LLAMA), ASKED, KEYS, 0.7))
 
 
-def test_a_prompt_is_there_once():
+@pytest.mark.parametrize(
+    ("mesh", "devices", "shares"),
+    [
+        (MeshConfig(), 1, True),
+        (MeshConfig(data=2), 2, True),
+        (MeshConfig(data=4), 4, True),
+        (MeshConfig(fsdp=2, tensor=2), 1, True),  # one program for all of them
+        (MeshConfig(data=6), 6, False),  # which do not divide the prompts
+    ],
+    ids=str,
+)
+def test_a_prompt_is_there_once(mesh, devices, shares):
     layers, heads, size = LLAMA.layers, LLAMA.kv_heads, LLAMA.head_size
-    once, own = (layers, PROMPTS, heads, WIDTH, size), (layers, PROMPTS * SAMPLES, heads, NEW, size)
-    whole = (layers, PROMPTS * SAMPLES, heads, WIDTH + NEW, size)
-    shared, each = shapes_of(built(LLAMA)), shapes_of(apart(built(LLAMA)))
-    assert {once, own} <= shared and whole not in shared
-    assert whole in each and once not in each
+    rows = PROMPTS * SAMPLES // devices
+    whole, own = (f"f32[{layers},{rows},{heads},{columns},{size}]" for columns in (WIDTH + NEW, NEW))
+    there = shapes_of(built(LLAMA), mesh)
+    assert (own in there) == shares and (whole in there) == (not shares)
+    assert whole in shapes_of(apart(built(LLAMA)), mesh)
+    in_turn = shapes_of(built(LLAMA), mesh, slots=max(4, devices))
+    assert own not in in_turn
+
+
+def test_what_is_shared_stays_in_the_type_that_it_waits_in():
+    """A compiler that moves what is the same at every turn before the first would keep it in the other type too."""
+    config = dataclasses.replace(LLAMA, unroll=True, cache_dtype="bfloat16")
+    write = jax.jit(partial(generate, model=built(config), new_tokens=NEW, stop=STOPS))
+    text = write.lower(lively(config), ASKED, KEYS, 0.7).compile().as_text()
+    rows, heads, size = PROMPTS, LLAMA.kv_heads, LLAMA.head_size
+    keys, values = f"[{rows},{heads},{size},{WIDTH}]", f"[{rows},{heads},{WIDTH},{size}]"
+    loops = [line for line in text.splitlines() if " while(" in line and f"bf16{values}" in line]
+    assert len(loops) == 1
+    assert f" f32{keys}" not in loops[0] and f" f32{values}" not in loops[0]
+
+
+def test_a_cache_is_forked_once():
+    model = built(LLAMA)
+    _, cache = model.prefill(lively(LLAMA), ASKED, WIDTH)
+    assert model.fork is not None
+    with pytest.raises(ValueError, match="go on from those of another already"):
+        model.fork(model.fork(cache, 2, 3), 2, 3)
 
 
 def test_slots_that_are_taken_in_turn_have_prompts_of_their_own():
