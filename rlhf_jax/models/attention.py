@@ -103,7 +103,7 @@ def attend_to_both(
 ) -> Float[Array, "B T H K"]:
     """`attend_plainly` to what B / P rows side by side have shared, which is read once for them, and to what each has of its own.
 
-    Source: Juravsky et al. 2024, Hydragen (arXiv:2402.05099), section 3, with one softmax for both.
+    Source: Juravsky et al. 2024, Hydragen (arXiv:2402.05099); here with one softmax for both.
     """
     rows, length, heads, size = q.shape
     prompts, groups, width = shared[0].shape[:3]
