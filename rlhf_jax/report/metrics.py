@@ -122,8 +122,12 @@ class MetricsWriter:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         self.last = previous.step
         if self._tensorboard:
-            for name, value in self.latest.items():
-                self._events_of(previous.stage).add_scalar(name, value, previous.step)
+            from tensorboardX.proto.summary_pb2 import Summary
+            from tensorboardX.summary import scalar
+
+            # One event for all of a step: each goes through a queue between processes, which takes longer than a small step.
+            values = [value for name, number in self.latest.items() for value in scalar(name, number).value]
+            self._events_of(previous.stage).file_writer.add_summary(Summary(value=values), previous.step)
 
     def _events_of(self, stage: str) -> Any:
         # One folder of events per stage: purging what a crashed run wrote too much hides everything in the folder.

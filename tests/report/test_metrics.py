@@ -166,7 +166,8 @@ def test_tensorboard_gets_the_same_numbers_in_a_folder_per_stage(tmp_path):
     from tensorboardX.proto import event_pb2
 
     with MetricsWriter(tmp_path, "sft", resume_step=5) as writer:
-        writer.write("sft", 5, {"loss": 0.5})
+        writer.write("sft", 5, {"loss": 0.5, "accuracy": 0.75})
+        writer.write("sft", 6, {"loss": float("inf")})
         writer.write("ppo", 2, {"reward": 0.25})
 
     def scalars(stage):
@@ -179,5 +180,5 @@ def test_tensorboard_gets_the_same_numbers_in_a_folder_per_stage(tmp_path):
             data = data[16 + length :]
         return found
 
-    assert scalars("sft") == [("loss", 5, 0.5)]
+    assert scalars("sft") == [("loss", 5, 0.5), ("accuracy", 5, 0.75), ("loss", 6, float("inf"))]
     assert scalars("ppo") == [("reward", 2, 0.25)]
