@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from rlhf_jax.compiled import Kinds, Programs, name_of
 from rlhf_jax.frozen import join_frozen, split_frozen
@@ -23,6 +24,7 @@ from rlhf_jax.sharding import in_device_memory
 
 T = TypeVar("T")
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # of what the machine has, what a container or a job may use
+LANES = "lanes"  # the axis of devices that have lanes of their own
 SHARE = 0.8  # of a device's memory that programs may need
 
 
@@ -61,7 +63,7 @@ def run_lanes(
     memory: int | None = None,
     before: Callable[[], None] = lambda: None,
 ) -> list[T | BaseException]:
-    """What each work returns or raises, in order. The works are dealt to the meshes, of one device each, and share the programs there.
+    """What each work returns or raises, in order. The works are dealt to the meshes, of one device each, and share their programs.
 
     `memory` is how many bytes a program may need on a device; default: most of what there is, of which devices of a CPU have each a part.
     `before()` is called in a lane's thread before each of its programs, and may raise. Interrupted, all works end as interrupted, and when
@@ -70,20 +72,19 @@ def run_lanes(
     meshes = meshes[: len(works)]
     if memory is None:
         memory = memory_of(meshes[0].devices.flat[0], len(meshes))
-    teams = [Team(len(works[place :: len(meshes)]), mesh, memory) for place, mesh in enumerate(meshes)]
+    team = Team(len(works), meshes, memory)
     outcomes: list[Any] = [None] * len(works)
     ended = [threading.Event() for _ in works]
 
     def follow(number: int) -> None:
-        team, lane = teams[number % len(teams)], number // len(teams)
         try:
             # Where programs run whose arguments have no place yet, such as a key.
-            with jax.default_device(team.mesh.devices.flat[0]):
-                outcomes[number] = works[number](LanePrograms(team, lane, before))
+            with jax.default_device(team.device_of(number)):
+                outcomes[number] = works[number](LanePrograms(team, number, before))
         except BaseException as error:
             outcomes[number] = error
         finally:
-            team.leave(lane)
+            team.leave(number)
             ended[number].set()
 
     came: BaseException | None = None
@@ -96,8 +97,7 @@ def run_lanes(
             thread.start()
     except BaseException as error:  # a signal, or more threads than there may be
         came = error
-        for team in teams:
-            team.stop()
+        team.stop()
         for thread, event in zip(waiting, ended, strict=True):
             if thread.ident is None:
                 event.set()
@@ -108,28 +108,39 @@ def run_lanes(
             except BaseException as error:  # a signal, which the main thread alone is told of
                 came = came or error
                 if isinstance(error, KeyboardInterrupt):
-                    for team in teams:
-                        team.stop()
+                    team.stop()
     if came is not None:
         raise came
     return outcomes
 
 
 class Team:
-    """Lanes on one device, whose programs may need `memory` bytes.
+    """Lanes that share programs, which may need `memory` bytes on a device; lane n is on the n-th of the meshes, of one device each.
 
-    Where they have come to different programs, those that are behind go first; lanes that are done are left out.
+    A program is one for all devices, each of which goes through it with the lanes that are there, and waits for no other.
+    Where lanes have come to different programs, those that are behind go first; lanes that are done are left out.
     """
 
-    def __init__(self, count: int, mesh: Mesh, memory: int) -> None:
-        if mesh.size != 1:
-            raise ValueError(f"lanes share one device, and this mesh has {mesh.size}")
-        self.count, self.mesh, self.memory = count, mesh, memory
+    def __init__(self, count: int, meshes: Sequence[Mesh], memory: int) -> None:
+        large = [mesh.size for mesh in meshes if mesh.size != 1]
+        if large:
+            raise ValueError(f"lanes share one device, and this mesh has {large[0]}")
+        self.count, self.meshes, self.memory = count, meshes, memory
+        self.turns = -(-count // len(meshes))  # lanes of a device
+        self._devices = Mesh(np.array([mesh.devices.flat[0] for mesh in meshes]), (LANES,))
         self._programs: list[_Program] = []
         self._running = set(range(count))
         self._asked: dict[int, _Request] = {}
         self._changed = threading.Condition()
         self._stopped = False
+
+    def mesh_of(self, lane: int) -> Mesh:
+        """Where the lane's own arrays lie."""
+        return self.meshes[lane % len(self.meshes)]
+
+    def device_of(self, lane: int) -> Any:
+        """The one device of that mesh."""
+        return self.mesh_of(lane).devices.flat[0]
 
     def program(self, lane: int, number: int, name: str, make: Callable, configs: tuple, step: bool) -> None:
         """A lane's part of its program of this number. Raises: RuntimeError where that of another lane is another function."""
@@ -188,8 +199,8 @@ class Team:
             for lane, request in zip(lanes, requests, strict=True):
                 request.result = results[lane]
         except Exception as error:
-            if "RESOURCE_EXHAUSTED" in str(error) and self.count > 1:
-                error = TooLarge(f"{self.count} lanes have run out of memory", self.count // 2)
+            if "RESOURCE_EXHAUSTED" in str(error) and self.turns > 1:
+                error = TooLarge(f"{self.turns} lanes of a device have run out of memory", self.turns // 2)
             for request in requests:
                 request.error = error
         for request in requests:
@@ -198,42 +209,60 @@ class Team:
 
     def _run(self, program: _Program, kind: Any, requests: dict[int, _Request]) -> list[Any]:
         """The results of all lanes; those of lanes that did not ask mean nothing."""
-        given = next(iter(requests.values())).args
+        places, known = len(self.meshes), next(iter(requests.values())).args
 
-        def copied() -> tuple[Any, ...]:  # what is donated must not be there twice
-            return (jax.tree.map(jnp.copy, given[0]), *given[1:]) if program.step else given
+        def given(lane: int) -> tuple[Any, ...]:
+            args, device = requests[lane].args if lane in requests else known, self.device_of(lane)
+            if lane not in requests and program.step:  # what is donated must not be there twice
+                args = (jax.device_put(args[0], device, may_alias=False), *args[1:])
+            return jax.device_put(args, device)
 
-        rest = [requests[lane].args if lane in requests else copied() for lane in range(self.count)]
+        turns = [[given(lane) for lane in range(first, first + places)] for first in range(0, self.count, places)]
+        args = [jax.tree.map(self._on_all, *turn) for turn in turns]
+        live, others = zip(*((arg[0], arg[1:]) for arg in args), strict=True)
         if kind not in program.compiled:
-            program.compiled[kind] = self._compile(program, rest)
-        live, others = zip(*((args[0], args[1:]) for args in rest), strict=True)
-        return program.compiled[kind](live, others)
+            program.compiled[kind] = self._compile(program, live, others)
+        results = program.compiled[kind](live, others)
+        return [
+            jax.tree.map(lambda x, place=lane % places: x.addressable_shards[place].data, results[lane // places])
+            for lane in range(self.count)
+        ]
 
-    def _compile(self, program: _Program, args: Sequence[tuple[Any, ...]]) -> Callable:
-        """(first argument of each lane, further ones of each lane) -> results of each lane, one program."""
+    def _on_all(self, *leaves: jax.Array) -> jax.Array:
+        """An array of all devices, of which each has its own."""
+        # To JAX one that all have a copy of: programs here never ask a device for what another has.
+        return jax.make_array_from_single_device_arrays(leaves[0].shape, NamedSharding(self._devices, P()), leaves)
+
+    def _compile(self, program: _Program, live: Sequence[Any], others: Sequence[Any]) -> Callable:
+        """(first argument of each lane, further ones of each lane) of a device -> results of each lane; for all devices."""
+        places, turns = len(self.meshes), self.turns
         known = next(iter(program.made.values()))
         made = [program.made.get(lane, known) for lane in range(self.count)]  # of a lane that is gone any will do
         make, columns = made[0][0], list(zip(*(configs for _, configs in made), strict=True))
 
         def one(lane: jax.Array, args: tuple[Any, ...]) -> Any:
-            return make(*(with_numbers(column, lane) for column in columns))(*args)
+            out = make(*(with_numbers(column, lane) for column in columns))(*args)
+            return jax.tree.map(_strong, out)
 
         def together(first: Sequence[Any], others: Sequence[Any]) -> list[Any]:
             each = [(a, *b) for a, b in zip(first, others, strict=True)]
-            stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *each)
-            out = jax.tree.map(_strong, jax.vmap(one)(jnp.arange(self.count), stacked))
-            return [jax.tree.map(lambda x, lane=lane: x[lane], out) for lane in range(self.count)]
+            place = jax.lax.axis_index(LANES)
+            if turns == 1:
+                return [one(place, each[0])]
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+            out = jax.vmap(one)(jnp.arange(turns) * places + place, stacked)
+            return [jax.tree.map(lambda x, turn=turn: x[turn], out) for turn in range(turns)]
 
-        live, others = zip(*((a[0], a[1:]) for a in args), strict=True)
-        jitted = jax.jit(together, donate_argnums=(0,) if program.step else ())
+        apart = jax.shard_map(together, mesh=self._devices, in_specs=P(), out_specs=P(), check_vma=False)
+        jitted = jax.jit(apart, donate_argnums=(0,) if program.step else ())
         compiled = jitted.lower(live, others).compile()
         found = compiled.memory_analysis()
         if found is not None:
             needed = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
             needed -= found.alias_size_in_bytes
-            if needed > self.memory and self.count > 1:
-                gib = f"{needed / 2**30:.2f} GiB for {self.count} lanes, and {self.memory / 2**30:.2f} GiB may be used"
-                raise TooLarge(f"a program needs {gib}", max(self.count * self.memory // needed, 1))
+            if needed > self.memory and turns > 1:
+                gib = f"{needed / 2**30:.2f} GiB for {turns} lanes, and {self.memory / 2**30:.2f} GiB may be used"
+                raise TooLarge(f"a program needs {gib}", max(turns * self.memory // needed, 1))
         return compiled
 
 
@@ -241,7 +270,7 @@ class LanePrograms(Programs):
     """The programs of one lane; `before()` is called before each."""
 
     def __init__(self, team: Team, lane: int, before: Callable[[], None]) -> None:
-        super().__init__(team.mesh)
+        super().__init__(team.mesh_of(lane))
         self._team, self._lane, self._before, self._made = team, lane, before, 0
 
     def step(self, make: Callable[..., Callable], *configs: Any, programs: int | None = 1) -> Callable:
@@ -293,9 +322,20 @@ class LanePrograms(Programs):
 
 
 def kind_of(args: Any) -> Any:
-    """What a program is compiled for: structure, shapes and types."""
+    """What a program is compiled for: structure, shapes and types.
+
+    Raises: TypeError for a number of Python, or an array made of such, whose type would give way to that of others: not in lanes, where it
+    is an array of all devices.
+    """
     leaves, tree = jax.tree.flatten(args)
-    return tree, tuple((np.shape(leaf), jax.typeof(leaf).dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)
+    kinds = tuple(map(jax.typeof, leaves))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args) if any(kind.weak_type for kind in kinds) else ():
+        if jax.typeof(leaf).weak_type:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise TypeError(
+                f"argument {name} is {leaf!r}, a number of Python; lanes need one with a type, such as np.float32({leaf})"
+            )
+    return tree, tuple((kind.shape, kind.dtype) for kind in kinds)
 
 
 def memory_of(device: Any, devices: int = 1) -> int:

@@ -94,6 +94,28 @@ def test_lanes_are_dealt_to_devices_and_share_programs_there():
     assert found == [(number + 1.0, devices[number % 2]) for number in range(5)]
 
 
+@pytest.mark.parametrize("lanes", [2, 5])
+def test_devices_go_through_one_program_each_with_the_lanes_that_are_there(lanes):
+    calls = []
+    meshes = [make_mesh(MeshConfig(), [device]) for device in jax.devices()[:2]]
+    runs = [(Rate(0.1 * number), 2 + 2 * number % 5, float(number)) for number in range(lanes)]  # they end one by one
+    found = run_lanes([train(calls, *run) for run in runs], meshes)
+    assert len(calls) == 1, "one program for all devices"
+    for number, (run, (doubled, base)) in enumerate(zip(runs, found, strict=True)):
+        alone = train([], *run)(Programs(MESH))
+        np.testing.assert_allclose(doubled, alone[0], rtol=1e-6)
+        np.testing.assert_array_equal(base, alone[1])
+        assert doubled.devices() == {jax.devices()[number % 2]}
+
+
+def test_numbers_whose_type_gives_way_to_others_are_refused():
+    def work(programs: Programs):
+        return programs.function(lambda: lambda x, by: x * by)(jnp.ones(2, jnp.bfloat16), 0.5)
+
+    for error in run_lanes([work] * 2, [MESH]):
+        assert isinstance(error, TypeError) and "argument 1 is 0.5, a number of Python" in str(error)
+
+
 def test_a_lane_that_fails_is_left_out_and_the_others_go_on():
     def fails(programs: Programs):
         programs.step(counting([]), Rate(0.2))
