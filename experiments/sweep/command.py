@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.execute import INTERRUPTED, check, start_jax, summarise
+from experiments.registry import Entry
 from experiments.sweep.cells import Cell, Sweep, widest
 from experiments.sweep.groups import note_error, run_group
 from rlhf_jax.files import exclusive, write_atomic
 from rlhf_jax.loops.preemption import PREEMPTED, Preempted
 from rlhf_jax.report.html import Table, write_report
-from rlhf_jax.report.runs import REPORT, read_json, read_run
+from rlhf_jax.report.runs import REPORT, RunFiles, read_json, read_run
 from rlhf_jax.report.sweep import SweepFiles, shown_figures, sweep_csv, sweep_report, sweep_table
 
 SWEEP, CSV = "sweep.json", "sweep.csv"
@@ -134,17 +135,12 @@ def run_apart(command: Sequence[str], cells: Sequence[Cell]) -> None:
 
 
 def write_sweep(sweep: Sweep, show: Sequence[str]) -> tuple[Table, int]:
-    """Writes each cell's summary and report, the sweep's table and plots: (the table, how many runs have failed)."""
-    for cell in sweep.cells:
-        if len(cell.left) < len(cell.seeds):
-            summarise(cell.plan.directory, sweep.entry)
-    files = SweepFiles(
-        sweep.entry.name,
-        sweep.axes,
-        [cell.values for cell in sweep.cells],
-        [read_run(cell.plan.directory) for cell in sweep.cells],
-        [cell.failed for cell in sweep.cells],
-    )
+    """Writes each cell's summary and report, the sweep's table and plots: (the table, how many runs have failed).
+
+    The runs of a cell that has a damaged file count as failed.
+    """
+    runs, failures = zip(*(read_cell(cell, sweep.entry) for cell in sweep.cells), strict=True)
+    files = SweepFiles(sweep.entry.name, sweep.axes, [cell.values for cell in sweep.cells], runs, failures)
     write_atomic(sweep.directory / CSV, sweep_csv(files))
     try:
         names = shown_figures(files, show)
@@ -153,3 +149,15 @@ def write_sweep(sweep: Sweep, show: Sequence[str]) -> tuple[Table, int]:
     write_report(sweep.directory / REPORT, sweep_report(files, names))
     failed = sum(map(len, files.failed))
     return sweep_table(files, names if failed else shown_figures(files, show)), failed
+
+
+def read_cell(cell: Cell, entry: Entry) -> tuple[RunFiles, dict[int, str]]:
+    """(what the cell's runs have written, summarised where some have finished; of each seed that failed what it says of that)."""
+    try:
+        if len(cell.left) < len(cell.seeds):
+            summarise(cell.plan.directory, entry)
+        return read_run(cell.plan.directory), cell.failed
+    except ValueError as error:  # of a file that is not what a run writes, which it names
+        print(f"failed: {cell.plan.directory}: {error}", file=sys.stderr)
+        nothing = RunFiles(cell.plan.directory, {}, {}, [], ())
+        return nothing, dict.fromkeys(cell.seeds, str(error)) | cell.failed

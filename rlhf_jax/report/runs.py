@@ -135,15 +135,24 @@ def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _read_seed(directory: Path) -> SeedFiles:
-    samples = directory / "samples.jsonl"
-    lines = samples.read_text(encoding="utf-8").split("\n") if samples.is_file() else []
     return SeedFiles(
         _seed_of(directory),
         read_json(directory / SUMMARY, {}),
         read_metrics(directory) if (directory / FILE).is_file() else {},
-        [json.loads(line) for line in lines if line],
+        _read_lines(directory / "samples.jsonl"),
         read_json(directory / "calibration.json", {}),
     )
+
+
+def _read_lines(path: Path) -> list[Any]:
+    """What each line of a file of JSON lines holds. Raises: ValueError naming the first that is not JSON."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n") if path.is_file() else (), start=1):
+        try:
+            found += [json.loads(line)] if line else []
+        except ValueError as error:
+            raise ValueError(f"{path}:{number} is not JSON ({error}); take the line out, or restore it") from error
+    return found
 
 
 def _plot(plot: Mapping[str, Any]) -> dict[str, Any]:

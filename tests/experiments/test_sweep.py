@@ -143,6 +143,13 @@ def test_what_fails_is_told_and_tried_again_and_the_rest_is_there(tmp_path, caps
     asked[asked.index("sft.optim.lr=1e-3,1e-2")] = "sft.optim.lr=1e-3,1e-2,3e-3"
     assert main(["sweep", *asked, "--resume", "--show", "sft/held_out_nll_after"]) == 0
     assert len(rows_of(directory)) == 6 and "sft/held_out_nll_after" in capsys.readouterr().out
+    # A file that something else has damaged is named, and keeps nobody from the table of the rest.
+    damaged = directory / "sft.optim.lr=1e-3" / "seed_1" / "metrics.jsonl"
+    damaged.write_text("cheese\n")
+    assert main(["sweep", *asked, "--resume"]) == 1
+    said = capsys.readouterr()
+    assert f"{damaged}:1: not JSON" in said.err and "0, 2 failed" in said.out
+    assert len(rows_of(directory)) == 4 and "not JSON" in (directory / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -160,6 +160,11 @@ def test_a_directory_without_a_run_and_a_broken_file_are_named(tmp_path):
     (directory / "verdicts.json").write_text("[{")
     with pytest.raises(ValueError, match=r"verdicts\.json is not JSON"):
         read_run(directory)
+    (directory / "verdicts.json").write_text("[]")
+    with (directory / "seed_0" / "samples.jsonl").open("a") as file:
+        file.write("{")
+    with pytest.raises(ValueError, match=r"samples\.jsonl:2 is not JSON"):
+        read_run(directory)
 
 
 def test_figures_of_seeds_are_means_with_their_standard_error_by_hand():
