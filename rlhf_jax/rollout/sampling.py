@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from rlhf_jax.config import EVERYTHING, Sampling
+from rlhf_jax.rollout.noise import gumbel
 
 
 def row_keys(
@@ -39,10 +42,7 @@ def sample_tokens(
     all.
     """
     logits = left_by(logits.astype(jnp.float32) / temperature, sampling)
-
-    def noise_of(key, column):
-        return jax.random.gumbel(jax.random.fold_in(key, column), logits.shape[1:])
-
+    noise_of = partial(gumbel, size=logits.shape[1])
     noise = jax.vmap(noise_of)(keys, jnp.broadcast_to(columns, keys.shape))
     tokens = largest(logits + noise)
     return tokens, logprob_of(logits, tokens)
