@@ -232,7 +232,7 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("rollout/sampling.py", "rollout/test_sampling.py"): [
         ("jax.random.fold_in(run_key, step)", "run_key"),
         ("jax.random.fold_in(jax.random.fold_in(at_step, prompt), sample)", "jax.random.fold_in(at_step, prompt)"),
-        ("gumbel(jax.random.fold_in(key, column), ", "gumbel(key, "),
+        ("jnp.broadcast_to(columns, keys.shape)", "jnp.zeros(keys.shape, jnp.int32)"),
         ("largest(logits + noise)", "largest(logits - noise)"),
         ("largest(logits + noise)", "largest(logits * temperature + noise)"),
         ("jnp.min(jnp.where(x == jnp.max(", "jnp.max(jnp.where(x == jnp.max("),
@@ -248,6 +248,12 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ),
         ("+ jnp.log(min_p)", "* min_p"),
         ("left_by(logits.astype(jnp.float32) / temperature, sampling)", "logits.astype(jnp.float32) / temperature"),
+    ],
+    ("rollout/noise.py", "rollout/test_noise.py"): [
+        ('platform() == "cpu"', "False"),
+        ('jax.random.key_impl(key) == "threefry2x32"', "True"),
+        ("if looped and settings.jax_threefry_partitionable", "if looped"),
+        ("second = second + keys[(group + 2) % 3]", "second = second + keys[(group + 1) % 3]"),
     ],
     ("rollout/replies.py", "rollout/test_replies.py"): [
         ("if ids and ids[-1] == tokenizer.eos", "if ids"),
