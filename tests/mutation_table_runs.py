@@ -73,9 +73,9 @@ RUNS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("self._running.discard(lane)", "pass"),
         ("made = [program.made.get(lane, known)", "made = [known"),
         ("if needed > self.memory and", "if False and"),
-        ("if lane not in requests and program.step:", "if False:"),
-        ("x.addressable_shards[place].data", "x.addressable_shards[0].data"),
+        ("may_alias=not program.step", "may_alias=True"),
+        ("x.addressable_shards[lane % places].data", "x.addressable_shards[0].data"),
         ("jnp.arange(turns) * places + place", "jnp.arange(turns) + place"),
-        ("if jax.typeof(leaf).weak_type:", "if False:"),
+        ("if kind.weak_type:", "if False:"),
     ],
 }

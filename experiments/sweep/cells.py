@@ -52,7 +52,12 @@ class Cell:
     def failed(self) -> dict[int, str]:
         """Of each seed that failed the last line of its error."""
         errors = {seed: self.folder(seed) / ERROR for seed in self.left}
-        return {seed: path.read_text().strip().splitlines()[-1] for seed, path in errors.items() if path.is_file()}
+        return {seed: last_line(path.read_text(errors="replace")) for seed, path in errors.items() if path.is_file()}
+
+
+def last_line(text: str) -> str:
+    """The last line that is not empty; where there is none, nothing."""
+    return (text.strip().splitlines() or [""])[-1]
 
 
 @dataclasses.dataclass(frozen=True)

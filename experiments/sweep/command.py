@@ -15,7 +15,7 @@ from experiments.sweep.groups import note_error, run_group
 from rlhf_jax.files import exclusive, write_atomic
 from rlhf_jax.loops.preemption import PREEMPTED, Preempted
 from rlhf_jax.report.html import Table, write_report
-from rlhf_jax.report.runs import REPORT, RunFiles, read_json, read_run
+from rlhf_jax.report.runs import REPORT, Damaged, RunFiles, SeedFiles, read_json, read_run
 from rlhf_jax.report.sweep import SweepFiles, shown_figures, sweep_csv, sweep_report, sweep_table
 
 SWEEP, CSV = "sweep.json", "sweep.csv"
@@ -135,10 +135,7 @@ def run_apart(command: Sequence[str], cells: Sequence[Cell]) -> None:
 
 
 def write_sweep(sweep: Sweep, show: Sequence[str]) -> tuple[Table, int]:
-    """Writes each cell's summary and report, the sweep's table and plots: (the table, how many runs have failed).
-
-    The runs of a cell that has a damaged file count as failed.
-    """
+    """Writes each cell's summary and report, the sweep's table and plots: (the table, how many runs have failed)."""
     runs, failures = zip(*(read_cell(cell, sweep.entry) for cell in sweep.cells), strict=True)
     files = SweepFiles(sweep.entry.name, sweep.axes, [cell.values for cell in sweep.cells], runs, failures)
     write_atomic(sweep.directory / CSV, sweep_csv(files))
@@ -152,12 +149,16 @@ def write_sweep(sweep: Sweep, show: Sequence[str]) -> tuple[Table, int]:
 
 
 def read_cell(cell: Cell, entry: Entry) -> tuple[RunFiles, dict[int, str]]:
-    """(what the cell's runs have written, summarised where some have finished; of each seed that failed what it says of that)."""
+    """(what the cell's runs have written, summarised where some have finished; of each seed that failed what it says of that).
+
+    With a damaged file all of its seeds count as failed.
+    """
     try:
-        if len(cell.left) < len(cell.seeds):
-            summarise(cell.plan.directory, entry)
-        return read_run(cell.plan.directory), cell.failed
-    except ValueError as error:  # of a file that is not what a run writes, which it names
+        run = read_run(cell.plan.directory)
+    except (Damaged, OSError) as error:
         print(f"failed: {cell.plan.directory}: {error}", file=sys.stderr)
-        nothing = RunFiles(cell.plan.directory, {}, {}, [], ())
-        return nothing, dict.fromkeys(cell.seeds, str(error)) | cell.failed
+        seeds = tuple(SeedFiles(seed, {}, {}, [], {}) for seed in cell.seeds)
+        return RunFiles(cell.plan.directory, {}, {}, [], seeds), dict.fromkeys(cell.seeds, str(error))
+    if len(cell.left) < len(cell.seeds):
+        run = summarise(cell.plan.directory, entry)
+    return run, cell.failed

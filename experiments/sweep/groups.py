@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from experiments.execute import record, record_config, run_seed, run_seeds
-from experiments.sweep.cells import ERROR, Cell
+from experiments.sweep.cells import ERROR, Cell, last_line
 from rlhf_jax.config import Experiment
 from rlhf_jax.config.model import ONE_DEVICE
 from rlhf_jax.config.study import Study
@@ -77,7 +77,7 @@ def note_error(cell: Cell, seed: int, text: str) -> None:
     path = cell.folder(seed) / ERROR
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text)
-    print(f"failed: {cell.folder(seed)}: {text.strip().splitlines()[-1]}", file=sys.stderr)
+    print(f"failed: {cell.folder(seed)}: {last_line(text)}", file=sys.stderr)
 
 
 def side_by_side(runs: Sequence[Run]) -> None:

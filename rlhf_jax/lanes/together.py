@@ -29,10 +29,10 @@ SHARE = 0.8  # of a device's memory that programs may need
 
 
 class TooLarge(RuntimeError):
-    """A program that needs more memory for all lanes than there is; so many lanes may fit."""
+    """A program that needs more memory for all lanes of a device than there is; so many of them may fit."""
 
     def __init__(self, why: str, fitting: int) -> None:
-        super().__init__(f"{why}: {fitting} at once may fit")
+        super().__init__(f"{why}: {fitting} at once may fit there")
         self.fitting = fitting
 
 
@@ -61,9 +61,13 @@ def run_lanes(
     meshes: Sequence[Mesh],
     *,
     memory: int | None = None,
+    shared: bool | None = None,
     before: Callable[[], None] = lambda: None,
 ) -> list[T | BaseException]:
-    """What each work returns or raises, in order. The works are dealt to the meshes, of one device each, and share their programs.
+    """What each work returns or raises, in order. The works are dealt to the meshes, of one device each, and share the programs there.
+
+    With `shared` the devices share them too: they are compiled once for all, and called for all. Default: those of a CPU do; accelerators
+    have each their own, and wait for no other.
 
     `memory` is how many bytes a program may need on a device; default: most of what there is, of which devices of a CPU have each a part.
     `before()` is called in a lane's thread before each of its programs, and may raise. Interrupted, all works end as interrupted, and when
@@ -72,19 +76,23 @@ def run_lanes(
     meshes = meshes[: len(works)]
     if memory is None:
         memory = memory_of(meshes[0].devices.flat[0], len(meshes))
-    team = Team(len(works), meshes, memory)
+    if shared is None:
+        shared = meshes[0].devices.flat[0].platform == "cpu"
+    parts = [meshes] if shared else [[mesh] for mesh in meshes]
+    teams = [Team(len(works[place :: len(parts)]), part, memory) for place, part in enumerate(parts)]
     outcomes: list[Any] = [None] * len(works)
     ended = [threading.Event() for _ in works]
 
     def follow(number: int) -> None:
+        team, lane = teams[number % len(teams)], number // len(teams)
         try:
             # Where programs run whose arguments have no place yet, such as a key.
-            with jax.default_device(team.device_of(number)):
-                outcomes[number] = works[number](LanePrograms(team, number, before))
+            with jax.default_device(team.device_of(lane)):
+                outcomes[number] = works[number](LanePrograms(team, lane, before))
         except BaseException as error:
             outcomes[number] = error
         finally:
-            team.leave(number)
+            team.leave(lane)
             ended[number].set()
 
     came: BaseException | None = None
@@ -97,7 +105,8 @@ def run_lanes(
             thread.start()
     except BaseException as error:  # a signal, or more threads than there may be
         came = error
-        team.stop()
+        for team in teams:
+            team.stop()
         for thread, event in zip(waiting, ended, strict=True):
             if thread.ident is None:
                 event.set()
@@ -108,7 +117,8 @@ def run_lanes(
             except BaseException as error:  # a signal, which the main thread alone is told of
                 came = came or error
                 if isinstance(error, KeyboardInterrupt):
-                    team.stop()
+                    for team in teams:
+                        team.stop()
     if came is not None:
         raise came
     return outcomes
@@ -117,8 +127,9 @@ def run_lanes(
 class Team:
     """Lanes that share programs, which may need `memory` bytes on a device; lane n is on the n-th of the meshes, of one device each.
 
-    A program is one for all devices, each of which goes through it with the lanes that are there, and waits for no other.
-    Where lanes have come to different programs, those that are behind go first; lanes that are done are left out.
+    A call of a program begins when all lanes that are running have asked for one; devices exchange nothing in it. Where lanes have come to
+    different programs, those that are behind go first. Lanes that did not ask, or are done, are computed with the arguments of one that
+    did, for nothing.
     """
 
     def __init__(self, count: int, meshes: Sequence[Mesh], memory: int) -> None:
@@ -207,15 +218,21 @@ class Team:
             request.done = True
         self._changed.notify_all()
 
-    def _run(self, program: _Program, kind: Any, requests: dict[int, _Request]) -> list[Any]:
-        """The results of all lanes; those of lanes that did not ask mean nothing."""
+    def _run(self, program: _Program, kind: Any, requests: dict[int, _Request]) -> dict[int, Any]:
+        """The results of the lanes that asked."""
         places, known = len(self.meshes), next(iter(requests.values())).args
+        idle: dict[
+            Any, tuple[Any, ...]
+        ] = {}  # what lanes that did not ask are given beside their first argument, by device
 
         def given(lane: int) -> tuple[Any, ...]:
-            args, device = requests[lane].args if lane in requests else known, self.device_of(lane)
-            if lane not in requests and program.step:  # what is donated must not be there twice
-                args = (jax.device_put(args[0], device, may_alias=False), *args[1:])
-            return jax.device_put(args, device)
+            device = self.device_of(lane)
+            if lane in requests:
+                return jax.device_put(requests[lane].args, device)
+            if device not in idle:
+                idle[device] = jax.device_put(known[1:], device)
+            # What is donated must not be there twice.
+            return (jax.device_put(known[0], device, may_alias=not program.step), *idle[device])
 
         turns = [[given(lane) for lane in range(first, first + places)] for first in range(0, self.count, places)]
         args = [jax.tree.map(self._on_all, *turn) for turn in turns]
@@ -223,10 +240,11 @@ class Team:
         if kind not in program.compiled:
             program.compiled[kind] = self._compile(program, live, others)
         results = program.compiled[kind](live, others)
-        return [
-            jax.tree.map(lambda x, place=lane % places: x.addressable_shards[place].data, results[lane // places])
-            for lane in range(self.count)
-        ]
+
+        def own(lane: int) -> Any:
+            return jax.tree.map(lambda x: x.addressable_shards[lane % places].data, results[lane // places])
+
+        return {lane: own(lane) for lane in requests}
 
     def _on_all(self, *leaves: jax.Array) -> jax.Array:
         """An array of all devices, of which each has its own."""
@@ -314,6 +332,9 @@ class LanePrograms(Programs):
             args = in_device_memory(args)
             kind = kind_of(args)
             if kind not in seen:
+                check_types(
+                    name, (args[0], *args[2:]) if step else args
+                )  # a step's second are the frozen parts of its first
                 seen.add(kind)
                 kinds.note(args)
             return self._team.call(self._lane, number, kind, args)
@@ -322,20 +343,22 @@ class LanePrograms(Programs):
 
 
 def kind_of(args: Any) -> Any:
-    """What a program is compiled for: structure, shapes and types.
-
-    Raises: TypeError for a number of Python, or an array made of such, whose type would give way to that of others: not in lanes, where it
-    is an array of all devices.
-    """
+    """What a program is compiled for: structure, shapes and types."""
     leaves, tree = jax.tree.flatten(args)
-    kinds = tuple(map(jax.typeof, leaves))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(args) if any(kind.weak_type for kind in kinds) else ():
-        if jax.typeof(leaf).weak_type:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return tree, tuple((kind.shape, kind.dtype) for kind in map(jax.typeof, leaves))
+
+
+def check_types(name: str, args: Any) -> None:
+    """Raises: TypeError for a weakly typed argument, as numbers of Python are, which would give way to the types of others: not in lanes,
+    where it is an array of all devices."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+        kind = jax.typeof(leaf)
+        if kind.weak_type:
+            place = jax.tree_util.keystr(path, simple=True, separator="/")
             raise TypeError(
-                f"argument {name} is {leaf!r}, a number of Python; lanes need one with a type, such as np.float32({leaf})"
+                f"{name}: of its arguments {place} is a number of Python, or made of such, and has no type of its own; lanes need one: "
+                f"np.{kind.dtype}(...)"
             )
-    return tree, tuple((kind.shape, kind.dtype) for kind in kinds)
 
 
 def memory_of(device: Any, devices: int = 1) -> int:
@@ -347,6 +370,7 @@ def memory_of(device: Any, devices: int = 1) -> int:
     return int(SHARE * told.get("bytes_limit", whole // devices))
 
 
-def _strong(x: jax.Array) -> jax.Array:
+def _strong(x: Any) -> jax.Array:
     """x with the type that it has, where it would give way to others: so it can go in again."""
+    x = jnp.asarray(x)
     return jax.lax.convert_element_type(x, x.dtype) if jnp.issubdtype(x.dtype, jnp.number) else x

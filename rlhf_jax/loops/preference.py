@@ -135,4 +135,4 @@ def held_out_measure(
     replies = pad_replies(held_out, length, pad, experiment.seed)
     distance = make_evaluation(run, replies, rows, between)
     measure = make_evaluation(run, replies, rows, of_replies, config)
-    return lambda both: measure((*both, distance(both)["baseline"]))
+    return lambda both: measure((*both, np.float32(distance(both)["baseline"])))

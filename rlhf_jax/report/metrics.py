@@ -122,7 +122,8 @@ class MetricsWriter:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         self.last = previous.step
         if self._tensorboard:
-            from tensorboardX.summary import Summary, scalar  # pyright: ignore[reportAttributeAccessIssue] (protobuf makes it)
+            from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] (protobuf makes it)
+            from tensorboardX.summary import scalar
 
             # One event for all of a step: each goes through a queue between processes, which takes longer than a small step.
             values = [value for name, number in self.latest.items() for value in scalar(name, number).value]

@@ -28,6 +28,10 @@ SEED = "seed_"
 POINTS = 400  # of a curve, at most: more cannot be told apart on a page, and would make it heavy
 
 
+class Damaged(ValueError):
+    """A file of a run, which is named, and is not what a run writes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SeedFiles:
     """What one seed wrote; `figures` are empty until it has finished."""
@@ -84,7 +88,7 @@ class RunFiles:
 def read_run(directory: Path) -> RunFiles:
     """The run in this directory.
 
-    Raises: FileNotFoundError where it holds none; ValueError naming the file, for one that is not what a run writes.
+    Raises: FileNotFoundError where it holds none; Damaged.
     """
     if not (directory / CONFIG).is_file():
         raise FileNotFoundError(f"{directory} holds no run: there is no {CONFIG} in it")
@@ -95,7 +99,7 @@ def read_run(directory: Path) -> RunFiles:
         read_json(directory / VERDICTS, []),
         tuple(map(_read_seed, seed_directories(directory))),
         read_json(directory / ABOUT, {}),
-        [_plot(plot) for plot in read_json(directory / PLOTS, [])],
+        _read_plots(directory / PLOTS),
     )
 
 
@@ -106,13 +110,22 @@ def seed_directories(directory: Path) -> list[Path]:
 
 
 def read_json(path: Path, absent: Any) -> Any:
-    """What a JSON file holds, or `absent`. Raises: ValueError naming a file that is not JSON."""
+    """What a JSON file holds, or `absent`. Raises: Damaged for what is not JSON, or of another kind than what is not None as `absent`."""
     if not path.is_file():
         return absent
+    return _parsed(path.read_bytes(), str(path), None if absent is None else type(absent))
+
+
+def _parsed(text: bytes, place: str, kind: type | None) -> Any:
+    """JSON that stands in this place. Raises: Damaged where it is not, or of another kind."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); move it away, or restore it") from error
+        found = json.loads(text)
+    except ValueError as error:  # not JSON, or not even UTF-8
+        raise Damaged(f"{place} is not JSON ({error}); restore it, or move it away") from error
+    if kind is not None and type(found) is not kind:
+        words = {dict: "an object", list: "a list"}
+        raise Damaged(f"{place} holds {text[:40].decode(errors='replace')}, where {words[kind]} should be; restore it")
+    return found
 
 
 def combine(seeds: Iterable[Mapping[str, float]]) -> dict[str, Figure]:
@@ -135,28 +148,32 @@ def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _read_seed(directory: Path) -> SeedFiles:
+    """What a seed has written. Raises: Damaged."""
+    figures, samples = read_json(directory / SUMMARY, {}), directory / "samples.jsonl"
+    for name, value in figures.items():
+        if type(value) not in (int, float, type(None)):
+            raise Damaged(f"{directory / SUMMARY}: {name!r} is {value!r}; it must be a number, or null")
+    lines = samples.read_bytes().split(b"\n") if samples.is_file() else []
+    try:
+        metrics = read_metrics(directory) if (directory / FILE).is_file() else {}
+    except ValueError as error:  # which names the line
+        raise Damaged(str(error)) from error
     return SeedFiles(
         _seed_of(directory),
-        read_json(directory / SUMMARY, {}),
-        read_metrics(directory) if (directory / FILE).is_file() else {},
-        _read_lines(directory / "samples.jsonl"),
+        figures,
+        metrics,
+        [_parsed(line, f"{samples}:{number}", dict) for number, line in enumerate(lines, start=1) if line],
         read_json(directory / "calibration.json", {}),
     )
 
 
-def _read_lines(path: Path) -> list[Any]:
-    """What each line of a file of JSON lines holds. Raises: ValueError naming the first that is not JSON."""
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n") if path.is_file() else (), start=1):
-        try:
-            found += [json.loads(line)] if line else []
-        except ValueError as error:
-            raise ValueError(f"{path}:{number} is not JSON ({error}); take the line out, or restore it") from error
-    return found
-
-
-def _plot(plot: Mapping[str, Any]) -> dict[str, Any]:
-    return {**plot, "series": {label: (x, y) for label, (x, y) in plot["series"].items()}}
+def _read_plots(path: Path) -> list[dict[str, Any]]:
+    """The plots of a study. Raises: Damaged."""
+    plots = read_json(path, [])
+    try:
+        return [{**plot, "series": {label: (x, y) for label, (x, y) in plot["series"].items()}} for plot in plots]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Damaged(f"{path} holds no plots ({error!r}); restore it, or move it away") from error
 
 
 def _seed_of(directory: Path) -> int:

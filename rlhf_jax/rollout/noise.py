@@ -28,7 +28,7 @@ def gumbel(key: Key[Array, ""], column: Int[Array, ""], size: int) -> Float[Arra
     """
     settings: Any = jax.config
     looped = platform() == "cpu" and jax.random.key_impl(key) == "threefry2x32"
-    if looped and settings.jax_threefry_partitionable:
+    if looped and settings.jax_threefry_partitionable and not settings.jax_enable_x64:
         key = jax.random.wrap_key_data(jax.random.key_data(key), impl=STRAIGHT)
     return jax.random.gumbel(jax.random.fold_in(key, column), (size,))
 

@@ -149,7 +149,8 @@ def test_what_fails_is_told_and_tried_again_and_the_rest_is_there(tmp_path, caps
     assert main(["sweep", *asked, "--resume"]) == 1
     said = capsys.readouterr()
     assert f"{damaged}:1: not JSON" in said.err and "0, 2 failed" in said.out
-    assert len(rows_of(directory)) == 4 and "not JSON" in (directory / "report.html").read_text()
+    page = (directory / "report.html").read_text()
+    assert len(rows_of(directory)) == 4 and "not JSON" in page and "4 of 6 runs finished" in page
 
 
 @pytest.mark.slow

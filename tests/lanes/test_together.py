@@ -23,6 +23,7 @@ from rlhf_jax.loops.preemption import Notice, Preempted
 from rlhf_jax.mesh import make_mesh
 
 MESH = make_mesh(MeshConfig())
+TWO = [make_mesh(MeshConfig(), [device]) for device in jax.devices()[:2]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,17 +91,17 @@ def test_lanes_are_dealt_to_devices_and_share_programs_there():
 
         return follow
 
-    found = run_lanes([work(number) for number in range(5)], [make_mesh(MeshConfig(), [device]) for device in devices])
+    found = run_lanes([work(number) for number in range(5)], TWO)
     assert found == [(number + 1.0, devices[number % 2]) for number in range(5)]
 
 
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("lanes", [2, 5])
-def test_devices_go_through_one_program_each_with_the_lanes_that_are_there(lanes):
+def test_devices_share_programs_or_have_their_own_and_lanes_end_as_each_would_alone(lanes, shared):
     calls = []
-    meshes = [make_mesh(MeshConfig(), [device]) for device in jax.devices()[:2]]
     runs = [(Rate(0.1 * number), 2 + 2 * number % 5, float(number)) for number in range(lanes)]  # they end one by one
-    found = run_lanes([train(calls, *run) for run in runs], meshes)
-    assert len(calls) == 1, "one program for all devices"
+    found = run_lanes([train(calls, *run) for run in runs], TWO, shared=shared)
+    assert len(calls) == (1 if shared else 2)
     for number, (run, (doubled, base)) in enumerate(zip(runs, found, strict=True)):
         alone = train([], *run)(Programs(MESH))
         np.testing.assert_allclose(doubled, alone[0], rtol=1e-6)
@@ -110,10 +111,21 @@ def test_devices_go_through_one_program_each_with_the_lanes_that_are_there(lanes
 
 def test_numbers_whose_type_gives_way_to_others_are_refused():
     def work(programs: Programs):
-        return programs.function(lambda: lambda x, by: x * by)(jnp.ones(2, jnp.bfloat16), 0.5)
+        return programs.step(counting([]), Rate(0.1))({"x": jnp.ones(2), "base": Frozen(jnp.ones(2))}, 0.5)
 
     for error in run_lanes([work] * 2, [MESH]):
-        assert isinstance(error, TypeError) and "argument 1 is 0.5, a number of Python" in str(error)
+        assert isinstance(error, TypeError) and "of its arguments 1 is a number of Python" in str(error)
+        assert "np.float32(...)" in str(error)
+
+
+def test_a_program_may_give_numbers_of_python_and_take_keys():
+    def work(programs: Programs):
+        draw = programs.function(lambda: lambda key: {"drawn": jax.random.normal(key), "one": 1.0})
+        return draw(jax.random.key(3)), draw(jax.random.key(4))
+
+    expected = work(Programs(MESH))
+    for found in run_lanes([work] * 5, TWO):
+        assert jax.tree.map(float, found) == jax.tree.map(float, expected)
 
 
 def test_a_lane_that_fails_is_left_out_and_the_others_go_on():
@@ -178,6 +190,9 @@ def test_programs_that_need_more_memory_than_there_is_say_how_many_lanes_would_f
     needed = 4 * 2 * 4 * 1000  # arguments and results of four lanes
     assert not any(isinstance(found, TooLarge) for found in run_lanes([work] * 4, [MESH], memory=3 * needed))
     for outcome in run_lanes([work] * 4, [MESH], memory=needed // 2):
+        assert isinstance(outcome, TooLarge) and 1 <= outcome.fitting <= 2
+    assert not any(isinstance(found, TooLarge) for found in run_lanes([work] * 8, TWO, memory=3 * needed))
+    for outcome in run_lanes([work] * 8, TWO, memory=needed // 2):  # fitting on each of the devices
         assert isinstance(outcome, TooLarge) and 1 <= outcome.fitting <= 2
         assert "a program needs" in str(outcome)
 

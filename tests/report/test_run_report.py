@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_jax.report.figures import figure_tables, main_names, shown, side_by_side, with_error
 from rlhf_jax.report.run_report import run_report, runs_report
-from rlhf_jax.report.runs import POINTS, Figure, combine, read_run, thin
+from rlhf_jax.report.runs import POINTS, Damaged, Figure, combine, read_run, thin
 from rlhf_jax.report.study import Curve, StudyResult, write_study
 
 PPO = ("score", "gold", "kl_sequence", "rollout_entropy", "length", "kl_coef", "explained_variance", "clip_fraction")
@@ -153,17 +153,34 @@ def test_a_line_that_only_one_run_has_says_whose_it_is(tmp_path):
     assert "Score, whole" in page
 
 
-def test_a_directory_without_a_run_and_a_broken_file_are_named(tmp_path):
+def test_a_directory_without_a_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path} holds no run"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("verdicts.json", b"[{", r"verdicts\.json is not JSON"),
+        ("config.json", b"[1]", r"config\.json holds \[1\], where an object should be"),
+        ("environment.json", b"null", r"environment\.json holds null, where an object"),
+        ("plots.json", b"[{}]", r"plots\.json holds no plots"),
+        ("plots.json", b"[3]", r"plots\.json holds no plots"),
+        ("seed_0/summary.json", b"\xff", r"seed_0/summary\.json is not JSON"),
+        ("seed_0/summary.json", b"[]", r"summary\.json holds \[\], where an object"),
+        ("seed_0/summary.json", b'{"a": "x"}', r"summary\.json: 'a' is 'x'; it must be a number"),
+        ("seed_0/summary.json", b'{"a": true}', r"summary\.json: 'a' is True"),
+        ("seed_0/metrics.jsonl", b"cheese\n", r"metrics\.jsonl:1: not JSON"),
+        ("seed_0/samples.jsonl", b'{"prompt": ""}\n{', r"samples\.jsonl:2 is not JSON"),
+        ("seed_0/samples.jsonl", b"\xff", r"samples\.jsonl:1 is not JSON"),
+        ("seed_0/samples.jsonl", b"3", r"samples\.jsonl:1 holds 3, where an object should be"),
+        ("seed_0/calibration.json", b"[]", r"calibration\.json holds \[\], where an object"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, file, text, said):
     directory = write_run(tmp_path / "run")
-    (directory / "verdicts.json").write_text("[{")
-    with pytest.raises(ValueError, match=r"verdicts\.json is not JSON"):
-        read_run(directory)
-    (directory / "verdicts.json").write_text("[]")
-    with (directory / "seed_0" / "samples.jsonl").open("a") as file:
-        file.write("{")
-    with pytest.raises(ValueError, match=r"samples\.jsonl:2 is not JSON"):
+    (directory / file).write_bytes(text)
+    with pytest.raises(Damaged, match=said):
         read_run(directory)
 
 

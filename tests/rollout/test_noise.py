@@ -8,9 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
+from rlhf_jax.config import MeshConfig
+from rlhf_jax.mesh import make_mesh
 from rlhf_jax.rollout import noise
 from rlhf_jax.rollout.noise import gumbel
+from rlhf_jax.sharding import place_batch
 
 
 def plain(key, column, size):
@@ -43,6 +47,23 @@ def test_where_jax_numbers_its_words_otherwise_they_are_its_own():
         ours, theirs = (draw(jax.random.key(1), jnp.int32(2), 9) for draw in (gumbel, plain))
     np.testing.assert_array_equal(ours, theirs)
     assert np.any(theirs != plain(jax.random.key(1), jnp.int32(2), 9))
+
+
+def test_numbers_of_64_bits_are_those_of_jax_too():
+    with jax.enable_x64(True):
+        ours, theirs = (draw(jax.random.key(1), jnp.int32(2), 9) for draw in (gumbel, plain))
+    assert ours.dtype == jnp.float64
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_each_device_makes_its_own_rows():
+    keys, columns = jax.random.split(jax.random.key(3), 8), jnp.arange(-1, 7)
+    expected = jax.vmap(partial(plain, size=33))(keys, columns)
+    mesh = make_mesh(MeshConfig(data=8))
+    placed = place_batch((keys, columns), mesh)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(partial(gumbel, size=33)))(*placed), expected)
+    each = jax.shard_map(jax.vmap(partial(gumbel, size=33)), mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    np.testing.assert_array_equal(jax.jit(each)(*placed), expected)
 
 
 def test_rounds_are_those_of_the_published_test_vectors():
