@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
+
 from rlhf_jax.config import Preference
 from rlhf_jax.data.batching.batches import Mixture, pad_pairs, preference_batches
 from rlhf_jax.data.batching.unpaired import pad_replies, reply_batches
