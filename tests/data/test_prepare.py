@@ -170,7 +170,7 @@ while killed < 20:
     # Somewhere behind one of the next pieces, however fast this machine is today; when all are there, somewhere in what comes then.
     while before < ALL and pieces() < aim and not ended(child):
         time.sleep(0.001)
-    time.sleep(chance.uniform(0.0, 0.02 if before < ALL else 0.4) * seconds)
+    time.sleep(chance.uniform(0.0, 0.002 if before < ALL else 0.4) * seconds)
     os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     killed += os.WIFSIGNALED(status)
