@@ -125,7 +125,7 @@ def run_lanes(
 
 
 class Team:
-    """Lanes that share programs, which may need `memory` bytes on a device; lane n is on the n-th of the meshes, of one device each.
+    """Lanes that share programs, which may need `memory` bytes on a device; lanes are dealt to the meshes, of one device each, in turn.
 
     A call of a program begins when all lanes that are running have asked for one; devices exchange nothing in it. Where lanes have come to
     different programs, those that are behind go first. Lanes that did not ask, or are done, are computed with the arguments of one that
@@ -332,9 +332,8 @@ class LanePrograms(Programs):
             args = in_device_memory(args)
             kind = kind_of(args)
             if kind not in seen:
-                check_types(
-                    name, (args[0], *args[2:]) if step else args
-                )  # a step's second are the frozen parts of its first
+                # A step's second are the frozen parts of its first, and no argument of the caller's.
+                check_types(name, (args[0], *args[2:]) if step else args)
                 seen.add(kind)
                 kinds.note(args)
             return self._team.call(self._lane, number, kind, args)

@@ -125,7 +125,7 @@ class MetricsWriter:
             from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] (protobuf makes it)
             from tensorboardX.summary import scalar
 
-            # One event for all of a step: each goes through a queue between processes, which takes longer than a small step.
+            # One event for all of a step: each goes through a queue between processes.
             values = [value for name, number in self.latest.items() for value in scalar(name, number).value]
             self._events_of(previous.stage).file_writer.add_summary(Summary(value=values), previous.step)
 

@@ -51,8 +51,7 @@ def threefry(key: UInt32[Array, "2"], first: UInt32[Array, "*S"], second: UInt32
 
 def _bits(key: UInt32[Array, "2"], width: int, shape: Sequence[int]) -> UInt32[Array, "..."]:
     """Random words, word n from counter n."""
-    if width != 32:
-        raise NotImplementedError(f"numbers of {width} bits; only those of 32 are needed")
+    assert width == 32, "float32, which `gumbel` sees to, is made of 32 bits"
     count = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
     first, second = threefry(key, jnp.zeros_like(count), count)
     return first ^ second

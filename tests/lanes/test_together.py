@@ -191,6 +191,7 @@ def test_programs_that_need_more_memory_than_there_is_say_how_many_lanes_would_f
     assert not any(isinstance(found, TooLarge) for found in run_lanes([work] * 4, [MESH], memory=3 * needed))
     for outcome in run_lanes([work] * 4, [MESH], memory=needed // 2):
         assert isinstance(outcome, TooLarge) and 1 <= outcome.fitting <= 2
+        assert "a program needs" in str(outcome)
     assert not any(isinstance(found, TooLarge) for found in run_lanes([work] * 8, TWO, memory=3 * needed))
     for outcome in run_lanes([work] * 8, TWO, memory=needed // 2):  # fitting on each of the devices
         assert isinstance(outcome, TooLarge) and 1 <= outcome.fitting <= 2
