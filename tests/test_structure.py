@@ -22,7 +22,7 @@ MAX_LINES = 400
 LAYERS = (
     {"rlhf_jax"},
     {"types", "checks", "files", "frozen", "config", "overrides", "endpoint", "processes"},
-    {"masking", "mesh", "sharding", "compiled", "lanes", "data", "worlds"},
+    {"masking", "memory", "mesh", "sharding", "compiled", "lanes", "data", "worlds"},
     {"models"},
     {"losses"},
     {"train", "rollout", "eval", "feedback"},

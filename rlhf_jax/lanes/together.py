@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import dataclasses
-import os
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -20,12 +17,11 @@ from jax.sharding import PartitionSpec as P
 from rlhf_jax.compiled import Kinds, Programs, name_of
 from rlhf_jax.frozen import join_frozen, split_frozen
 from rlhf_jax.lanes.numbers import with_numbers
+from rlhf_jax.memory import held_on, memory_of
 from rlhf_jax.sharding import in_device_memory
 
 T = TypeVar("T")
-CGROUP = Path("/sys/fs/cgroup/memory.max")  # of what the machine has, what a container or a job may use
 LANES = "lanes"  # the axis of devices that have lanes of their own
-SHARE = 0.8  # of a device's memory that programs may need
 
 
 class TooLarge(RuntimeError):
@@ -69,7 +65,8 @@ def run_lanes(
     With `shared` the devices share them too: they are compiled once for all, and called for all. Default: those of a CPU do; accelerators
     have each their own, and wait for no other.
 
-    `memory` is how many bytes a program may need on a device; default: most of what there is, of which devices of a CPU have each a part.
+    `memory` is how many bytes lanes and a program of theirs may need on a device; default: most of what there is, of which devices of a
+    CPU have each a part.
     `before()` is called in a lane's thread before each of its programs, and may raise. Interrupted, all works end as interrupted, and when
     the last has, it raises what came.
     """
@@ -125,7 +122,7 @@ def run_lanes(
 
 
 class Team:
-    """Lanes that share programs, which may need `memory` bytes on a device; lanes are dealt to the meshes, of one device each, in turn.
+    """Lanes that share programs, and may need `memory` bytes on a device; lanes are dealt to the meshes, of one device each, in turn.
 
     A call of a program begins when all lanes that are running have asked for one; devices exchange nothing in it. Where lanes have come to
     different programs, those that are behind go first. Lanes that did not ask, or are done, are computed with the arguments of one that
@@ -138,6 +135,7 @@ class Team:
             raise ValueError(f"lanes share one device, and this mesh has {large[0]}")
         self.count, self.meshes, self.memory = count, meshes, memory
         self.turns = -(-count // len(meshes))  # lanes of a device
+        self._before = held_on(self.device_of(0))  # by others
         self._devices = Mesh(np.array([mesh.devices.flat[0] for mesh in meshes]), (LANES,))
         self._programs: list[_Program] = []
         self._running = set(range(count))
@@ -276,8 +274,9 @@ class Team:
         compiled = jitted.lower(live, others).compile()
         found = compiled.memory_analysis()
         if found is not None:
-            needed = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-            needed -= found.alias_size_in_bytes
+            # What lanes keep beside the arguments, such as models that wait for their turn, takes room too.
+            held = max(held_on(self.device_of(0)) - self._before, found.argument_size_in_bytes)
+            needed = held + found.output_size_in_bytes + found.temp_size_in_bytes - found.alias_size_in_bytes
             if needed > self.memory and turns > 1:
                 gib = f"{needed / 2**30:.2f} GiB for {turns} lanes, and {self.memory / 2**30:.2f} GiB may be used"
                 raise TooLarge(f"a program needs {gib}", max(turns * self.memory // needed, 1))
@@ -358,15 +357,6 @@ def check_types(name: str, args: Any) -> None:
                 f"{name}: of its arguments {place} is a number of Python, or made of such, and has no type of its own; lanes need one: "
                 f"np.{kind.dtype}(...)"
             )
-
-
-def memory_of(device: Any, devices: int = 1) -> int:
-    """Bytes of a device that programs may need; where that does not say what it has, its part of the machine's memory."""
-    told = device.memory_stats() or {}
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # no container, or none with a limit
-        whole = min(whole, int(CGROUP.read_text()))
-    return int(SHARE * told.get("bytes_limit", whole // devices))
 
 
 def _strong(x: Any) -> jax.Array:

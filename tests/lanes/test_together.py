@@ -16,9 +16,8 @@ import pytest
 from rlhf_jax.compiled import Programs, Recompiled
 from rlhf_jax.config import MeshConfig
 from rlhf_jax.frozen import Frozen
-from rlhf_jax.lanes import together
 from rlhf_jax.lanes.numbers import Decides
-from rlhf_jax.lanes.together import Team, TooLarge, memory_of, run_lanes
+from rlhf_jax.lanes.together import Team, TooLarge, run_lanes
 from rlhf_jax.loops.preemption import Notice, Preempted
 from rlhf_jax.mesh import make_mesh
 
@@ -198,6 +197,21 @@ def test_programs_that_need_more_memory_than_there_is_say_how_many_lanes_would_f
         assert "a program needs" in str(outcome)
 
 
+def test_what_lanes_keep_beside_the_arguments_of_a_program_takes_room_too():
+    kept = 4 * 4 * 100_000  # bytes of the four lanes, each time
+
+    def work(programs: Programs):
+        make = programs.function(lambda: lambda x: jnp.full(100_000, x))
+        models = [make(np.float32(n)) for n in range(6)]
+        return programs.function(lambda: lambda x: x + 1)(np.float32(1)), models
+
+    other = jnp.ones(10 * kept // 4)  # which is no lane's
+    for memory, fits in ((9 * kept, True), (5 * kept, False)):
+        outcomes = run_lanes([work] * 4, [MESH], memory=memory)
+        assert [isinstance(outcome, TooLarge) for outcome in outcomes] == [not fits] * 4
+    del other
+
+
 def test_lanes_share_one_device():
     with pytest.raises(ValueError, match="lanes share one device, and this mesh has 2"):
         run_lanes([lambda programs: None] * 2, [make_mesh(MeshConfig(data=2))])
@@ -310,13 +324,3 @@ def test_where_a_lane_cannot_be_started_the_others_end(monkeypatch):
         if thread.name.startswith("lane"):
             thread.join(timeout=10)
             assert not thread.is_alive()
-
-
-def test_the_limit_of_a_container_counts_as_its_memory(monkeypatch, tmp_path):
-    whole, file = memory_of(MESH.devices.flat[0]), tmp_path / "memory.max"
-    monkeypatch.setattr(together, "CGROUP", file)
-    assert memory_of(MESH.devices.flat[0]) >= whole
-    for said, bytes_there in (("max\n", None), ("1000000\n", 800_000)):
-        file.write_text(said)
-        found = memory_of(MESH.devices.flat[0])
-        assert found == bytes_there if bytes_there else found >= whole
