@@ -76,6 +76,15 @@ def test_every_script_says_what_it_needs():
         assert done.returncode and missing in done.stderr
 
 
+def test_a_tpu_vm_runs_a_group_of_a_sweep(tmp_path):
+    stand_in(tmp_path, "gcloud", """#!/bin/bash\nprintf '%s\\n' "$@" > "$HERE/asked"\n""")
+    told = environment(tmp_path, TPU="my-tpu", ZONE="us-east5-a", COMMAND="sweep")
+    command = ["bash", str(LAUNCH / "tpu_vm.sh"), "smoke/sft", "--over", "policy.width=16,32", "--group", "1"]
+    assert subprocess.run(command, env=told, cwd=tmp_path).returncode == 0
+    asked = (tmp_path / "asked").read_text().splitlines()[-1]
+    assert asked.endswith(r"experiments.run sweep smoke/sft --over policy.width=16\,32 --group 1 --resume auto")
+
+
 @pytest.mark.slow
 def test_workers_of_a_tpu_vm_start_again_until_the_run_is_done(tmp_path):
     stand_in(tmp_path, "gcloud", GCLOUD)
@@ -181,6 +190,20 @@ def test_sigterm_reaches_the_command_and_is_the_last(tmp_path):
     running.terminate()
     assert running.wait(30) == 75
     assert heard.read_text() == "yes\n"
+
+
+@pytest.mark.slow
+def test_a_job_of_submitit_is_of_a_group_of_a_sweep(tmp_path):
+    arguments = ["smoke/sft", "--over", "policy.width=16,32", "--group", "0", "--set", "sft.optim.steps=1"]
+    job = submit(
+        [*arguments, "--workdir", str(tmp_path / "sweep")],
+        minutes=60,
+        logs=tmp_path / "logs",
+        cluster="local",
+        command="sweep",
+    )
+    assert job.results() == [0], job.stderr()
+    assert [path.name for path in (tmp_path / "sweep").glob("*=*")] == ["policy.width=16"]
 
 
 @pytest.mark.slow

@@ -23,14 +23,14 @@ LOGS = Path("slurm")
 class Task:
     """One process of a run, as submitit starts it: begun, or gone on with, by the same command."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self.arguments = tuple(arguments)
+    def __init__(self, arguments: Sequence[str], command: str = "run") -> None:
+        self.arguments, self.command = tuple(arguments), command
         self._running: subprocess.Popen | None = None
         self._told = False
 
     def __call__(self) -> int:
         """The exit code: 0, or 75 where the run has saved and is queued again. Raises: RuntimeError for any other, and a process lost."""
-        command = [sys.executable, "-m", "experiments.run", "run", *self.arguments, "--resume", "auto"]
+        command = [sys.executable, "-m", "experiments.run", self.command, *self.arguments, "--resume", "auto"]
         # Slurm tells all processes of a job when its time is up, of which submitit's is meant.
         deaf = ["sh", "-c", "trap '' USR2; exec \"$@\"", "sh", *command]
         self._running = subprocess.Popen(deaf, cwd=ROOT, env=os.environ | told_by_submitit())
@@ -54,7 +54,7 @@ class Task:
         if self._running is not None:
             self._running.terminate()
             ended(self._running)
-        return DelayedSubmission(Task(self.arguments))
+        return DelayedSubmission(Task(self.arguments, self.command))
 
 
 def ended(process: subprocess.Popen) -> None:
@@ -81,9 +81,12 @@ def submit(
     processes: int = 1,
     logs: Path = LOGS,
     cluster: str | None = None,
+    command: str = "run",
     **options: Any,
 ) -> Any:
-    """The submitit job of `experiments.run run ARGUMENTS`, with so many processes on each of the nodes; `cluster="local"` is this machine.
+    """The submitit job of `experiments.run COMMAND ARGUMENTS`, with so many processes on each of the nodes; `cluster="local"` is this one.
+
+    A group of a sweep is `command="sweep"`, in one process, with `--group K` among the arguments.
 
     Other options are submitit's, such as `slurm_partition` and `gpus_per_node`. Raises: ModuleNotFoundError without submitit.
     """
@@ -93,7 +96,7 @@ def submit(
     executor.update_parameters(
         name="rlhf_jax", timeout_min=minutes, nodes=nodes, tasks_per_node=processes, slurm_signal_delay_s=180, **options
     )
-    return executor.submit(Task(arguments))
+    return executor.submit(Task(arguments, command))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,7 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--partition", metavar="NAME")
     parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm", help="local: on this machine")
     parser.add_argument("--logs", type=Path, default=LOGS, metavar="DIR", help="default: slurm")
-    parser.add_argument("arguments", nargs="+", metavar="ARGUMENT", help="behind --: those of `experiments.run run`")
+    parser.add_argument("--command", choices=("run", "sweep"), default="run", help="sweep: one --group of it")
+    parser.add_argument(
+        "arguments", nargs="+", metavar="ARGUMENT", help="behind --: those of `experiments.run COMMAND`"
+    )
     given = parser.parse_args(arguments)
     options: dict[str, Any] = {} if given.gpus is None else {"gpus_per_node": given.gpus}
     if given.partition is not None:
@@ -117,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         processes=given.processes,
         logs=given.logs,
         cluster=given.cluster,
+        command=given.command,
         **options,
     )
     print(f"job {job.job_id}; what it says: {job.paths.stderr}")

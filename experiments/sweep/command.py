@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.execute import INTERRUPTED, check, start_jax, summarise
+from experiments.execute import INTERRUPTED, check, check_directory, start_jax, summarise
 from experiments.registry import Entry
 from experiments.sweep.cells import Cell, Sweep, widest
 from experiments.sweep.groups import note_error, run_group
@@ -88,9 +88,17 @@ def check_sweep(sweep: Sweep, cells: Sequence[Cell], resume: bool, *, devices: b
     if there is not None and list(there["axes"]) != list(said["axes"]):
         over, now = (", ".join(axes) or "seeds alone" for axes in (there["axes"], said["axes"]))
         raise ValueError(f"{sweep.directory} holds a sweep over {over}, not over {now}; choose another --workdir")
+    for path, values in said["axes"].items():
+        missing = [value for value in (there or said)["axes"][path] if value not in values]
+        if missing:
+            raise ValueError(
+                f"{sweep.directory} holds {path}={','.join(missing)} too, which its table would lose; name all values, new ones behind them"
+            )
     for cell in cells:
         if cell.left:
             check(cell.plan, devices=devices)
+        else:
+            check_directory(cell.plan)  # that the rest of the table is of the same config
 
 
 def write_said(sweep: Sweep) -> None:
