@@ -75,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     # In this process, which was started then: for the one workload given.
     parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    if options.steps < 1:
+        parser.error(f"--steps {options.steps}: at least 1")
     if options.began is not None:
         (name,) = options.workload
         config, shapes = (SMALL, SMALL_SHAPES) if options.small else (LLAMA, LARGE_SHAPES)

@@ -79,14 +79,14 @@ def measure(
 
 def shares(measured: dict[str, Any], limits: dict[str, float]) -> dict[str, float]:
     """Of the machine's measured rate of products, in bfloat16 where it has been measured, of the rate at which it reads, where a workload
-    says what decoding reads, in the time of that alone where it is told, and of both, as if nothing went on side by side."""
+    says what decoding reads, in the time of its rollouts without that of their prompts, and of both, as if nothing went on side by side."""
     median = measured["step_seconds"]["median"]
     products = measured["flops"] / limits.get("bfloat16_flops", limits["float32_flops"])
     found = {"of_matmul_rate": products / median}
     if measured["bytes"]:
         reading = measured["bytes"] / limits["read_bytes"]
-        before = measured.get("before_decoding", {"median": 0.0})["median"]
-        found |= {"of_read_rate": reading / (median - before), "of_both": (products + reading) / median}
+        decoding = measured["phases"]["rollout"]["median"] - measured["before_decoding"]["median"]
+        found |= {"of_read_rate": reading / decoding, "of_both": (products + reading) / median}
     return {name: round(share, 3) for name, share in found.items()}
 
 

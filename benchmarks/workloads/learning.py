@@ -19,12 +19,12 @@ from benchmarks.workloads.common import (
     forward_flops,
     prompts,
 )
+from benchmarks.workloads.sampling import writer
 from rlhf_jax.compiled import compile_function, compile_step
 from rlhf_jax.config import PPO, MeshConfig, ModelConfig, Optim
 from rlhf_jax.loops.rlhf import make_update, reader_of
 from rlhf_jax.mesh import make_mesh
 from rlhf_jax.models import build_model
-from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.score import judge_rollout, read_rollout
 from rlhf_jax.sharding import initialise, place
 from rlhf_jax.train import init_state
@@ -71,7 +71,7 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
     policy, scalar = build_model(config), build_model(dataclasses.replace(config, head="scalar"))
     # One device: where minibatches have few rows, adding up gradients takes longer than a device for each core gains in sampling.
     mesh, tx = make_mesh(MeshConfig()), make_optimizer(recipe.policy_optim)
-    write = compile_function(partial(generate, model=policy, new_tokens=shape.new_tokens), mesh)
+    write, prompts_read = writer(policy, mesh, shape.new_tokens)
     score = compile_function(scalar.in_groups(shape.samples, shape.new_tokens).scores, mesh)
     policy_reader, critic = (reader_of(model, recipe) for model in (policy, scalar))
     read = compile_function(partial(read_rollout, policy=policy_reader, values=critic.values, config=recipe), mesh)
@@ -82,7 +82,7 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
     roles = place({"state": state, "reference": reference, "rewarder": rewarder}, mesh)
 
     def rollout(v: Values) -> Values:
-        return v | {"rollout": write(v["state"].policy.params, v["prompts"], v["keys"], jnp.float32(1.0))}
+        return v | {"rollout": write(v["state"].policy.params, v)}
 
     def scoring(v: Values) -> Values:
         state, rollout = v["state"], v["rollout"]
@@ -101,7 +101,15 @@ def _with_critic(config: ModelConfig, shape: Shape, epochs: int) -> Workload:
     flops += (1 + 3 * recipe.epochs) * reading_flops(scalar.config, shape, together)
     moved = decode_bytes(config, count, shape.prompt_length, shape.new_tokens, shape.samples)
     asked = prompts(config, mesh, shape.prompts, shape.samples, shape.prompt_length)
-    return Workload("samples/s", count, asked | roles, phases, flops, moved)
+    return Workload(
+        "samples/s",
+        count,
+        asked | roles,
+        phases,
+        flops,
+        moved,
+        lambda v: prompts_read(v["state"].policy.params, v),
+    )
 
 
 def grpo(config: ModelConfig) -> Workload:
@@ -125,7 +133,7 @@ def grpo(config: ModelConfig) -> Workload:
         old_logprobs="sampled",
     )
     mesh, policy, tx = fastest_mesh(config), build_model(config), make_optimizer(recipe.policy_optim)
-    write = compile_function(partial(generate, model=policy, new_tokens=NEW_TOKENS), mesh)
+    write, prompts_read = writer(policy, mesh, NEW_TOKENS)
     read = partial(read_rollout, policy=reader_of(policy, recipe), values=None, config=recipe)
     read = compile_function(read, mesh)
     judge = compile_function(partial(judge_rollout, config=recipe), mesh)
@@ -135,7 +143,7 @@ def grpo(config: ModelConfig) -> Workload:
     roles = place({"state": state, "reference": reference}, mesh)
 
     def rollout(v: Values) -> Values:
-        return v | {"rollout": write(v["state"].policy.params, v["prompts"], v["keys"], jnp.float32(1.0))}
+        return v | {"rollout": write(v["state"].policy.params, v)}
 
     def scoring(v: Values) -> Values:
         state, rollout = v["state"], v["rollout"]
@@ -153,4 +161,13 @@ def grpo(config: ModelConfig) -> Workload:
     count = recipe.prompts * recipe.samples
     # Written, read by the reference, and one update.
     flops = 5 * reading_flops(config, dataclasses.replace(SHAPE, prompts=recipe.prompts, samples=recipe.samples))
-    return Workload("samples/s", count, values, phases, flops)
+    moved = decode_bytes(config, count, PROMPT_LENGTH, NEW_TOKENS, recipe.samples)
+    return Workload(
+        "samples/s",
+        count,
+        values,
+        phases,
+        flops,
+        moved,
+        lambda v: prompts_read(v["state"].policy.params, v),
+    )

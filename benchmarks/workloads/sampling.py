@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from benchmarks.workloads.common import (
     SHAPE,
@@ -22,7 +23,7 @@ from benchmarks.workloads.common import (
 )
 from rlhf_jax.compiled import compile_function
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.models import build_model
+from rlhf_jax.models import Model, build_model
 from rlhf_jax.rollout.generate import generate
 from rlhf_jax.rollout.sampling import sample_tokens
 from rlhf_jax.sharding import initialise, place_batch
@@ -31,23 +32,33 @@ PROMPTS, MANY, STOP = SHAPE.prompts, 128, 1
 NEW_TOKENS, PROMPT_LENGTH = SHAPE.new_tokens, SHAPE.prompt_length
 
 
+def writer(model: Model, mesh: Mesh, new_tokens: int) -> tuple[Callable, Callable]:
+    """(the rollout, what comes before it decodes) of parameters and values that have `prompts` and `keys`."""
+
+    def of(columns: int) -> Callable:
+        program = compile_function(partial(generate, model=model, new_tokens=columns), mesh)
+        return lambda params, v: program(params, v["prompts"], v["keys"], jnp.float32(1.0))
+
+    return of(new_tokens), of(1)
+
+
 def generation(config: ModelConfig, shape: Shape = SHAPE) -> Workload:
     """128 new tokens to each of 16 prompts of 64; no stop token, so that every row is written to its end."""
     mesh, model, new_tokens = fastest_mesh(config, shape.prompts * shape.samples), build_model(config), shape.new_tokens
-    write, begin = (compile_function(partial(generate, model=model, new_tokens=n), mesh) for n in (new_tokens, 1))
+    write, prompts_read = writer(model, mesh, new_tokens)
     asked = prompts(config, mesh, shape.prompts, shape.samples, shape.prompt_length)
     values = asked | {"params": initialise(model.init, jax.random.key(0), mesh=mesh)}
 
     def rollout(v: Values) -> Values:
-        return v | {"rollout": write(v["params"], v["prompts"], v["keys"], jnp.float32(1.0))}
-
-    def prompts_read(v: Values) -> Any:
-        return begin(v["params"], v["prompts"], v["keys"], jnp.float32(1.0))
+        return v | {"rollout": write(v["params"], v)}
 
     rows = shape.prompts * shape.samples
     flops = forward_flops(config, np.full(rows, shape.prompt_length + new_tokens), np.full(rows, new_tokens))
     read = decode_bytes(config, rows, shape.prompt_length, new_tokens, shape.samples)
-    return Workload("new tokens/s", rows * new_tokens, values, {"rollout": rollout}, flops, read, prompts_read)
+    phases = {"rollout": rollout}
+    return Workload(
+        "new tokens/s", rows * new_tokens, values, phases, flops, read, lambda v: prompts_read(v["params"], v)
+    )
 
 
 def varied_at_once(config: ModelConfig) -> Workload:
