@@ -36,12 +36,19 @@ class Text:
     buckets: tuple[
         int, ...
     ] = ()  # shorter lengths that batches of demonstrations and pairs may have too, each a program of its own
+    prompt_buckets: tuple[
+        int, ...
+    ] = ()  # shorter lengths of prompts that are to be answered: a batch has the least that holds all of its
 
     def __post_init__(self):
         positive(self, "length", "prompt_length")
         require(
             all(1 < bucket < self.length for bucket in self.buckets),
             f"text.buckets={self.buckets} must lie between 1 and length={self.length}",
+        )
+        require(
+            all(0 < bucket < self.prompt_length for bucket in self.prompt_buckets),
+            f"text.prompt_buckets={self.prompt_buckets} must lie between 0 and prompt_length={self.prompt_length}",
         )
         kind, colon, size = self.tokenizer.partition(":")
         require(
@@ -53,6 +60,11 @@ class Text:
             self.prompt_length < self.length,
             f"prompt_length={self.prompt_length} leaves no room for a reply in length={self.length}",
         )
+
+    @property
+    def prompt_lengths(self) -> tuple[int, ...]:
+        """How many columns the prompts of a batch may have that are to be answered, shortest first."""
+        return (*sorted(set(self.prompt_buckets)), self.prompt_length)
 
 
 @dataclasses.dataclass(frozen=True)

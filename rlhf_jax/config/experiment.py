@@ -204,6 +204,8 @@ class Experiment:
             yield "sft.pack_length", self.sft.pack_length
         if self.ppo is not None:
             yield "text.prompt_length + ppo.new_tokens", self.text.prompt_length + self.ppo.new_tokens
+            for bucket in self.text.prompt_buckets:
+                yield f"text.prompt_buckets={bucket} + ppo.new_tokens", bucket + self.ppo.new_tokens
 
     def _row_counts(self):
         names = ("sft", "reward", "preference", "ilql", "classify", "ppo")

@@ -107,7 +107,7 @@ def sampler_of(run: Run, policy: Model, texts: Texts) -> Sampler:
         texts.tokenizer,
         run.programs,
         rows=size.rows,
-        prompt_length=experiment.text.prompt_length,
+        prompt_lengths=experiment.text.prompt_lengths,
         new_tokens=size.new_tokens,
         ending=ending_of(texts, experiment.ppo),
     )

@@ -104,13 +104,15 @@ class Judge:
 
     def ask(self, ahead: Ahead, params: Params, prompts: Sequence[Prompt]) -> None:
         """Has the programs compiled that replies to prompts, and figures of them, are made with."""
-        given, _ = next(self.sampler.asked(self.texts.encode(prompts), self.run.key("evaluate")))
-        rollout = ahead(self.sampler.program, params, *given)
-        ahead(self.describe, params, self.reference, rollout)
-        if isinstance(self.scorer, ModelScorer):
-            ahead(self.scorer.program, self.scorer.params, rollout.batch)
-        if self.by_world:
-            ahead(self.greedy.program, params, *given)
+        encoded = self.texts.encode(prompts)
+        for length in sorted(set(self.sampler.columns(encoded))):
+            given, _ = next(self.sampler.asked(encoded, self.run.key("evaluate"), length=length))
+            rollout = ahead(self.sampler.program, params, *given)
+            ahead(self.describe, params, self.reference, rollout)
+            if isinstance(self.scorer, ModelScorer):
+                ahead(self.scorer.program, self.scorer.params, rollout.batch)
+            if self.by_world:
+                ahead(self.greedy.program, params, *given)
 
     def greedily(self, params: Params, prompts: Sequence[Prompt]) -> list[str]:
         """The likeliest reply to each prompt."""
@@ -147,7 +149,7 @@ def make_judge(run: Run, texts: Texts, model: Model, reference: Params, scorer: 
         texts.tokenizer,
         run.programs,
         rows=config.rows,
-        prompt_length=run.experiment.text.prompt_length,
+        prompt_lengths=run.experiment.text.prompt_lengths,
         new_tokens=config.new_tokens,
         ending=ending,
         sampling=config.sampling,

@@ -83,8 +83,8 @@ def run_preference(
     measure = held_out_measure(run, model, held_out, length, pad) if held_out else None
 
     def programs(ahead: Ahead, state: TrainState) -> None:
-        batch = ahead(complete, state.params, reference, run.batch(batches, 0))
-        ahead(step, state, batch)
+        for number in batches.firsts(config.optim.total):
+            ahead(step, state, ahead(complete, state.params, reference, run.batch(batches, number)))
         if isinstance(measure, Measure):
             measure.ask(ahead, (state.params, reference))
 

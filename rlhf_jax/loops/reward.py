@@ -67,7 +67,8 @@ def run_reward(
         measure = make_evaluation(run, data, at_once, lambda optim: make(optim)[0], config.optim)
 
     def programs(ahead: Ahead, state: TrainState) -> None:
-        ahead(step, state, run.batch(batches, 0))
+        for number in batches.firsts(config.optim.total):
+            ahead(step, state, run.batch(batches, number))
         if measure is not None:
             measure.ask(ahead, state.params)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from rlhf_jax import processes
 from rlhf_jax.config import PPO
-from rlhf_jax.data.batching.batches import Batches, prompt_batches
+from rlhf_jax.data.batching.batches import Batches, columns_for, last_columns, prompt_batches
 from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.loops.adapters import trainee
@@ -56,7 +56,8 @@ class ModelScorer:
 
 def model_scorer(run: Run, model: Model, params: Params) -> ModelScorer:
     """The Scorer of a reward model."""
-    return ModelScorer(run.programs.function(lambda: model.scores, programs=1, rows=True), params)
+    programs = len(run.experiment.text.prompt_lengths)
+    return ModelScorer(run.programs.function(lambda: model.scores, programs=programs, rows=True), params)
 
 
 def rollout_scorer(run: Run, model: Model, params: Params, config: PPO) -> ModelScorer:
@@ -65,7 +66,8 @@ def rollout_scorer(run: Run, model: Model, params: Params, config: PPO) -> Model
     def make(config: PPO):
         return model.in_groups(config.samples, config.new_tokens).scores
 
-    return ModelScorer(run.programs.function(make, config, programs=1, rows=True), params)
+    programs = len(run.experiment.text.prompt_lengths)
+    return ModelScorer(run.programs.function(make, config, programs=programs, rows=True), params)
 
 
 class RewardError(RuntimeError):
@@ -220,47 +222,56 @@ def run_ppo(
         assert value_params is not None
         critic_begun = trainee(run, "value", value, value_params)
         value, value_params = critic_begun.model, critic_begun.params
-    batches = prompt_batches(
-        prompts, config.prompts, experiment.text.prompt_length, texts.tokenizer.pad, experiment.seed
-    )
+    lengths = experiment.text.prompt_lengths
+    batches = prompt_batches(prompts, config.prompts, lengths[-1], texts.tokenizer.pad, experiment.seed)
     for stream in (batches, demonstrations):
         if stream is not None:
             run.check_batches("ppo", stream)
     reader = reader_of(policy, config)
     critic = reader_of(value or policy, config).values if config.baseline == "value" else None
-    ending, once = ending_of(texts, config), partial(run.programs.function, programs=1, rows=True)
+    ending, once = ending_of(texts, config), partial(run.programs.function, programs=len(lengths), rows=True)
     rollout_program = once(lambda: responses(policy, ending, config.new_tokens, slots=config.slots))
     read_program = once(lambda c: partial(read_rollout, policy=reader, values=critic, config=c), config)
     judge_program = once(lambda c: partial(judge_rollout, config=c), config)
     signal_program = once(lambda: partial(signal_share, samples=config.samples))
     refill_program = once(lambda: partial(refill, samples=config.samples))
-    update = run.programs.step(partial(make_update, policy, value), config)
+    update = run.programs.step(partial(make_update, policy, value), config, programs=len(lengths))
     key = run.key("ppo")
     rollout_key, order_key = jax.random.split(key)
     samples = np.tile(np.arange(config.samples), config.prompts)
 
-    def asked(number: int) -> tuple[tuple[Any, ...], np.ndarray]:
-        """The number-th batch of prompts with the key of each response, and the prompt index of each."""
+    def numbers_of(iteration: int) -> range:
+        """The batches of prompts that an iteration may ask for."""
+        return range(iteration * (config.refills + 1), (iteration + 1) * (config.refills + 1))
+
+    def length_of(iteration: int) -> int:
+        """How many columns those have, which may come to stand in one batch."""
+        return columns_for((prompts[n] for number in numbers_of(iteration) for n in batches.rows(number)), lengths)
+
+    def asked(number: int, length: int) -> tuple[tuple[Any, ...], np.ndarray]:
+        """The number-th batch of prompts, in so many columns, with the key of each response, and the prompt index of each."""
         batch = batches[number]
         index = np.repeat(batch.index, config.samples)
         keys = row_keys(rollout_key, number, index, samples)
-        return place_batch((batch.prompts, keys), run.mesh), index
+        return place_batch((last_columns(batch.prompts, length), keys), run.mesh), index
 
-    def answered(params: Params, number: int) -> tuple[Rollout, np.ndarray]:
-        """The responses to the number-th batch of prompts, and the prompt index of each."""
-        given, index = asked(number)
-        return rollout_program(params, *given, np.float32(config.temperature)), index
+    def answered(params: Params, iteration: int) -> Iterator[tuple[Rollout, np.ndarray]]:
+        """The responses to each batch of prompts of an iteration, all of one length, and the prompt index of each."""
+        length = length_of(iteration)
+        for number in numbers_of(iteration):
+            given, index = asked(number, length)
+            yield rollout_program(params, *given, np.float32(config.temperature)), index
 
     def scored_of(rollout: Rollout, index: np.ndarray) -> Scored:
         return Scored(rollout, scores_of(scorer, rollout, index), index)  # pyright: ignore[reportArgumentType]
 
     def draw_with_signal(params: Params, iteration: int) -> tuple[Scored, dict[str, float]]:
         """A batch whose prompts without a signal are replaced by others, and how many rollouts it took."""
-        first = iteration * (config.refills + 1)
-        scored, drawn = scored_of(*answered(params, first)), 1
+        rollouts = answered(params, iteration)
+        scored, drawn = scored_of(*next(rollouts)), 1
         share = found = float(signal_program(scored.scores))
         while found < 1 and drawn <= config.refills:
-            further = scored_of(*answered(params, first + drawn))
+            further = scored_of(*next(rollouts))
             scored, drawn = refill_program(*place_batch((scored, further), run.mesh)), drawn + 1
             found = float(signal_program(scored.scores))
         return scored, {"rollouts": float(drawn), "signal_before_refills": share}
@@ -272,7 +283,7 @@ def run_ppo(
             scored, refilled = draw_with_signal(params, iteration)
             reading = read(scored.rollout)
         else:
-            rollout, index = answered(params, iteration)
+            rollout, index = next(answered(params, iteration))
             reading = read(rollout)  # which the devices do while a reward in Python is computed
             scored, refilled = scored_of(rollout, index), {}
         trajectory, seen = judge_program(
@@ -290,7 +301,11 @@ def run_ppo(
         return Advanced(state, {**seen, **metrics, **refilled}, trajectory, later)
 
     def programs(ahead: Ahead, state: PPOState) -> None:
-        (given, index), params = asked(0), state.policy.params
+        for length in sorted(set(map(length_of, range(config.iterations)))):
+            programs_of(ahead, state, length)
+
+    def programs_of(ahead: Ahead, state: PPOState, length: int) -> None:
+        (given, index), params = asked(0, length), state.policy.params
         rollout = ahead(rollout_program, params, *given, np.float32(config.temperature))
         value_params = params if state.value is None else state.value.params
         reading = ahead(read_program, params, reference, value_params, rollout)

@@ -132,7 +132,8 @@ def run_sft(
         measure = make_evaluation(run, held_out, rows, lambda: partial(sft_loss, logprobs=logprobs))
 
     def programs(ahead: Ahead, state: TrainState) -> None:
-        ahead(step, state, run.batch(batches, 0))
+        for number in batches.firsts(config.optim.total):
+            ahead(step, state, run.batch(batches, number))
         if measure is not None:
             measure.ask(ahead, state.params)
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.compiled import Programs
 from rlhf_jax.config import EVERYTHING, Sampling
-from rlhf_jax.data.batching.batches import evaluation_batches, pad_prompts
+from rlhf_jax.data.batching.batches import columns_for, evaluation_batches, last_columns, pad_prompts
 from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.data.tokens.tokenizer import Tokenizer
 from rlhf_jax.models.api import Model
@@ -43,12 +43,12 @@ def response_texts(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Answers prompts, `rows` at a time, with one compiled program for all of them."""
+    """Answers prompts, `rows` at a time, with one compiled program for all of them, or for each length that their batches may have."""
 
     tokenizer: Tokenizer
     mesh: Mesh
     rows: int
-    prompt_length: int
+    prompt_lengths: Sequence[int]  # columns of prompts, of which a batch has the least that hold it; shortest first
     program: Callable
     stop: StopTexts | None = None  # which are no part of a reply, nor what stands behind them
 
@@ -66,13 +66,27 @@ class Sampler:
             yield self.program(params, *given), counts
 
     def asked(
-        self, prompts: Sequence[Encoded], key: jax.Array, *, temperature: float = 1.0, sample: int = 0
+        self,
+        prompts: Sequence[Encoded],
+        key: jax.Array,
+        *,
+        temperature: float = 1.0,
+        sample: int = 0,
+        length: int | None = None,
     ) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
-        """(what the program takes beside parameters, which rows count) for the prompts in order."""
-        for batch in evaluation_batches(pad_prompts(prompts, self.prompt_length, self.tokenizer.pad), self.rows):
+        """(what the program takes beside parameters, which rows count) for the prompts in order; in so many columns, if it is said."""
+        batches = evaluation_batches(pad_prompts(prompts, self.prompt_lengths[-1], self.tokenizer.pad), self.rows)
+        for batch, columns in zip(batches, self.columns(prompts), strict=True):
             index = np.asarray(batch.index)
             keys = row_keys(key, 0, index, np.full_like(index, sample))
-            yield (*place_batch((batch.prompts, keys), self.mesh), np.float32(temperature)), index >= 0
+            held = last_columns(batch.prompts, length or columns)
+            yield (*place_batch((held, keys), self.mesh), np.float32(temperature)), index >= 0
+
+    def columns(self, prompts: Sequence[Encoded]) -> list[int]:
+        """How many columns the prompts of each batch have."""
+        batches = [list(prompts[start : start + self.rows]) for start in range(0, len(prompts), self.rows)]
+        batches[-1] += prompts[:1]  # which it is filled up with
+        return [columns_for(batch, self.prompt_lengths) for batch in batches]
 
     def texts(self, rollout: Rollout) -> list[str]:
         """The text of each response, up to the first of those that end it."""
@@ -93,7 +107,7 @@ def make_sampler(
     programs: Programs,
     *,
     rows: int,
-    prompt_length: int,
+    prompt_lengths: Sequence[int],
     new_tokens: int,
     ending: Ending | None = None,
     greedy: bool = False,
@@ -116,4 +130,4 @@ def make_sampler(
         ends = ending or Ending(tokenizer.eos)
         return responses(model, ends, new_tokens, choose=choose, repetition_penalty=penalty, **how)
 
-    return Sampler(tokenizer, programs.mesh, rows, prompt_length, programs.function(make, sampling, rows=True), stop)
+    return Sampler(tokenizer, programs.mesh, rows, prompt_lengths, programs.function(make, sampling, rows=True), stop)

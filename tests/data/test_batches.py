@@ -7,8 +7,10 @@ import pytest
 
 from rlhf_jax.data.batching.batches import (
     Mixture,
+    columns_for,
     evaluation_batches,
     label_batches,
+    last_columns,
     packed_batches,
     pad_labels,
     pad_pairs,
@@ -236,6 +238,26 @@ def test_prompts_carry_their_place_in_the_data_set_for_the_keys_of_sampling():
         np.testing.assert_array_equal(batch.index, batch.prompts.tokens[:, -1] - 10)
         assert batch.index.dtype == np.int32
         assert not batch.prompts.loss_mask.any()
+
+
+@pytest.mark.parametrize(("lengths", "columns"), [((2, 3, 9), 3), ((3, 9), 3), ((2, 9), 9), ((9,), 9), ((1, 2), 2)])
+def test_prompts_go_into_the_least_columns_that_hold_all_of_them(lengths, columns):
+    assert columns_for([Encoded((1,) * size, (2,) * 20, head=1) for size in (1, 3, 2)], lengths) == columns
+
+
+def test_the_last_columns_of_prompts_are_what_is_not_padding():
+    longer, exact = (pad_prompts(examples(4), length, 0).prompts for length in (9, 2))
+    jax.tree.map(np.testing.assert_array_equal, last_columns(longer, 2), exact)
+
+
+def test_of_so_many_steps_each_length_has_a_first():
+    batches = STREAMS["buckets"]()
+    firsts = batches.firsts(50)
+    lengths = [batches[step].tokens.shape[1] for step in firsts]
+    assert len(set(lengths)) == len(lengths) == batches.lengths == 3
+    for first, length in zip(firsts, lengths, strict=True):
+        assert length not in {batches[step].tokens.shape[1] for step in range(first)}
+    assert batches.firsts(1) == [0] == STREAMS["prompts"]().firsts(9)
 
 
 def test_examples_that_were_cut_are_counted_by_the_batches():

@@ -142,7 +142,13 @@ def test_the_exported_policy_is_the_one_that_was_evaluated(finished, form, tmp_p
     np.testing.assert_allclose(model.logits(params, batch), logits, atol=1e-5 if finished.merged else 0)
     tokenizer, size = find_tokenizer(out), finished.judge.run.experiment.evaluation
     greedy = make_sampler(
-        model, tokenizer, finished.judge.run.programs, rows=8, prompt_length=48, new_tokens=size.new_tokens, greedy=True
+        model,
+        tokenizer,
+        finished.judge.run.programs,
+        rows=8,
+        prompt_lengths=[48],
+        new_tokens=size.new_tokens,
+        greedy=True,
     )
     encoded = [encode_prompt(prompt, tokenizer, finished.judge.texts.template) for prompt in finished.prompts]
     replies = greedy.replies(jax.tree.map(jax.numpy.asarray, params), encoded, jax.random.key(0))

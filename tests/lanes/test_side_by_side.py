@@ -103,6 +103,30 @@ def test_runs_with_all_numbers_of_their_own_are_side_by_side_what_they_are_alone
     assert first != second
 
 
+@pytest.mark.slow
+def test_fifty_iterations_of_ppo_agree_with_those_of_each_seed_alone_to_the_fifth_digit(tmp_path):
+    made = find("smoke/ppo").experiment("cpu")
+    made = dataclasses.replace(
+        tiny("smoke/ppo"),
+        ppo=dataclasses.replace(made.ppo, iterations=50, prompts=8, new_tokens=8),
+        policy=dataclasses.replace(made.policy, layers=1),
+    )
+    seeds = [dataclasses.replace(made, seed=seed) for seed in range(3)]
+
+    def work(run: Experiment):
+        return lambda programs: run_experiment(open_run(run, tmp_path / f"lanes_{run.seed}", programs))
+
+    for outcome in run_lanes([work(run) for run in seeds], [make_mesh(made.mesh)]):
+        if isinstance(outcome, BaseException):
+            raise outcome
+    run_experiment(open_run(seeds[1], tmp_path / "alone"))
+    mine, alone = (read_metrics(tmp_path / place)["ppo"] for place in ("lanes_1", "alone"))
+    assert len(alone["kl_sequence"].values) == 50 and max(alone["kl_sequence"].values) > 0.01
+    for metric, series in alone.items():
+        if metric not in ROUNDING:
+            np.testing.assert_allclose(mine[metric].values, series.values, rtol=1e-5, atol=1e-5, err_msg=metric)
+
+
 def test_numbers_of_anything_but_stages_and_all_else_make_other_shapes():
     made = find("smoke/ppo").experiment("cpu")
     same = dataclasses.replace(made, seed=3, ppo=dataclasses.replace(made.ppo, clip=0.3))

@@ -71,7 +71,7 @@ def test_prompts_and_replies_of_any_length_are_served_by_what_was_compiled_befor
     [
         (smoke_ppo, MeshConfig(), PPO_PROGRAMS),
         (smoke_ppo, MeshConfig(data=2, fsdp=2, tensor=2), PPO_PROGRAMS),
-        (smoke_dapo, MeshConfig(data=2), PPO_PROGRAMS | {"laid_out": 2}),
+        (smoke_dapo, MeshConfig(data=2), PPO_PROGRAMS | {"laid_out": 2, "generate": 4}),
         (smoke_context, MeshConfig(fsdp=2, tensor=2, context=2), PPO_PROGRAMS | {"laid_out": 3, "generate": 4}),
         (smoke_reward, MeshConfig(data=2, fsdp=2), {"laid_out": 1, "measured": 1}),
         (smoke_lora, MeshConfig(fsdp=2), {"laid_out": 2, "measured": 2, "generate": 3}),

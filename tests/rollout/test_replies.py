@@ -35,9 +35,10 @@ class Letters:
         return "".join("<eos>" if i == self.eos else chr(ord("A") + i) for i in ids)
 
 
-def sampler(rows, *, mesh=ONE, new_tokens=6, **how):
+def sampler(rows, *, mesh=ONE, new_tokens=6, lengths=(4,), **how):
+    programs = Programs(make_mesh(mesh))
     return make_sampler(
-        built(LLAMA), Letters(), Programs(make_mesh(mesh)), rows=rows, prompt_length=4, new_tokens=new_tokens, **how
+        built(LLAMA), Letters(), programs, rows=rows, prompt_lengths=lengths, new_tokens=new_tokens, **how
     )
 
 
@@ -61,6 +62,18 @@ def test_replies_do_not_depend_on_how_many_are_written_at_a_time(greedy):
     few = sampler(2, greedy=greedy).replies(lively(LLAMA), PROMPTS, key)
     assert few == sampler(5, greedy=greedy).replies(lively(LLAMA), PROMPTS, key)
     assert len(few) == len(PROMPTS)
+
+
+def test_prompts_in_batches_of_several_lengths_get_the_same_replies():
+    prompts = [
+        Encoded(prompt.prompt[:1], head=1) if n < 2 else prompt for n, prompt in enumerate([*PROMPTS[:1], *PROMPTS])
+    ]
+    bucketed, key = sampler(2, lengths=(1, 3, 4)), jax.random.key(1)
+    assert bucketed.columns(prompts)[0] == 1 < max(bucketed.columns(prompts))
+    found = [rollout.batch.tokens.shape for rollout, _ in bucketed.rollouts(lively(LLAMA), prompts, key)]
+    assert found == [(2, columns + 6) for columns in bucketed.columns(prompts)]
+    replies = sampler(2).replies(lively(LLAMA), prompts, key)
+    assert bucketed.replies(lively(LLAMA), prompts, key) == replies
 
 
 def test_replies_are_cut_behind_the_stop_token_where_an_ending_names_one():

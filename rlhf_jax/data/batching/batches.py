@@ -10,7 +10,7 @@ import itertools
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -89,6 +89,10 @@ class Batches(Generic[Data]):
         """How many lengths the batches have."""
         return 1
 
+    def firsts(self, steps: int) -> list[int]:
+        """Of so many steps the first of each length."""
+        return [0]
+
     def rows(self, step: int, places: np.ndarray | None = None) -> np.ndarray:
         """Which examples, or packed rows of them, the rows of a step are, counted through the parts one after the other."""
         return self._order.at(step, places)
@@ -125,6 +129,14 @@ class BucketBatches(Batches[Data]):
     @property
     def lengths(self) -> int:
         return len(self._buckets)
+
+    def firsts(self, steps: int) -> list[int]:
+        found: dict[int, int] = {}
+        for step in range(steps):
+            found.setdefault(self._which[step][0], step)
+            if len(found) == self.lengths:
+                break
+        return list(found.values())
 
     def rows(self, step: int, places: np.ndarray | None = None) -> np.ndarray:
         bucket, number = self._which[operator.index(step)]
@@ -310,6 +322,17 @@ def pad_prompts(prompts: Sequence[Encoded], length: int, pad: int) -> PromptBatc
     """All prompts as one record of N rows."""
     index: Any = np.arange(len(prompts), dtype=np.int32)
     return PromptBatch(prompts=pad_left(prompts, length, pad), index=index)
+
+
+def columns_for(prompts: Iterable[Encoded], lengths: Sequence[int]) -> int:
+    """The least of these lengths, shortest first, that holds every prompt; else the last."""
+    longest = max(len(prompt.prompt) for prompt in prompts)
+    return next((length for length in lengths if length >= longest), lengths[-1])
+
+
+def last_columns(prompts: TokenBatch, length: int) -> TokenBatch:
+    """The last so many columns: of left-padded prompts that are no longer than that, all but padding."""
+    return jax.tree.map(lambda x: x[:, -length:], prompts)
 
 
 def evaluation_batches(data: Data, rows: int) -> Iterator[Data]:

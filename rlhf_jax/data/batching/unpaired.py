@@ -43,6 +43,10 @@ class ReplyBatches:
         """How many rows a batch has."""
         return self.labels.size
 
+    def firsts(self, steps: int) -> list[int]:
+        """Of so many steps the first of each length."""
+        return self.labels.firsts(steps)
+
     def part(self, step: int, places: np.ndarray | None = None) -> LabelledReplies:
         """The rows at these places of the batch of a step."""
         rows, noise = self.labels.rows(step), np.random.default_rng((STREAM, self.seed, step))
