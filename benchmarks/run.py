@@ -86,7 +86,9 @@ def shares(measured: dict[str, Any], limits: dict[str, float]) -> dict[str, floa
     if measured["bytes"]:
         reading = measured["bytes"] / limits["read_bytes"]
         decoding = measured["phases"]["rollout"]["median"] - measured["before_decoding"]["median"]
-        found |= {"of_read_rate": reading / decoding, "of_both": (products + reading) / median}
+        found |= {"of_both": (products + reading) / median}
+        if decoding > 0:  # else it is below the noise
+            found["of_read_rate"] = reading / decoding
     return {name: round(share, 3) for name, share in found.items()}
 
 

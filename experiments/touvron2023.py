@@ -45,12 +45,7 @@ def chat(scale: str) -> Experiment:
         ),
         checkpoint="hf:meta-llama/Llama-2-7b-hf",
         text=Text(
-            tokenizer="checkpoint",
-            template="llama2",
-            length=4096,
-            prompt_length=2048,
-            buckets=(512, 1024, 2048),
-            prompt_buckets=(512, 1024),
+            tokenizer="checkpoint", template="llama2", length=4096, prompt_length=2048, buckets=(512, 1024, 2048)
         ),
         prompts=COMPARISONS,
         evaluation=Evaluation(prompts=512, rows=64, new_tokens=1024),

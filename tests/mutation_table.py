@@ -255,10 +255,6 @@ MUTATIONS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("if looped and settings.jax_threefry_partitionable and", "if looped and"),
         ("second = second + keys[(group + 2) % 3]", "second = second + keys[(group + 1) % 3]"),
     ],
-    ("rollout/replies.py", "rollout/test_replies.py"): [
-        ("if ids and ids[-1] == tokenizer.eos", "if ids"),
-        ("row_keys(key, 0, index, ", "row_keys(key, 0, np.arange(len(index)), "),
-    ],
     ("losses/scores.py", "losses/test_scores.py"): [
         ("distance**2 * moments.count * size / count", "distance**2 * size / count"),
         ("distance * size / count, squares", "distance, squares"),

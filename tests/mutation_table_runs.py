@@ -37,6 +37,22 @@ RUNS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("logprobs=policy.logprobs", "logprobs=learner.logprobs"),
         ("return model.in_groups(config.together, config.new_tokens)", "return model"),
     ],
+    ("data/batching/batches.py", "data/test_batches.py"): [
+        ("if length >= longest), lengths[-1])", "if length > longest), lengths[-1])"),
+        ("x[:, -length:], prompts)", "x[:, :length], prompts)"),
+        ("found.setdefault(self._which[step][0], step)", "found[self._which[step][0]] = step"),
+    ],
+    ("rollout/replies.py", "rollout/test_replies.py"): [
+        ("if ids and ids[-1] == tokenizer.eos", "if ids"),
+        ("row_keys(key, 0, index, ", "row_keys(key, 0, np.arange(len(index)), "),
+        ("[prompts[0]] * (-len(prompts) % self.rows)", "[]"),
+        ("last_columns(batch.prompts, columns if length is None else length)", "batch.prompts"),
+    ],
+    ("memory.py", "test_memory.py"): [
+        ('if controllers and "memory" not in', 'if False and "memory" not in'),
+        ("for place in (folder, *folder.parents)", "for place in (folder,)"),
+        ("found[shard.data.unsafe_buffer_pointer()] = ", "found[id(shard.data)] = "),
+    ],
     ("train/ppo.py", "loops/test_shared_prompts.py"): [
         ("state.policy.params, batch, microbatches, together)", "state.policy.params, batch, microbatches)"),
         ("value.params, batch, microbatches, together)", "value.params, batch, microbatches)"),
@@ -68,6 +84,8 @@ RUNS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("return function(theirs, mine) if turned", "return function(mine, theirs) if turned"),
     ],
     ("lanes/together.py", "lanes/test_together.py"): [
+        ("max(held_on(self.device_of(0)) - self._before, found", "max(0, found"),
+        ("held_on(self.device_of(0)) - self._before, found", "held_on(self.device_of(0)), found"),
         ("if not self._asked or len(self._asked) < len(self._running) or", "if not self._asked or"),
         ("first = min(request.number", "first = max(request.number"),
         ("self._running.discard(lane)", "pass"),

@@ -81,6 +81,8 @@ def test_shares_are_of_what_the_machine_can_do():
     # Decoding is a part of the step, and what is read before it a part of that.
     measured |= {"bytes": 1e9, "phases": {"rollout": {"median": 1.5}}, "before_decoding": {"median": 1.0}}
     assert shares(measured, limits) == {"of_matmul_rate": 0.25, "of_read_rate": 0.5, "of_both": 0.375}
+    measured["before_decoding"] = {"median": 1.5}  # nothing that can be measured is left
+    assert "of_read_rate" not in shares(measured, limits)
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ LOGS = Path("slurm")
 class Task:
     """One process of a run, as submitit starts it: begun, or gone on with, by the same command."""
 
+    command = "run"  # of tasks that were written before it could be another
+
     def __init__(self, arguments: Sequence[str], command: str = "run") -> None:
         self.arguments, self.command = tuple(arguments), command
         self._running: subprocess.Popen | None = None
@@ -88,8 +90,13 @@ def submit(
 
     A group of a sweep is `command="sweep"`, in one process, with `--group K` among the arguments.
 
-    Other options are submitit's, such as `slurm_partition` and `gpus_per_node`. Raises: ModuleNotFoundError without submitit.
+    Other options are submitit's, such as `slurm_partition` and `gpus_per_node`. Raises: ModuleNotFoundError without submitit,
+    ValueError for a sweep on several processes.
     """
+    if command == "sweep" and nodes * processes > 1:
+        raise ValueError(
+            f"a sweep runs on one process, and {nodes * processes} were asked for; submit each --group by itself"
+        )
     import submitit
 
     executor = submitit.AutoExecutor(folder=logs, cluster=cluster)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from experiments.sweep.groups import note_error, run_group
 from rlhf_jax.files import exclusive, write_atomic
 from rlhf_jax.loops.preemption import PREEMPTED, Preempted
 from rlhf_jax.report.html import Table, write_report
-from rlhf_jax.report.runs import REPORT, Damaged, RunFiles, SeedFiles, read_json, read_run
+from rlhf_jax.report.runs import CONFIG, REPORT, SEED, SUMMARY, Damaged, RunFiles, SeedFiles, read_json, read_run
 from rlhf_jax.report.sweep import SweepFiles, shown_figures, sweep_csv, sweep_report, sweep_table
 
 SWEEP, CSV = "sweep.json", "sweep.csv"
@@ -88,17 +89,19 @@ def check_sweep(sweep: Sweep, cells: Sequence[Cell], resume: bool, *, devices: b
     if there is not None and list(there["axes"]) != list(said["axes"]):
         over, now = (", ".join(axes) or "seeds alone" for axes in (there["axes"], said["axes"]))
         raise ValueError(f"{sweep.directory} holds a sweep over {over}, not over {now}; choose another --workdir")
-    for path, values in said["axes"].items():
-        missing = [value for value in (there or said)["axes"][path] if value not in values]
-        if missing:
-            raise ValueError(
-                f"{sweep.directory} holds {path}={','.join(missing)} too, which its table would lose; name all values, new ones behind them"
-            )
+    left_out = [] if there is None else [name for name in there["cells"] if name not in said["cells"]]
+    lost = [name for name in left_out if any((sweep.directory / name).glob(f"{SEED}*/{SUMMARY}"))]
+    if lost:
+        raise ValueError(
+            f"{sweep.directory} holds finished runs of {', '.join(lost)} too, which its table would lose; name all values, new ones behind "
+            "them"
+        )
     for cell in cells:
         if cell.left:
             check(cell.plan, devices=devices)
-        else:
-            check_directory(cell.plan)  # that the rest of the table is of the same config
+        elif (cell.plan.directory / CONFIG).is_file():
+            with contextlib.suppress(Damaged):  # which the table tells
+                check_directory(cell.plan)  # that what has finished is of the same config
 
 
 def write_said(sweep: Sweep) -> None:

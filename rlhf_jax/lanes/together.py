@@ -65,14 +65,15 @@ def run_lanes(
     With `shared` the devices share them too: they are compiled once for all, and called for all. Default: those of a CPU do; accelerators
     have each their own, and wait for no other.
 
-    `memory` is how many bytes lanes and a program of theirs may need on a device; default: most of what there is, of which devices of a
-    CPU have each a part.
+    `memory` is how many bytes lanes and a program of theirs may need on a device; default: most of what there is and nobody else
+    holds, of which devices of a CPU have each a part.
     `before()` is called in a lane's thread before each of its programs, and may raise. Interrupted, all works end as interrupted, and when
     the last has, it raises what came.
     """
     meshes = meshes[: len(works)]
     if memory is None:
-        memory = memory_of(meshes[0].devices.flat[0], len(meshes))
+        first = meshes[0].devices.flat[0]
+        memory = memory_of(first, len(meshes)) - held_on(first)
     if shared is None:
         shared = meshes[0].devices.flat[0].platform == "cpu"
     parts = [meshes] if shared else [[mesh] for mesh in meshes]

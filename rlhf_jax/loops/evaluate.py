@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_jax.config import Evaluation, Experiment
 from rlhf_jax.data.schema import Comparison, Prompt
-from rlhf_jax.data.tokens.encode import encode_pieces
+from rlhf_jax.data.tokens.encode import Encoded, encode_pieces
 from rlhf_jax.data.tokens.texts import Texts
 from rlhf_jax.eval.best_of_n import best_of_n_from_pool, best_of_n_kl
 from rlhf_jax.eval.preference import (
@@ -111,8 +111,15 @@ class Judge:
             ahead(self.describe, params, self.reference, rollout)
             if isinstance(self.scorer, ModelScorer):
                 ahead(self.scorer.program, self.scorer.params, rollout.batch)
-            if self.by_world:
-                ahead(self.greedy.program, params, *given)
+        for length in sorted({length for asked in self.splits() for length in self.greedy.columns(asked)}):
+            given, _ = next(self.greedy.asked(encoded, self.run.key("evaluate"), length=length))
+            ahead(self.greedy.program, params, *given)
+
+    def splits(self) -> Iterator[list[Encoded]]:
+        """The prompts of the world's held-out splits, which are answered greedily; none, where there is no world."""
+        if self.by_world:
+            world, count = world_of(self.run.experiment), self.run.experiment.evaluation.prompts
+            yield from (self.texts.encode(world.prompts(split, count)) for split in SPLITS)
 
     def greedily(self, params: Params, prompts: Sequence[Prompt]) -> list[str]:
         """The likeliest reply to each prompt."""

@@ -246,6 +246,8 @@ def run_ppo(
 
     def length_of(iteration: int) -> int:
         """How many columns those have, which may come to stand in one batch."""
+        if len(lengths) == 1:
+            return lengths[0]
         return columns_for((prompts[n] for number in numbers_of(iteration) for n in batches.rows(number)), lengths)
 
     def asked(number: int, length: int) -> tuple[tuple[Any, ...], np.ndarray]:
@@ -301,7 +303,8 @@ def run_ppo(
         return Advanced(state, {**seen, **metrics, **refilled}, trajectory, later)
 
     def programs(ahead: Ahead, state: PPOState) -> None:
-        for length in sorted(set(map(length_of, range(config.iterations)))):
+        # Those of the first iterations; what is rarer is compiled when it comes.
+        for length in sorted(set(map(length_of, range(min(config.iterations, 100))))):
             programs_of(ahead, state, length)
 
     def programs_of(ahead: Ahead, state: PPOState, length: int) -> None:

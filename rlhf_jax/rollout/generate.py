@@ -191,6 +191,21 @@ def _write(
         turn, s = until_free(turn, s, queue.waiting)
         return turn, *over_rows(partial(seat, count=enough), names_of, s, queue)
 
+    queue, more = _all_waiting(params, prompts, keys, model=model, new_tokens=new_tokens, slots=slots)
+    s, queue = over_rows(partial(open_slots, share=share, more=more), names_of, queue)
+    turn, s = jnp.int32(0), draw(s, s.hidden)
+    if slots == rows:
+        _, s = until_free(turn, s, queue.waiting)
+    else:
+        _, s, queue = jax.lax.while_loop(unfinished, refill, (turn, s, queue))
+    return over_rows(put_down, names_of, s, queue)
+
+
+def _all_waiting(
+    params: Params, prompts: TokenBatch, keys: Key[Array, "B"], *, model: Model, new_tokens: int, slots: int
+) -> tuple[Queue, Any]:
+    """(all responses, whose prompts are read; by how much the cache of a slot is larger than what was read, None: it is that)."""
+    rows, width = keys.shape[0], prompts.tokens.shape[1]
     # Where none waits, what is read of the prompts lies where it stays, for all responses to each where the model can.
     together = rows // prompts.tokens.shape[0] if slots == rows and model.fork is not None else 1
     length = width if slots < rows or together > 1 else width + new_tokens
@@ -201,21 +216,14 @@ def _write(
     queue = Queue(hidden, known, position, read, keys, jnp.ones((rows,), bool), no_responses(rows, new_tokens))
     if together > 1:
         assert model.fork is not None
-        queue, more = dataclasses.replace(queue, cache=model.fork(read, together, new_tokens)), None
-    else:
-        cache = jax.eval_shape(
-            lambda params, prompts: model.prefill(params, prompts, width + new_tokens)[1], params, prompts
-        )
-        more = jax.tree.map(
-            lambda whole, part: tuple(a - b for a, b in zip(whole.shape, part.shape, strict=True)), cache, read
-        )
-    s, queue = over_rows(partial(open_slots, share=share, more=more), names_of, queue)
-    turn, s = jnp.int32(0), draw(s, s.hidden)
-    if slots == rows:
-        _, s = until_free(turn, s, queue.waiting)
-    else:
-        _, s, queue = jax.lax.while_loop(unfinished, refill, (turn, s, queue))
-    return over_rows(put_down, names_of, s, queue)
+        return dataclasses.replace(queue, cache=model.fork(read, together, new_tokens)), None
+    cache = jax.eval_shape(
+        lambda params, prompts: model.prefill(params, prompts, width + new_tokens)[1], params, prompts
+    )
+    more = jax.tree.map(
+        lambda whole, part: tuple(a - b for a, b in zip(whole.shape, part.shape, strict=True)), cache, read
+    )
+    return queue, more
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,14 +79,15 @@ class Sampler:
         for batch, columns in zip(batches, self.columns(prompts), strict=True):
             index = np.asarray(batch.index)
             keys = row_keys(key, 0, index, np.full_like(index, sample))
-            held = last_columns(batch.prompts, length or columns)
+            held = last_columns(batch.prompts, columns if length is None else length)
             yield (*place_batch((held, keys), self.mesh), np.float32(temperature)), index >= 0
 
     def columns(self, prompts: Sequence[Encoded]) -> list[int]:
         """How many columns the prompts of each batch have."""
-        batches = [list(prompts[start : start + self.rows]) for start in range(0, len(prompts), self.rows)]
-        batches[-1] += prompts[:1]  # which it is filled up with
-        return [columns_for(batch, self.prompt_lengths) for batch in batches]
+        starts = range(0, len(prompts), self.rows)
+        # The first of all is also what the last batch is filled up with.
+        filled = [*prompts, *[prompts[0]] * (-len(prompts) % self.rows)]
+        return [columns_for(filled[start : start + self.rows], self.prompt_lengths) for start in starts]
 
     def texts(self, rollout: Rollout) -> list[str]:
         """The text of each response, up to the first of those that end it."""

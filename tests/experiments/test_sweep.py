@@ -151,7 +151,8 @@ def test_what_fails_is_told_and_tried_again_and_the_rest_is_there(tmp_path, caps
     assert "holds a run of another config" in capsys.readouterr().err
     fewer = ["sft.optim.lr=3e-3,1e-4" if word == "sft.optim.lr=1e-3,1e-2,3e-3" else word for word in asked]
     assert main(["sweep", *fewer, "--resume"]) == 2
-    assert "holds sft.optim.lr=1e-3,1e-2 too, which its table would lose" in capsys.readouterr().err
+    lost = "holds finished runs of sft.optim.lr=1e-3, sft.optim.lr=1e-2 too, which its table would lose"
+    assert lost in capsys.readouterr().err
     assert len(rows_of(directory)) == 6 and not (directory / "sft.optim.lr=1e-4").exists()
     # A file that something else has damaged is named, and keeps nobody from the table of the rest.
     damaged = directory / "sft.optim.lr=1e-3" / "seed_1" / "metrics.jsonl"

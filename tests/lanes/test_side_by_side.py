@@ -104,7 +104,7 @@ def test_runs_with_all_numbers_of_their_own_are_side_by_side_what_they_are_alone
 
 
 @pytest.mark.slow
-def test_fifty_iterations_of_ppo_agree_with_those_of_each_seed_alone_to_the_fifth_digit(tmp_path):
+def test_fifty_iterations_of_ppo_as_a_lane_are_those_alone_to_the_fifth_digit(tmp_path):
     made = find("smoke/ppo").experiment("cpu")
     made = dataclasses.replace(
         tiny("smoke/ppo"),
