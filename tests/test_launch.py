@@ -194,7 +194,7 @@ def test_sigterm_reaches_the_command_and_is_the_last(tmp_path):
 
 @pytest.mark.slow
 def test_a_job_of_submitit_is_of_a_group_of_a_sweep(tmp_path):
-    arguments = ["smoke/sft", "--over", "policy.width=16,32", "--group", "0", "--set", "sft.optim.steps=1"]
+    arguments = ["smoke/sft", "--over", "policy.width=16,32", "--group", "0", "--set", "sft.optim.steps=3"]
     job = submit(
         [*arguments, "--workdir", str(tmp_path / "sweep")],
         minutes=60,
