@@ -14,6 +14,7 @@ import hosts
 import pytest
 from test_hosts import STEPS, settings, steps_saved
 
+from experiments.launch.submit import main as submit_main
 from experiments.launch.submit import submit
 from rlhf_jax.loops.preemption import PREEMPTED
 
@@ -190,6 +191,15 @@ def test_sigterm_reaches_the_command_and_is_the_last(tmp_path):
     running.terminate()
     assert running.wait(30) == 75
     assert heard.read_text() == "yes\n"
+
+
+def test_a_sweep_on_several_processes_is_refused_before_it_is_queued(tmp_path, capsys):
+    with pytest.raises(ValueError, match="a sweep runs on one process, and 8 were asked for"):
+        submit(["smoke/sft"], minutes=1, nodes=2, processes=4, logs=tmp_path, command="sweep")
+    with pytest.raises(SystemExit) as ended:
+        submit_main(["--minutes", "1", "--processes", "2", "--command", "sweep", "--", "smoke/sft"])
+    assert ended.value.code == 2 and "a sweep runs on one process" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

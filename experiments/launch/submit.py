@@ -120,6 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "arguments", nargs="+", metavar="ARGUMENT", help="behind --: those of `experiments.run COMMAND`"
     )
     given = parser.parse_args(arguments)
+    if given.command == "sweep" and given.nodes * given.processes > 1:
+        parser.error(
+            "a sweep runs on one process: leave out --nodes and --processes, and submit each --group by itself"
+        )
     options: dict[str, Any] = {} if given.gpus is None else {"gpus_per_node": given.gpus}
     if given.partition is not None:
         options["slurm_partition"] = given.partition
