@@ -45,7 +45,6 @@ RUNS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("rollout/replies.py", "rollout/test_replies.py"): [
         ("if ids and ids[-1] == tokenizer.eos", "if ids"),
         ("row_keys(key, 0, index, ", "row_keys(key, 0, np.arange(len(index)), "),
-        ("[prompts[0]] * (-len(prompts) % self.rows)", "[]"),
         ("last_columns(batch.prompts, columns if length is None else length)", "batch.prompts"),
     ],
     ("memory.py", "test_memory.py"): [

@@ -83,11 +83,9 @@ class Sampler:
             yield (*place_batch((held, keys), self.mesh), np.float32(temperature)), index >= 0
 
     def columns(self, prompts: Sequence[Encoded]) -> list[int]:
-        """How many columns the prompts of each batch have."""
+        """How many columns the prompts of each batch have; rows that only fill the last one may lose their beginning in it."""
         starts = range(0, len(prompts), self.rows)
-        # The first of all is also what the last batch is filled up with.
-        filled = [*prompts, *[prompts[0]] * (-len(prompts) % self.rows)]
-        return [columns_for(filled[start : start + self.rows], self.prompt_lengths) for start in starts]
+        return [columns_for(prompts[start : start + self.rows], self.prompt_lengths) for start in starts]
 
     def texts(self, rollout: Rollout) -> list[str]:
         """The text of each response, up to the first of those that end it."""
