@@ -110,12 +110,18 @@ def ilql(mesh):
 
 
 @functools.cache
+def calm(config):
+    """Parameters whose log-probs have a tenth of the rounding of the lively ones: 1e-5 then is far from that of any machine."""
+    return jax.tree.map(lambda x: 0.6 * x, lively(config))
+
+
+@functools.cache
 def rollout(mesh, config=LLAMA, count=8, samples=1, slots=None):
     prompts = left_padded([1 + row % 4 for row in range(count)], 4, seed=7)
     keys = row_keys(jax.random.key(5), 0, np.repeat(np.arange(count), samples), np.tile(np.arange(samples), count))
     there = make_mesh(mesh)
     run = compile_function(partial(generate, model=built(config), new_tokens=6, stop=STOPS, slots=slots), there)
-    return run(place(lively(LLAMA), there), *place_batch((prompts, keys), there), 0.7)
+    return run(place(calm(LLAMA), there), *place_batch((prompts, keys), there), 0.7)
 
 
 @functools.cache
@@ -181,7 +187,7 @@ def manner(mesh, slots, *how):
     keys, there = jax.random.split(jax.random.key(5), 32), make_mesh(mesh)
     write = partial(generate, model=built(LLAMA), new_tokens=8, slots=slots, **dict(how))
     given = place_batch((left_padded([1, 2, 3, 4] * 4, 4, seed=7), keys), there)
-    return compile_function(write, there)(place(lively(LLAMA), there), *given, 0.7)
+    return compile_function(write, there)(place(calm(LLAMA), there), *given, 0.7)
 
 
 @pytest.mark.parametrize("slots", [None, 16])
