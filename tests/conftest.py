@@ -11,6 +11,9 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RLHF_JAX_PROGRESS"] = "quiet"
+# Compilation is most of what tests take, and takes a quarter where code for CPUs is left as it comes. What the compiler makes of
+# programs before that, it makes as ever. XLA_FLAGS= has all of it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import flax.struct
 import jax

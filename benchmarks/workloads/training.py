@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -28,6 +29,7 @@ from rlhf_jax.config import ModelConfig, Preference
 from rlhf_jax.data.batching.batches import take_rows
 from rlhf_jax.data.batching.packing import pack_right
 from rlhf_jax.data.batching.padding import pad_right
+from rlhf_jax.data.tokens.encode import Encoded
 from rlhf_jax.loops.preference import completed, make_preference_step
 from rlhf_jax.losses.reward import comparison_loss
 from rlhf_jax.losses.sft import sft_loss
@@ -39,6 +41,7 @@ from rlhf_jax.types import PreferenceBatch, TokenBatch
 
 TEXTS = 128
 ROWS, LENGTH = SHAPE.rows, SHAPE.length
+BUCKETS = (64, 128, 192, LENGTH)  # of tokens
 
 
 def sft(config: ModelConfig, shape: Shape = SHAPE) -> Workload:
@@ -47,21 +50,30 @@ def sft(config: ModelConfig, shape: Shape = SHAPE) -> Workload:
 
 
 def sft_padded(config: ModelConfig) -> Workload:
-    """128 texts of log-normal lengths (mean 100, at most 256), a row each: 16 updates of 8 rows. Real tokens count."""
-    return _varied(config, pad_right)
+    """128 texts of log-normal lengths (mean 100, at most 256), a row each, in updates of 8 rows of one bucket. Real tokens count."""
+
+    def in_buckets(texts: list[Encoded]) -> Iterator[TokenBatch]:
+        for low, high in itertools.pairwise((0, *BUCKETS)):
+            yield from _batches(pad_right([text for text in texts if low < text.size <= high], high, 0))
+
+    return _varied(config, in_buckets)
 
 
 def sft_packed(config: ModelConfig) -> Workload:
-    """The same texts, several to a row, in updates of 8 rows; the last has empty rows."""
-    return _varied(config, pack_right)
+    """The same texts, several to a row, in updates of 8 rows."""
+    return _varied(config, lambda texts: _batches(pack_right(texts, LENGTH, 0)))
 
 
-def _varied(config: ModelConfig, rows_of: Callable[..., TokenBatch]) -> Workload:
+def _varied(config: ModelConfig, batches_of: Callable[[list[Encoded]], Iterator[TokenBatch]]) -> Workload:
     sizes = lengths(TEXTS, 100, LENGTH)
-    rows = rows_of(random_texts(config, sizes), LENGTH, 0)
-    rows = jax.tree.map(lambda x: jnp.pad(x, ((0, -len(x) % ROWS), (0, 0))), rows)
-    starts = range(0, rows.tokens.shape[0], ROWS)
-    return _sft(config, [take_rows(rows, slice(start, start + ROWS)) for start in starts], sizes)
+    return _sft(config, list(batches_of(random_texts(config, sizes))), sizes)
+
+
+def _batches(rows: TokenBatch) -> Iterator[TokenBatch]:
+    """Each 8 rows; the last has empty ones."""
+    filled = jax.tree.map(lambda x: jnp.pad(x, ((0, -len(x) % ROWS), (0, 0))), rows)
+    for start in range(0, filled.tokens.shape[0], ROWS):
+        yield take_rows(filled, slice(start, start + ROWS))
 
 
 def _sft(config: ModelConfig, batches: list[TokenBatch], sizes: np.ndarray, shape: Shape = SHAPE) -> Workload:
