@@ -101,7 +101,8 @@ def run_layers(module: nn.Module, count: int, x: jax.Array, cache: Any, given: R
         split_rngs={"params": True},
         in_axes=cast(Any, (0, 0, nn.broadcast)),  # flax declares an int
         length=count,
-        check_constancy_invariants=False,  # which would trace a layer twice
+        # Which traces a layer once more; and on which it depends what parameters a seed gives.
+        check_constancy_invariants=module.is_initializing(),
     )
     together = None if cache is None else cache[0]
     (x, together), kept = layers(config, name="layers")((x, together), jnp.arange(count), kept, given)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,6 +20,7 @@ from rlhf_jax.models import output
 from rlhf_jax.rollout import generate, score
 from rlhf_jax.train import step
 
+ROOT = Path(__file__).resolve().parents[2]
 EVERY = doctor.of_the_library()
 
 
@@ -25,6 +29,14 @@ def test_nothing_is_wrong_here(examination):
     checks = list(report.run(examination))
     assert checks
     assert [check for check in checks if check.verdict == "fails"] == []
+
+
+def test_nothing_is_wrong_as_users_have_it_compiled():
+    variables = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "rlhf_jax.doctor"]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert " hold, 0 fail, " in done.stdout
 
 
 def test_no_module_of_checks_is_forgotten():

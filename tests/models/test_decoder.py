@@ -367,3 +367,12 @@ def test_parameters_are_counted_by_hand():
     # embedding 32 x 16; per layer: q, o 16 x 16, k, v 16 x 8, three of 16 x 24, two norms; a final norm
     expected = 32 * 16 + 2 * (2 * 256 + 2 * 128 + 3 * 384 + 2 * 16) + 16
     assert count_parameters(jax.eval_shape(built(LLAMA).init, jax.random.key(0))) == expected
+
+
+def test_a_seed_gives_the_parameters_that_it_gave_when_figures_were_published():
+    params = built(LLAMA).init(jax.random.key(0))
+    first, last = params["layers"]["attention"]["q"]["kernel"], params["layers"]["mlp"]["down"]["kernel"]
+    ends = [(x.ravel()[0], x.ravel()[-1]) for x in (params["tokens"]["embedding"], first, last)]
+    np.testing.assert_allclose(
+        ends, [(-0.208982, -0.196457), (-0.268414, -0.031682), (-0.184358, -0.185630)], atol=1e-5
+    )
