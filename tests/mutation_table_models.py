@@ -26,7 +26,14 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("entropy = norm - jnp.sum", "entropy = norm + jnp.sum"),
         ("jnp.exp(p) * (p - q)", "jnp.exp(q) * (p - q)"),
     ],
-    ("models/params.py", "models/test_lora.py"): [('SCORING = ("score", "pool", "classify")', "SCORING = ()")],
+    ("models/params.py", "models/test_lora.py"): [
+        ('SCORING = ("score", "pool", "classify")', "SCORING = ()"),
+        ('INPUTS = {"o": 2}', "INPUTS = {}"),
+    ],
+    ("models/kernels.py", "models/test_columns.py"): [("rows <= FEW and", "rows < FEW and")],
+    ("models/layers.py", "models/test_columns.py"): [
+        ("jax.lax.optimization_barrier(columns @ x.T).T", "(columns @ x.T).T")
+    ],
     ("models/visible.py", "models/test_encoder.py"): [
         ("(self.queries[:, :, None] == self.keys[:, None, :]) & (", "("),
         (" & (self.queries[:, :, None] != 0)", ""),
@@ -169,7 +176,6 @@ MODELS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("models/lora.py", "models/test_lora.py"): [
         ('adapter["lora_b"] * (config.alpha / config.rank)', 'adapter["lora_b"] * config.alpha'),
-        ('INPUTS = {"o": 2}', "INPUTS = {}"),
         ("BASE: Frozen(without_scores(params))", "BASE: without_scores(params)"),
     ],
     ("models/convert/peft.py", "models/test_peft.py"): [

@@ -43,7 +43,7 @@ class Model:
     values(params, batch) -> [B, T], V just before the token at t
     scores(params, batch) -> [B], the scalar head at each row's last real token, of an encoder at its first
     class_logits(params, batch) -> [B, C], of an encoder with head "classes"
-    ready(params) -> the parameters as `prefill` and `decode` read them fastest, which take the others too
+    ready(params, rows) -> the parameters as `decode` and `unembed`, which take the others too, read them fastest for so many rows
     prefill(params, prompts, length) -> (hidden [B, D] after the last column, a cache of `length` columns with the prompts in it)
     decode(params, tokens [B], positions [B], column, filled [B], cache) -> (hidden [B, D], cache)
     grouped(group) -> what `in_groups` gives; None: each row is read by itself
@@ -65,7 +65,7 @@ class Model:
     values: Callable[[Params, TokenBatch], jax.Array]
     scores: Callable[[Params, TokenBatch], jax.Array]
     class_logits: Callable[[Params, TokenBatch], jax.Array]
-    ready: Callable[[Params], Params]
+    ready: Callable[[Params, int], Params]
     prefill: Callable[[Params, TokenBatch, int], tuple[jax.Array, Any]]
     decode: Callable[..., tuple[jax.Array, Any]]
     grouped: Callable[[Group], Model] | None = None

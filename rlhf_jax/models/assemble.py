@@ -12,8 +12,9 @@ from jax.tree_util import Partial
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.masking import last_index
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.kernels import reads_columns
 from rlhf_jax.models.output import predicted, shift_right, token_logits, token_logprobs, token_stats
-from rlhf_jax.models.params import layers_apart
+from rlhf_jax.models.params import by_columns, layers_apart
 from rlhf_jax.types import Params, TokenBatch
 
 
@@ -26,7 +27,7 @@ def model_of(
     prefill: Callable[..., tuple[jax.Array, Any]],
     decode: Callable[..., tuple[jax.Array, Any]],
     decoded: Callable[[TokenBatch], TokenBatch] = lambda batch: batch,
-    ready: Callable[[Params], Params] | None = None,
+    ready: Callable[[Params, int], Params] | None = None,
 ) -> Model:
     """A model from a network and its heads: log-probs, values and scores follow from them.
 
@@ -57,6 +58,10 @@ def model_of(
             f"this model has head={config.head!r}; class logits are those of an encoder with head='classes'"
         )
 
+    def fastest(params: Params, rows: int) -> Params:
+        params = by_columns(params, config.tied) if reads_columns(rows) else params
+        return layers_apart(params) if config.unroll else params
+
     return Model(
         config=config,
         init=init,
@@ -72,7 +77,7 @@ def model_of(
         values=lambda params, batch: values_before(per_token(params, batch), decoded(batch)),
         scores=scores,
         class_logits=classes,
-        ready=ready or (layers_apart if config.unroll else lambda params: params),
+        ready=ready or fastest,
         prefill=prefill,
         decode=decode,
     )

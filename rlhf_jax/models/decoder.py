@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.attention import softcap
 from rlhf_jax.models.cache import KeysAndValues
-from rlhf_jax.models.layers import Attention, CrossAttention, FeedForward, Norm, RelativeBias
+from rlhf_jax.models.layers import Attention, CrossAttention, FeedForward, Norm, RelativeBias, of_few_rows
 from rlhf_jax.models.params import layers_of
 from rlhf_jax.models.visible import Visible
 from rlhf_jax.sharding import constrain, pieces
@@ -174,7 +174,10 @@ def output_logits(config: ModelConfig, params: Params, x: Float[Array, "*S D"]) 
     rows = x.reshape(-1, c.width)
     if c.output_scale != 1.0:
         rows = rows * jnp.asarray(c.output_scale, rows.dtype)
-    if c.tied:  # in float32: a softmax over bfloat16 logits loses a third of a nat's last digits
+    # In float32: a softmax over bfloat16 logits loses a third of a nat's last digits.
+    if "columns" in params.get("unembed", {}):
+        logits = of_few_rows(rows.astype(jnp.float32), params["unembed"]["columns"])
+    elif c.tied:
         logits = rows.astype(jnp.float32) @ params["tokens"]["embedding"].T
     else:
         logits = cast(jax.Array, Unembed(c.width, c.vocab).apply({"params": params["unembed"]}, rows))

@@ -27,6 +27,15 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+FEW = 128
+"""Rows that on a CPU go through a matrix faster by its columns; as was measured: docs/benchmarks.md."""
+
+
+def reads_columns(rows: int) -> bool:
+    """Whether so many rows of a device go through matrices faster that are laid out by their columns; not where these lie in pieces."""
+    return platform() == "cpu" and rows <= FEW and not split_axes(jax.sharding.get_abstract_mesh())
+
+
 def splash_fits(q: jax.Array, keys: jax.Array, visible: Visible) -> bool:
     """Whether splash attention takes these: whole blocks of queries on each device and of keys, and it is known where both begin."""
     known = visible.column is None or isinstance(visible.column, int)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from rlhf_jax.config import LoRA
 from rlhf_jax.frozen import Frozen
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.params import SCORING, without_scores
+from rlhf_jax.models.params import INPUTS, SCORING, without_scores
 from rlhf_jax.types import Params
 
 LORA, BASE, LAYERS = "lora", "base", "layers"
@@ -39,8 +39,6 @@ FUNCTIONS = (
     "decode",
 )
 Path = tuple[str, ...]
-INPUTS = {"o": 2}
-"""How many axes of a kernel, behind that of the layers, are summed over; of all others one."""
 
 
 def targets_of(params: Params, config: LoRA) -> list[Path]:

@@ -135,11 +135,11 @@ def _write(
     share: Fraction,
 ) -> Responses:
     """The responses, this share of them at once."""
-    params = model.ready(params)
     rows, width, new_tokens = keys.shape[0], prompts.tokens.shape[1], manner.new_tokens
     slots = int(rows * share)
     devices = pieces("batch", slots)
     own = slots // devices  # slots of each device
+    turning = model.ready(params, own)
     enough = max(own // WORTH, 1)
     # What ends the loop is that all responses have; no more turns than these are needed, whatever lengths they have.
     turns = new_tokens if slots == rows else new_tokens + (new_tokens + 1) * rows // (slots - devices * (enough - 1))
@@ -147,7 +147,7 @@ def _write(
     def draw(s: Slots, hidden: jax.Array) -> Slots:
         """The next token of every response that goes on."""
         text = s.text
-        token, logprob = manner.token(s, model.unembed(params, hidden), temperature)
+        token, logprob = manner.token(s, model.unembed(turning, hidden), temperature)
         matched, ends = manner.ended(s, token)
         here = s.alive[:, None] & (jnp.arange(new_tokens)[None, :] == text.count[:, None])
         stopped = s.alive & ends
@@ -167,7 +167,7 @@ def _write(
         last = jnp.take_along_axis(s.text.tokens, jnp.maximum(s.text.count - 1, 0)[:, None], axis=1)[:, 0]
         # All write to one column, and when the last was written, to the first again: no response takes more turns than there are.
         column = width + turn % new_tokens
-        hidden, cache = model.decode(params, last, s.position, column, s.alive & ~s.fresh, s.cache)
+        hidden, cache = model.decode(turning, last, s.position, column, s.alive & ~s.fresh, s.cache)
         s = dataclasses.replace(s, cache=cache)
         return turn + 1, draw(s, jnp.where(s.fresh[:, None], s.hidden, hidden))
 

@@ -45,8 +45,8 @@ def guided(policy: Model, critics: Critics) -> Model:
         two, theirs = critics.trunk.decode(params["critics"]["trunk"], *read, cache[1])
         return jnp.concatenate([one, two], axis=-1), (ours, theirs)
 
-    def ready(params: Params) -> Params:
-        theirs = {**params["critics"], "trunk": critics.trunk.ready(params["critics"]["trunk"])}
-        return {**params, "policy": policy.ready(params["policy"]), "critics": theirs}
+    def ready(params: Params, rows: int) -> Params:
+        theirs = {**params["critics"], "trunk": critics.trunk.ready(params["critics"]["trunk"], rows)}
+        return {**params, "policy": policy.ready(params["policy"], rows), "critics": theirs}
 
     return model_of(policy.config, init, hidden, unembed, scalar, prefill, decode, policy.decoded, ready)

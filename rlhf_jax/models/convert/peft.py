@@ -19,7 +19,8 @@ from rlhf_jax.models.build import build_model
 from rlhf_jax.models.convert.family import Family
 from rlhf_jax.models.convert.store import Store, write_file
 from rlhf_jax.models.convert.table import Tensor
-from rlhf_jax.models.lora import INPUTS, LAYERS, LORA
+from rlhf_jax.models.lora import LAYERS, LORA
+from rlhf_jax.models.params import INPUTS
 from rlhf_jax.types import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
