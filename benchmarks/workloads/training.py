@@ -79,7 +79,8 @@ def _batches(rows: TokenBatch) -> Iterator[TokenBatch]:
 def _sft(config: ModelConfig, batches: list[TokenBatch], sizes: np.ndarray, shape: Shape = SHAPE) -> Workload:
     mesh, model, tx = fastest_mesh(config, shape.rows), build_model(config), make_optimizer(OPTIM)
     loss = partial(sft_loss, logprobs=model.logprobs)
-    step = compile_step(make_step(loss, tx, microbatches=shape.microbatches), mesh)
+    shapes = len({batch.tokens.shape for batch in batches})
+    step = compile_step(make_step(loss, tx, microbatches=shape.microbatches), mesh, programs=shapes)
     state = place(init_state(initialise(model.init, jax.random.key(0), mesh=mesh), tx), mesh)
 
     def update(v: Values) -> Values:
