@@ -111,7 +111,7 @@ def ilql(mesh):
 
 @functools.cache
 def calm(config):
-    """Parameters whose log-probs have a tenth of the rounding of the lively ones: 1e-5 then is far from that of any machine."""
+    """Parameters whose log-probs have a quarter of the rounding of the lively ones: 1e-5 then is far from that of any machine."""
     return jax.tree.map(lambda x: 0.6 * x, lively(config))
 
 
