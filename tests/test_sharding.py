@@ -222,7 +222,8 @@ STATES = [{"kind": "adafactor"}, {"moments": "bfloat16", "eps": 1e-2}]
 @pytest.mark.parametrize("how", STATES, ids=str)
 @pytest.mark.parametrize("config", [CUBE, MeshConfig(1, 4, 2)], ids=str)
 def test_two_updates_of_small_states_on_eight_devices_are_those_on_one(how, config):
-    tx = make_optimizer(Optim(lr=0.1, rows=4, steps=4, weight_decay=0.01, **how))
+    lr = 0.1
+    tx = make_optimizer(Optim(lr=lr, rows=4, steps=4, weight_decay=0.01, **how))
 
     def update(state):
         params, kept = state
@@ -240,10 +241,13 @@ def test_two_updates_of_small_states_on_eight_devices_are_those_on_one(how, conf
             state, _ = step(state)
         results.append(state)
     one, eight = results
-    assert_trees_close(one[0], eight[0], atol=1e-5)
-    # Rounded by chance, a moment may come out as the bfloat16 beside it where sums are added up in another order.
-    tolerance = {"atol": 1e-5} if "kind" in how else {"atol": 0.0, "rtol": 2**-7}
-    assert_trees_close(one[1], eight[1], **tolerance)
+    # Rounded by chance, a moment may come out as the bfloat16 beside it where sums are added up in another order: up to
+    # 2^-7 of itself away, and the update of its parameter with it. Few do; if eight devices threw other dice, half would.
+    exact = "kind" in how
+    assert_trees_close(one[1], eight[1], **({"atol": 1e-5} if exact else {"atol": 0.0, "rtol": 2**-7}))
+    assert_trees_close(one[0], eight[0], atol=1e-5 if exact else lr * 2**-7)
+    apart = jax.tree.map(lambda x, y: np.abs(np.asarray(x) - np.asarray(y)).ravel() > 1e-5, one[0], eight[0])
+    assert np.concatenate(jax.tree.leaves(apart)).mean() < 0.01
     kept = jax.tree.leaves(optax.tree_utils.tree_get(eight[1], "nu"))
     split = [x.addressable_shards[0].data.size < x.size for x in kept]
     assert sum(split) >= len(split) / 2
