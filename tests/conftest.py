@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,7 +19,11 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu
 import flax.struct
 import jax
 import pytest
+from beartype import BeartypeConf, FrozenDict
+from beartype.claw import beartype_package
+from jaxtyping import install_import_hook
 
+PACKAGE = Path(__file__).resolve().parents[1] / "rlhf_jax"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf_jax" / "xla"
 
 # As `mesh.split_cpu` does for eight devices.
@@ -45,6 +50,27 @@ def _unchecked(dataclass: Callable[..., Any]) -> Callable[..., Any]:
 # JAX rebuilds records with leaves of any kind (shapes, shardings, None), so their constructors take what they get;
 # functions that receive records are checked as ever.
 flax.struct.dataclass = _unchecked(flax.struct.dataclass)
+
+
+def _with_arrays() -> list[str]:
+    """The modules that tell shapes, and those with records and layers that JAX rebuilds, which beartype by itself does not leave alone."""
+    marks = re.compile("jaxtyping|flax|@pytree|NamedTuple")
+    paths = [path for path in PACKAGE.rglob("*.py") if marks.search(path.read_text())]
+    return [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths]
+
+
+@runtime_checkable
+class _OfLanes(Protocol):
+    """A number of lanes, which stands where a float is annotated (rlhf_jax/lanes/numbers.py)."""
+
+    def __jax_array__(self) -> jax.Array: ...
+
+
+# The checker sees every call into the package, and takes an int for a float as Python does. Shapes and dtypes cost tens of
+# microseconds a call, and a millisecond for each function that is made in another: where none are told, there is beartype alone.
+TOWER = FrozenDict({float: float | int | _OfLanes})
+beartype_package("rlhf_jax", conf=BeartypeConf(hint_overrides=TOWER, claw_is_pep526=False))
+install_import_hook(_with_arrays(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,7 +12,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from beartype.roar import BeartypeCallHintParamViolation
+from jaxtyping import TypeCheckError
 from mutations import mutated, mutations
+
+from rlhf_jax.checks import require
+from rlhf_jax.masking import masked_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("rlhf_jax", "experiments", "benchmarks", "notebooks", "tests", "docs")
@@ -58,6 +63,13 @@ for name in names:
         found.setdefault(what, name)
 print(json.dumps({"modules": len(names), "found": found}))
 """
+
+
+def test_every_call_into_the_package_is_checked():
+    with pytest.raises(BeartypeCallHintParamViolation, match="message=3"):
+        require(True, 3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeCheckError, match="mask"):
+        masked_mean(jnp.zeros((2, 3)), jnp.zeros((3, 2), bool))
 
 
 def python_files(*folders: str) -> list[Path]:

@@ -48,10 +48,7 @@ class Project(nn.Module):
             kernel = self.param("kernel", nn.initializers.normal(self.scale), (*self.inputs, *self.outputs))
             place = f"{self.name}/kernel"
             names = PARAMETERS[place] if place in PARAMETERS else (None,) * kernel.ndim
-
-            def product(x, kernel):
-                return x @ gathered(kernel.astype(self.dtype), *names).reshape(rows, columns)
-
+            product = partial(_product, names=names)
             if in_pieces() and self.remat == "none":  # or the backward pass would keep every kernel in one piece
                 product = jax.checkpoint(product, prevent_cse=False)
             y = product(flat, kernel)
@@ -66,6 +63,11 @@ class Project(nn.Module):
     @staticmethod
     def _in_pieces(leading: Sequence[int]) -> bool:
         return len(leading) > 1 and pieces("length", leading[1]) > 1
+
+
+def _product(x: Float[Array, "*R K"], kernel: Array, names: Sequence[str | None]) -> Float[Array, "*R N"]:
+    """Rows by a kernel, whose pieces come together for it and whose axes of inputs and outputs are one each."""
+    return x @ gathered(kernel.astype(x.dtype), *names).reshape(x.shape[-1], -1)
 
 
 def of_few_rows(x: Float[Array, "R K"], columns: Float[Array, "N K"]) -> Float[Array, "R N"]:

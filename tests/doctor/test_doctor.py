@@ -21,21 +21,13 @@ from rlhf_jax.rollout import generate, score
 from rlhf_jax.train import step
 
 ROOT = Path(__file__).resolve().parents[2]
-EVERY = doctor.of_the_library()
 
 
-@pytest.mark.parametrize("examination", EVERY, ids=lambda one: one.__name__)
-def test_nothing_is_wrong_here(examination):
-    checks = list(report.run(examination))
-    assert checks
-    assert [check for check in checks if check.verdict == "fails"] == []
-
-
-def test_nothing_is_wrong_as_users_have_it_compiled():
+def test_nothing_is_wrong_here_as_users_have_it_compiled():
     variables = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-m", "rlhf_jax.doctor"]
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " hold, 0 fail, " in done.stdout
 
 

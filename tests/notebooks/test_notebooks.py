@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import jupytext
 import nbformat
 import pytest
@@ -29,5 +30,7 @@ def test_the_notebook_says_what_its_source_says_and_holds_no_output(name):
 def test_the_notebook_runs(name, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}).execute()

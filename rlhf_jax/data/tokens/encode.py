@@ -82,26 +82,27 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, template: Template, limi
     Raises: ValueError for a prompt of no tokens at all, since the first token of a reply would have nothing to follow.
     """
     place = prompt.provenance.place
-    bos = (tokenizer.bos,) if template.bos and tokenizer.bos is not None else ()
-    closing = (tokenizer.eos,) if template.closed else ()
-
-    def written(turns: Sequence[Turn]) -> tuple[int, ...]:
-        return (*bos, *encode_pieces(template.pieces(turns, place), tokenizer, template), *closing)
-
-    ids = written(prompt.turns)
+    ids = _tokens_of(prompt.turns, place, tokenizer, template)
     if not ids:
         raise ValueError(f"the prompt from {place!r} has no tokens; expected a text, or a tokenizer with a bos token")
-    head = len(bos) or int(ids[0] == tokenizer.bos)
+    head = int(ids[0] == tokenizer.bos)
     whole = Encoded(ids, head=head)
     if template.loses == "start" or limit is None or len(ids) <= limit:
         return whole
     *before, last = prompt.turns
 
     def ending(end: int) -> tuple[int, ...]:
-        return written((*before, Turn(last.role, last.text[:end].rstrip())))
+        return _tokens_of((*before, Turn(last.role, last.text[:end].rstrip())), place, tokenizer, template)
 
     end = longest_prefix(last.text, lambda end: len(ending(end)) <= limit)
     return whole if end is None else dataclasses.replace(whole, prompt=ending(end), shortened=True)
+
+
+def _tokens_of(turns: Sequence[Turn], place: str, tokenizer: Tokenizer, template: Template) -> tuple[int, ...]:
+    """bos and turns, with eos where the template closes them."""
+    bos = (tokenizer.bos,) if template.bos and tokenizer.bos is not None else ()
+    closing = (tokenizer.eos,) if template.closed else ()
+    return (*bos, *encode_pieces(template.pieces(turns, place), tokenizer, template), *closing)
 
 
 def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, template: Template) -> list[int]:
