@@ -52,9 +52,10 @@ def _unchecked(dataclass: Callable[..., Any]) -> Callable[..., Any]:
 flax.struct.dataclass = _unchecked(flax.struct.dataclass)
 
 
-def _with_arrays() -> list[str]:
-    """The modules that tell shapes, and those with records and layers that JAX rebuilds, which beartype by itself does not leave alone."""
-    marks = re.compile("jaxtyping|flax|@pytree|NamedTuple")
+def _checked_by_jaxtyping() -> list[str]:
+    """The modules that tell shapes; those with records and layers that JAX rebuilds, and with types that are not imported, which
+    beartype by itself does not leave alone."""
+    marks = re.compile("jaxtyping|flax|@pytree|NamedTuple|TYPE_CHECKING")
     paths = [path for path in PACKAGE.rglob("*.py") if marks.search(path.read_text())]
     return [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths]
 
@@ -70,7 +71,7 @@ class _OfLanes(Protocol):
 # microseconds a call, and a millisecond for each function that is made in another: where none are told, there is beartype alone.
 TOWER = FrozenDict({float: float | int | _OfLanes})
 beartype_package("rlhf_jax", conf=BeartypeConf(hint_overrides=TOWER, claw_is_pep526=False))
-install_import_hook(_with_arrays(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+install_import_hook(_checked_by_jaxtyping(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
 @pytest.fixture(scope="module", autouse=True)
