@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import gc
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -53,11 +55,17 @@ flax.struct.dataclass = _unchecked(flax.struct.dataclass)
 
 
 def _checked_by_jaxtyping() -> list[str]:
-    """The modules that tell shapes; those with records and layers that JAX rebuilds, and with types that are not imported, which
-    beartype by itself does not leave alone."""
+    """The modules that tell shapes, and those that beartype by itself does not leave alone: with records and layers, which JAX rebuilds, or
+    types that are not imported; and with functions made in functions, each of which it keeps for ever, and whatever they hold."""
     marks = re.compile("jaxtyping|flax|@pytree|NamedTuple|TYPE_CHECKING")
-    paths = [path for path in PACKAGE.rglob("*.py") if marks.search(path.read_text())]
-    return [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths]
+    texts = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
+    found = [path for path, text in texts.items() if marks.search(text) or _has_nested_functions(ast.parse(text))]
+    return [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in found]
+
+
+def _has_nested_functions(module: ast.Module) -> bool:
+    functions = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)]
+    return any(isinstance(inner, ast.FunctionDef) and inner is not one for one in functions for inner in ast.walk(one))
 
 
 @runtime_checkable
@@ -68,7 +76,7 @@ class _OfLanes(Protocol):
 
 
 # The checker sees every call into the package, and takes an int for a float as Python does. Shapes and dtypes cost tens of
-# microseconds a call, and a millisecond for each function that is made in another: where none are told, there is beartype alone.
+# microseconds a call: where none are told, there is beartype alone.
 TOWER = FrozenDict({float: float | int | _OfLanes})
 beartype_package("rlhf_jax", conf=BeartypeConf(hint_overrides=TOWER, claw_is_pep526=False))
 install_import_hook(_checked_by_jaxtyping(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
@@ -82,6 +90,7 @@ def _room_for_programs() -> Iterator[None]:
     mappings = Path("/proc/self/maps")
     if mappings.exists() and len(mappings.read_text().splitlines()) > 25_000:
         jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
