@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEARTBEAT = 10  # seconds
 PATIENCE = 300  # seconds that a run may take, on a machine that is busy
 QUIET = {"JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore", "RLHF_JAX_HEARTBEAT": str(HEARTBEAT)}
-OURS = ("JAX_NUM_CPU_DEVICES", "NPROC")  # which the processes decide for themselves
+OURS = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "NPROC")  # which the processes decide for themselves
 
 
 class Ended(NamedTuple):
