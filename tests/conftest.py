@@ -72,13 +72,13 @@ def _has_nested_functions(module: ast.Module) -> bool:
 class _OfLanes(Protocol):
     """A number of lanes, which stands where a float is annotated (rlhf_jax/lanes/numbers.py)."""
 
-    def __jax_array__(self) -> jax.Array: ...
+    def agreed(self, of: Callable[[float], Any]) -> Any: ...
 
 
 # The checker sees every call into the package, and takes an int for a float as Python does. Shapes and dtypes cost tens of
 # microseconds a call: where none are told, there is beartype alone.
-TOWER = FrozenDict({float: float | int | _OfLanes})
-beartype_package("rlhf_jax", conf=BeartypeConf(hint_overrides=TOWER, claw_is_pep526=False))
+FLOATS = FrozenDict({float: float | int | _OfLanes})
+beartype_package("rlhf_jax", conf=BeartypeConf(hint_overrides=FLOATS, claw_is_pep526=False))
 install_import_hook(_checked_by_jaxtyping(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 

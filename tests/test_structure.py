@@ -17,6 +17,7 @@ from jaxtyping import TypeCheckError
 from mutations import mutated, mutations
 
 from rlhf_jax.checks import require
+from rlhf_jax.config import Optim
 from rlhf_jax.masking import masked_mean
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +69,8 @@ print(json.dumps({"modules": len(names), "found": found}))
 def test_every_call_into_the_package_is_checked():
     with pytest.raises(BeartypeCallHintParamViolation, match="message=3"):
         require(True, 3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(BeartypeCallHintParamViolation, match="lr="):
+        jax.jit(lambda lr: Optim(lr=lr, rows=4, steps=4).rows)(0.1)
     with pytest.raises(TypeCheckError, match="mask"):
         masked_mean(jnp.zeros((2, 3)), jnp.zeros((3, 2), bool))
 

@@ -47,13 +47,18 @@ def reported(name: str, measured: Any, why: str = "no bound") -> Check:
 
 
 def run(examination: Examination) -> Iterator[Check]:
-    """The checks of an examination; one that breaks off is a check that fails, by what it raised.
+    """The checks of an examination; one that breaks off is a check that fails, by what it raised, and so is one without checks.
 
     Products of float32 matrices run in full precision: accelerators round their inputs unless told otherwise.
     """
     with jax.default_matmul_precision("highest"):
+        checked = False
         try:
-            yield from examination()
+            for check in examination():
+                checked = True
+                yield check
+            if not checked:
+                yield Check(title(examination), "no checks", "at least one", "fails")
         except Exception as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             yield Check(title(examination), said[:200], "runs", "fails")

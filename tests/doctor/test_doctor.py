@@ -167,6 +167,11 @@ def test_an_examination_that_breaks_off_fails_with_what_it_said():
     assert second == Check("Something that breaks off", "RuntimeError: no such device", "runs", "fails")
 
 
+def test_an_examination_without_checks_fails():
+    (only,) = report.run(lambda: iter(()))
+    assert (only.measured, only.verdict) == ("no checks", "fails")
+
+
 def test_not_a_number_fails():
     assert at_most("x", float("nan"), 1.0).verdict == "fails"
 
